@@ -1,0 +1,191 @@
+//! Time on one axis: [`Timestamp`] and the [`Clock`] that reads it.
+//!
+//! A timestamp is a wall-clock anchor plus the time tokio's clock has run since. Under a paused runtime
+//! persisted times therefore move together with timers.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// A point in time: microseconds since the Unix epoch, UTC.
+///
+/// Arithmetic saturates at both ends, so no setting and no stored value can overflow it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Timestamp(u64);
+
+impl Timestamp {
+    /// The Unix epoch.
+    pub const EPOCH: Self = Self(0);
+    /// The latest representable time; stands for "never".
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// From microseconds since the Unix epoch.
+    pub const fn from_unix_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// From whole seconds since the Unix epoch.
+    pub const fn from_unix_seconds(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1_000_000))
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub const fn as_unix_micros(self) -> u64 {
+        self.0
+    }
+
+    /// Time passed since `earlier`, zero if `earlier` lies later.
+    pub const fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+
+    /// This time plus `duration`, at most [`Timestamp::MAX`].
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(micros(duration)))
+    }
+
+    /// This time minus `duration`, at least the epoch.
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(duration)))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl std::ops::Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        self.saturating_add(duration)
+    }
+}
+
+/// RFC 3339 in UTC, with milliseconds.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = i64::try_from(self.0).unwrap_or(i64::MAX);
+        match jiff::Timestamp::from_microsecond(micros) {
+            Ok(time) => write!(f, "{time:.3}"),
+            Err(_) => f.write_str("never"),
+        }
+    }
+}
+
+/// Not an RFC 3339 time, or one before 1970.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a time like 2026-11-23T10:00:00Z")]
+pub struct ParseTimestampError(String);
+
+/// Reads RFC 3339, with any offset.
+impl FromStr for Timestamp {
+    type Err = ParseTimestampError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let time: jiff::Timestamp = text.parse().map_err(|_| ParseTimestampError(text.to_owned()))?;
+        let micros = u64::try_from(time.as_microsecond()).map_err(|_| ParseTimestampError(text.to_owned()))?;
+        Ok(Self(micros))
+    }
+}
+
+/// Reads the time; cheap to clone, all clones agree.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    anchor: Arc<RwLock<Anchor>>,
+    follows_wall: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Anchor {
+    wall: Timestamp,
+    instant: tokio::time::Instant,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the clocks")]
+impl Clock {
+    /// Follows the system's wall clock. [`Clock::reanchor`] takes over a step of it.
+    pub fn system() -> Self {
+        Self::new(wall_now(), true)
+    }
+
+    /// Starts at `start` and moves only with tokio's clock: for paused runtimes.
+    pub fn starting_at(start: Timestamp) -> Self {
+        Self::new(start, false)
+    }
+
+    fn new(wall: Timestamp, follows_wall: bool) -> Self {
+        let anchor = Anchor { wall, instant: tokio::time::Instant::now() };
+        Self { anchor: Arc::new(RwLock::new(anchor)), follows_wall }
+    }
+
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        let anchor = self.read();
+        anchor.wall + anchor.instant.elapsed()
+    }
+
+    /// The tokio instant at which this clock will show `time`.
+    pub(crate) fn instant_at(&self, time: Timestamp) -> tokio::time::Instant {
+        // Timers further away than a year are re-armed then: tokio's wheel has an end.
+        const FURTHEST: Duration = Duration::from_secs(365 * 86_400);
+        let ahead = time.saturating_since(self.now()).min(FURTHEST);
+        tokio::time::Instant::now() + ahead
+    }
+
+    /// Follows the wall clock if it was stepped by more than a second. Returns whether it was.
+    pub fn reanchor(&self) -> bool {
+        if !self.follows_wall {
+            return false;
+        }
+        let (ours, wall) = (self.now(), wall_now());
+        let drift = ours.saturating_since(wall).max(wall.saturating_since(ours));
+        if drift <= Duration::from_secs(1) {
+            return false;
+        }
+        let anchor = Anchor { wall, instant: tokio::time::Instant::now() };
+        *self.anchor.write().unwrap_or_else(std::sync::PoisonError::into_inner) = anchor;
+        true
+    }
+
+    fn read(&self) -> Anchor {
+        *self.anchor.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the clocks")]
+fn wall_now() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(micros(since_epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc3339_round_trip_with_offset() {
+        let time: Timestamp = "2026-11-23T12:00:00.250+02:00".parse().unwrap();
+        assert_eq!(time.to_string(), "2026-11-23T10:00:00.250Z");
+        assert!("yesterday".parse::<Timestamp>().is_err());
+        assert!("1969-12-31T00:00:00Z".parse::<Timestamp>().is_err());
+    }
+
+    #[test]
+    fn arithmetic_saturates() {
+        assert_eq!(Timestamp::MAX + Duration::MAX, Timestamp::MAX);
+        assert_eq!(Timestamp::EPOCH.saturating_sub(Duration::from_secs(1)), Timestamp::EPOCH);
+        assert_eq!(Timestamp::MAX.to_string(), "never");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn virtual_clock_moves_with_the_runtime() {
+        let clock = Clock::starting_at(Timestamp::from_unix_seconds(1_000));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(clock.now(), Timestamp::from_unix_seconds(1_005));
+        assert!(!clock.reanchor());
+    }
+}

@@ -1,0 +1,123 @@
+//! Finding where mail goes: the trait [`Resolver`], its implementations, and MX logic (RFC 5321 §5).
+
+mod cache;
+#[cfg(feature = "hickory")]
+mod hickory;
+mod mx;
+mod route;
+mod zone;
+
+use std::fmt::{Debug, Display};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+/// Answers DNS questions.
+///
+/// # Contract
+///
+/// - Every name is absolute, lower case, A-labels, without trailing dot. No search list, no hosts file.
+/// - CNAMEs are followed; the records are those of the canonical name.
+/// - [`Freshness::Fresh`] asks past any cache of the resolver's own.
+/// - What DNS does not have ([`Answer::NoData`], [`Answer::NxDomain`]) is an answer; what could not be found out
+///   is a [`DnsError`]. A bogus answer (DNSSEC) is an error, never an answer.
+/// - Bounded: at most so many look-ups at a time, each with a time limit.
+///
+/// # Cancel safety
+///
+/// All methods may be dropped at any time.
+#[async_trait]
+pub trait Resolver: Debug + Display + Send + Sync + 'static {
+    /// The MX records of `domain`.
+    async fn mx(&self, domain: &str, freshness: Freshness) -> Result<Answer<MxRecord>, DnsError>;
+
+    /// The A records of `host`.
+    async fn ipv4(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv4Addr>, DnsError>;
+
+    /// The AAAA records of `host`.
+    async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError>;
+}
+
+fn _obj_safe(_: &dyn Resolver) {}
+
+/// Whether a cached answer will do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "yes or no")]
+pub enum Freshness {
+    /// Any answer within its TTL.
+    #[default]
+    Cached,
+    /// Only one asked for now.
+    Fresh,
+}
+
+/// What DNS says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "RFC 2308 knows these three")]
+pub enum Answer<T> {
+    /// At least one record.
+    Records {
+        /// The records, in the order of the answer.
+        records: Vec<T>,
+        /// How long they hold: the least of their TTLs.
+        ttl: Duration,
+    },
+    /// The name exists and has no such record (RFC 2308 §2.2).
+    NoData {
+        /// How long that holds, from the SOA.
+        ttl: Duration,
+    },
+    /// The name does not exist (RFC 2308 §2.1).
+    NxDomain {
+        /// How long that holds, from the SOA.
+        ttl: Duration,
+    },
+}
+
+/// An MX record (RFC 1035 §3.3.9).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(clippy::exhaustive_structs, reason = "two fields are the standard")]
+pub struct MxRecord {
+    /// Lower is tried first.
+    pub preference: u16,
+    /// Lower case, A-labels, no trailing dot. Empty: the root, which alone says that the domain takes no mail
+    /// (RFC 7505).
+    pub exchange: String,
+}
+
+/// Why an answer could not be found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DnsErrorKind {
+    /// The server could not answer (RCODE 2), a bogus DNSSEC answer included.
+    ServFail,
+    /// No answer in time.
+    Timeout,
+    /// The server would not answer (RCODE 5).
+    Refused,
+    /// The answer, or the question, was not well formed.
+    Malformed,
+    /// No server could be reached: this machine's trouble rather than the domain's.
+    Unreachable,
+}
+
+/// A question without an answer. Never a reason to bounce.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DnsError {
+    kind: DnsErrorKind,
+    message: String,
+}
+
+impl DnsError {
+    /// An error of this kind; `message` names the question and what happened.
+    pub fn new(kind: DnsErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// Which kind.
+    pub fn kind(&self) -> DnsErrorKind {
+        self.kind
+    }
+}

@@ -1,0 +1,346 @@
+//! What the engine reports, and to whom.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::message::{Address, Domain, EventId, MessageId, ReversePath};
+use crate::reply::{EnhancedStatus, Reply, Stage};
+
+/// Something that happened to a message, a recipient or a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DeliveryEvent {
+    /// A message is durable.
+    Received(Received),
+    /// A recipient was accepted by a server, and that is durable. Final.
+    Delivered(Delivered),
+    /// A recipient failed transiently and was charged an attempt.
+    Deferred(Deferred),
+    /// A recipient failed for good. Final.
+    Bounced(Bounced),
+    /// The host cancelled a recipient. Final.
+    Cancelled(Cancelled),
+    /// None of a destination's hosts could be used. Nobody was charged.
+    QueueDeferred(QueueDeferred),
+    /// This machine could not send. Nobody was charged.
+    LocalTrouble(LocalTrouble),
+}
+
+impl DeliveryEvent {
+    /// Delivered, bounced or cancelled: comes from the durable outbox, once for each recipient (at least).
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Delivered(_) | Self::Bounced(_) | Self::Cancelled(_))
+    }
+}
+
+/// A message became durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Received {
+    /// When.
+    pub time: Timestamp,
+    /// The message.
+    pub id: MessageId,
+    /// The host's own text.
+    pub reference: Option<String>,
+    /// The envelope's sender.
+    pub reverse_path: ReversePath,
+    /// Octets of content.
+    pub size: u64,
+    /// How many recipients.
+    pub recipients: u32,
+    /// The host's tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What the records of one recipient have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RecipientRecord {
+    /// Names this event for ever: a repetition carries the same.
+    pub event: EventId,
+    /// When it happened.
+    pub time: Timestamp,
+    /// The message.
+    pub id: MessageId,
+    /// The host's own text.
+    pub reference: Option<String>,
+    /// The mailbox.
+    pub recipient: Address,
+    /// Its domain.
+    pub domain: Domain,
+    /// The queue it was sent from.
+    pub queue: Arc<str>,
+    /// The source it was sent from.
+    pub source: Arc<str>,
+    /// The host that was talked to.
+    pub mx: Option<Arc<str>>,
+    /// Its address and port.
+    pub peer: Option<SocketAddr>,
+    /// Attempts charged, this one included.
+    pub attempts: u32,
+    /// Age: time since submission, or since `hold_until`.
+    pub queued: Duration,
+    /// The host's tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A recipient was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Delivered {
+    /// Who, where, when.
+    pub record: RecipientRecord,
+    /// The reply to the final dot.
+    pub reply: Reply,
+    /// TLS version and cipher, if the session had TLS.
+    pub tls: Option<String>,
+}
+
+/// A recipient failed transiently.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Deferred {
+    /// Who, where, when.
+    pub record: RecipientRecord,
+    /// What happened.
+    pub diagnosis: Diagnosis,
+    /// No attempt before this.
+    pub next_attempt: Timestamp,
+}
+
+/// A recipient failed for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Bounced {
+    /// Who, where, when.
+    pub record: RecipientRecord,
+    /// What happened.
+    pub diagnosis: Diagnosis,
+}
+
+/// The host cancelled a recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Cancelled {
+    /// Who, where, when.
+    pub record: RecipientRecord,
+}
+
+/// A destination could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct QueueDeferred {
+    /// Names this event.
+    pub event: EventId,
+    /// When.
+    pub time: Timestamp,
+    /// The queue.
+    pub queue: Arc<str>,
+    /// The source it sends from.
+    pub source: Arc<str>,
+    /// The domain whose hosts were tried.
+    pub domain: Domain,
+    /// The last host that was tried.
+    pub mx: Option<Arc<str>>,
+    /// Its address.
+    pub peer: Option<SocketAddr>,
+    /// What happened.
+    pub diagnosis: Diagnosis,
+    /// No connection before this.
+    pub next_attempt: Timestamp,
+}
+
+/// This machine could not send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LocalTrouble {
+    /// Names this event.
+    pub event: EventId,
+    /// When.
+    pub time: Timestamp,
+    /// The source that rests, if it concerns one.
+    pub source: Option<Arc<str>>,
+    /// What failed.
+    pub error: String,
+}
+
+/// Why a delivery failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Diagnosis {
+    /// Where in the delivery.
+    pub stage: Stage,
+    /// RFC 3463 status: the server's own, or ours where it gave none.
+    pub status: EnhancedStatus,
+    /// What kind of failure it is.
+    pub category: Category,
+    /// A finer, fixed word, such as `possibly-delivered`.
+    pub reason: Option<Reason>,
+    /// The server's words or ours.
+    pub failure: Failure,
+    /// The reply rule that decided, if one did.
+    pub rule: Option<Arc<str>>,
+}
+
+/// Who said so: the server, or the engine itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_enums, reason = "either somebody else said it or we did")]
+pub enum Failure {
+    /// The server's reply.
+    Reply(Reply),
+    /// The engine's own words: no reply was received, or none was asked for.
+    Engine(String),
+}
+
+/// What a recipient's last failed attempt met. Kept with the recipient.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs, reason = "stores keep it")]
+pub struct LastFailure {
+    /// When.
+    pub at: Timestamp,
+    /// The host.
+    pub mx: Option<Arc<str>>,
+    /// Its address.
+    pub peer: Option<SocketAddr>,
+    /// What happened.
+    pub diagnosis: Diagnosis,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[non_exhaustive]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// The word in records.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// What kind of failure it is; PowerMTA's names.
+    #[doc(alias = "bounceCat")]
+    Category {
+        /// The domain does not exist.
+        BadDomain = "bad-domain",
+        /// The mailbox does not exist.
+        BadMailbox = "bad-mailbox",
+        /// The connection broke.
+        BadConnection = "bad-connection",
+        /// The content was refused.
+        ContentRelated = "content-related",
+        /// The mailbox is disabled.
+        InactiveMailbox = "inactive-mailbox",
+        /// It lay too long.
+        MessageExpired = "message-expired",
+        /// No host answered.
+        NoAnswerFromHost = "no-answer-from-host",
+        /// Refused by policy.
+        PolicyRelated = "policy-related",
+        /// The SMTP conversation went wrong.
+        ProtocolErrors = "protocol-errors",
+        /// The mailbox or system is full.
+        QuotaIssues = "quota-issues",
+        /// No way to the domain.
+        RoutingErrors = "routing-errors",
+        /// The sender was refused.
+        InvalidSender = "invalid-sender",
+        /// None of these.
+        Other = "other",
+    }
+}
+
+words! {
+    /// A finer reason than the category, where the engine itself knows it.
+    Reason {
+        /// The connection was lost after the final dot: the server may have taken the message.
+        PossiblyDelivered = "possibly-delivered",
+        /// It expired before anything was tried.
+        NeverAttempted = "never-attempted",
+        /// Too many attempts (`max-attempts`).
+        TooManyAttempts = "too-many-attempts",
+        /// The domain has no MX record.
+        NoMx = "no-mx",
+        /// The domain has neither MX nor address.
+        NoHost = "no-host",
+        /// The domain takes no mail (RFC 7505).
+        NullMx = "null-mx",
+        /// The domain does not exist.
+        NxDomain = "nxdomain",
+        /// The hosts have no address.
+        NoAddress = "no-address",
+        /// No source address of the hosts' family.
+        NoRouteForFamily = "no-route-for-family",
+        /// All hosts are this one.
+        MailLoop = "mail-loop",
+        /// All addresses are of a kind that is never tried.
+        ProhibitedAddress = "prohibited-address",
+        /// The server does not offer an extension that the message needs.
+        ExtensionMissing = "extension-missing",
+        /// The message is larger than the server takes.
+        TooLarge = "too-large",
+        /// The stored content is gone or damaged.
+        ContentLost = "content-lost",
+    }
+}
+
+/// Receives events.
+///
+/// Tuples of sinks are sinks. Calls come from one task at a time, in order; final events arrive at least once.
+pub trait EventSink: Send + Sync + 'static {
+    /// An event. Runs on a runtime thread: must not block for long.
+    fn on_event(&self, event: &DeliveryEvent);
+
+    /// Makes what was received safe where the sink keeps it. Final events are acknowledged, and then forgotten
+    /// by the engine, once this returned `Ok`. Runs on a blocking thread: may block.
+    ///
+    /// # Errors
+    /// What could not be kept: the engine reports the final events since the last flush again, a second later.
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl EventSink for () {
+    fn on_event(&self, _: &DeliveryEvent) {}
+}
+
+impl<T: EventSink + ?Sized> EventSink for Arc<T> {
+    fn on_event(&self, event: &DeliveryEvent) {
+        (**self).on_event(event);
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        (**self).flush()
+    }
+}
+
+impl<A: EventSink, B: EventSink> EventSink for (A, B) {
+    fn on_event(&self, event: &DeliveryEvent) {
+        self.0.on_event(event);
+        self.1.on_event(event);
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.0.flush()?;
+        self.1.flush()
+    }
+}

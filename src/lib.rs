@@ -1,0 +1,10 @@
+//! An email delivery engine to embed.
+
+pub mod clock;
+pub mod dns;
+pub mod event;
+pub mod message;
+pub mod policy;
+pub mod reply;
+pub mod storage;
+pub mod transport;

@@ -1,0 +1,11 @@
+//! What a host hands in: a message, its envelope and its addresses (RFC 5321 §2.3.1).
+
+mod address;
+mod domain;
+mod id;
+mod submission;
+
+pub use address::{Address, AddressError, ReversePath};
+pub use domain::{Domain, DomainError};
+pub use id::{EventId, MessageId};
+pub use submission::{Message, MessageError, Priority};

@@ -1,0 +1,159 @@
+//! SMTP replies (RFC 5321 §4.2) and enhanced status codes (RFC 3463).
+
+mod enhanced;
+// mod parser;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use enhanced::{EnhancedStatus, ParseEnhancedStatusError};
+// pub use parser::{ReplyError, ReplyParser};
+
+/// One reply of a server, as it came.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    code: u16,
+    enhanced: Option<EnhancedStatus>,
+    /// What followed the code and its separator on each line, without the line end.
+    lines: Vec<Box<[u8]>>,
+    truncated: bool,
+}
+
+/// At which point of the delivery something happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Waiting in the queue: expiry, cancellation.
+    Queue,
+    /// Looking up where the mail goes.
+    Dns,
+    /// Connecting, and the greeting.
+    Connect,
+    /// EHLO or HELO, STARTTLS, AUTH.
+    Ehlo,
+    /// MAIL.
+    Mail,
+    /// RCPT.
+    Rcpt,
+    /// DATA, up to the end of the content.
+    Data,
+    /// The final dot's reply.
+    Dot,
+}
+
+impl Stage {
+    /// Lower case, as in records and reply rules.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Dns => "dns",
+            Self::Connect => "connect",
+            Self::Ehlo => "ehlo",
+            Self::Mail => "mail",
+            Self::Rcpt => "rcpt",
+            Self::Data => "data",
+            Self::Dot => "dot",
+        }
+    }
+}
+
+impl Reply {
+    /// A reply of one code. An enhanced status at the start of the first line is recognised.
+    ///
+    /// `lines` are what follows code and separator, without line ends.
+    pub fn new(code: u16, lines: impl IntoIterator<Item = impl Into<Box<[u8]>>>) -> Self {
+        let lines: Vec<Box<[u8]>> = lines.into_iter().map(Into::into).collect();
+        let enhanced = lines.first().and_then(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
+        Self { code, enhanced, lines, truncated: false }
+    }
+
+    pub(crate) fn truncated(mut self) -> Self {
+        self.truncated = true;
+        self
+    }
+
+    /// The three-digit code, 200 to 599.
+    pub const fn code(&self) -> u16 {
+        self.code
+    }
+
+    /// The enhanced status, if the reply carries one of its own class.
+    pub const fn enhanced(&self) -> Option<EnhancedStatus> {
+        self.enhanced
+    }
+
+    /// The raw text of each line after code and separator.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.lines.iter().map(AsRef::as_ref)
+    }
+
+    /// Text past the size cap was dropped.
+    pub const fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// 2xx.
+    pub const fn is_positive(&self) -> bool {
+        self.code / 100 == 2
+    }
+
+    /// 3xx.
+    pub const fn is_intermediate(&self) -> bool {
+        self.code / 100 == 3
+    }
+
+    /// 4xx.
+    pub const fn is_transient(&self) -> bool {
+        self.code / 100 == 4
+    }
+
+    /// 5xx.
+    pub const fn is_permanent(&self) -> bool {
+        self.code / 100 == 5
+    }
+
+    /// The text folded to one line: lines joined by single spaces, the enhanced status and its repetitions left
+    /// out, invalid UTF-8 replaced.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for line in &self.lines {
+            let own = match EnhancedStatus::prefix(self.code, line) {
+                Some((status, rest)) if Some(status) == self.enhanced => rest,
+                _ => line,
+            };
+            let own = String::from_utf8_lossy(own);
+            let own = own.trim();
+            if !own.is_empty() {
+                if !text.is_empty() {
+                    text.push(' ');
+                }
+                text.push_str(own);
+            }
+        }
+        text
+    }
+
+    /// Roughly what it takes in memory.
+    pub(crate) fn octets(&self) -> usize {
+        self.lines.iter().map(|line| line.len() + size_of::<Box<[u8]>>()).sum::<usize>() + size_of::<Self>()
+    }
+}
+
+/// The reply folded to one line: `code [enhanced] text`. What reply rules match.
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.code)?;
+        if let Some(enhanced) = self.enhanced {
+            write!(f, " {enhanced}")?;
+        }
+        let text = self.text();
+        if text.is_empty() { Ok(()) } else { write!(f, " {text}") }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reply({})", self.to_string().escape_debug())
+    }
+}

@@ -1,0 +1,1 @@
+//! The reply parser: bytes in, replies out.

@@ -1,0 +1,95 @@
+//! Where accepted mail lies: the trait [`Storage`], [`MemoryStorage`] and [`DiskStorage`].
+//!
+//! # Model
+//!
+//! A message is stored as one or more *items*: recipients of one message that share a [`Lane`] and a due time,
+//! travel in one transaction, and are split when their outcomes differ. Bodies lie apart and die with the last
+//! recipient. Mail is keyed by lane, which never changes for a message; queues, which do change with MX records
+//! and policy, are the scheduler's affair.
+//!
+//! An item is worked on under a *lease*: who holds the current lease of an item may change it, nobody else.
+
+#[cfg(feature = "disk")]
+mod disk;
+mod lease;
+mod memory;
+mod types;
+
+use std::fmt::{Debug, Display};
+
+use async_trait::async_trait;
+
+use crate::clock::Timestamp;
+#[cfg(feature = "disk")]
+// pub use disk::{DiskOptions, DiskStorage};
+// pub use memory::MemoryStorage;
+pub use types::*;
+
+/// A durable store of messages.
+///
+/// # Contract
+///
+/// - **Durable on return.** When `insert` or `commit` returns `Ok`, all of it survives a crash at any point
+///   after; when it returns an error other than [`StorageErrorKind::OutcomeUnknown`], none of it was applied.
+///   Each call is atomic. Concurrent calls should share one flush.
+/// - **Fenced.** A change under a lease that is no longer current is not applied and comes back as
+///   [`ChangeOutcome::Stale`]; the rest of its batch is applied. Two claimers never hold the same item.
+/// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first.
+/// - **Bounded.** Memory does not grow with what is stored, only with leases held.
+///
+/// # Cancel safety
+///
+/// Once polled, `insert` and `commit` may complete even if the future is dropped: the caller then does not know.
+/// Dropping a `claim` may leave items leased until the owner's lease runs out; the engine never drops one.
+/// The other methods may be dropped at any time.
+///
+/// # Errors
+///
+/// [`StorageError`] carries a kind the engine acts on: see [`StorageErrorKind`].
+#[async_trait]
+pub trait Storage: Debug + Display + Send + Sync + 'static {
+    /// Stores messages. The answers are in the order of the messages.
+    ///
+    /// A message whose id is stored, or was and is still remembered (at least [`ID_MEMORY`] after its last
+    /// recipient was settled), is not stored again: [`Inserted::Duplicate`].
+    async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>, StorageError>;
+
+    /// The heads of up to `limit` lanes that hold items nobody has leased, in lane order, after the lane `after`.
+    ///
+    /// Reads heads, not messages. An empty answer: there are no more.
+    async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>, StorageError>;
+
+    /// Leases items to `request.owner` and returns them, with fresh heads of all lanes that were asked.
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError>;
+
+    /// Extends all leases of `owner` until `until`.
+    async fn renew(&self, owner: Owner, until: Timestamp) -> Result<(), StorageError>;
+
+    /// Reads bodies. The answers are in the order of the keys; one that is gone or damaged fails alone.
+    async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<bytes::Bytes, StorageError>>, StorageError>;
+
+    /// Applies changes in order, atomically. The answers are in the order of the changes.
+    async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>, StorageError>;
+
+    /// State rows of the scheduler, in key order, after the key `after`, up to `limit`.
+    async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>, StorageError>;
+
+    /// The outbox in order, after the position `after`, up to `limit` entries.
+    async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>, StorageError>;
+
+    /// Items that match `filter`, after the item `after`, up to `limit`, leased ones included.
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ItemId>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>, StorageError>;
+
+    /// How much is stored. Costs no scan.
+    async fn usage(&self) -> Result<Usage, StorageError>;
+
+    /// Called when the engine has little to do: give back space, forget old ids. May do nothing.
+    async fn maintain(&self, now: Timestamp) -> Result<(), StorageError>;
+}
+
+fn _obj_safe(_: &dyn Storage) {}

@@ -1,0 +1,242 @@
+//! Talking to receivers: the traits [`Transport`] and [`Session`], and [`SmtpTransport`](smtp::SmtpTransport).
+
+pub mod smtp;
+
+use std::fmt::{Debug, Display};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::message::{Address, ReversePath};
+use crate::reply::{EnhancedStatus, Reply, Stage};
+
+/// Opens sessions with receivers.
+///
+/// # Cancel safety
+///
+/// Dropping the future of `connect` closes what was opened.
+#[async_trait]
+pub trait Transport: Debug + Display + Send + Sync + 'static {
+    /// Connects to one address, waits for the greeting and introduces itself (EHLO, else HELO).
+    ///
+    /// # Errors
+    /// [`ConnectError`]: no session; everything that was opened is closed.
+    async fn connect(&self, target: &Target) -> Result<Box<dyn Session>, ConnectError>;
+}
+
+/// An open session with one receiver, ready for transactions (RFC 5321 §3.3), one after the other.
+#[async_trait]
+pub trait Session: Debug + Send {
+    /// One mail transaction. Everything the server said is in the report, also when the session ended.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: dropped midway, the session must be dropped too, and what the server took is unknown.
+    async fn transact(&mut self, transaction: &Transaction) -> TransactionReport;
+
+    /// Waits, between transactions, until the server ends the session.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; the session goes on.
+    async fn closed(&mut self) -> SessionEnd;
+
+    /// Says QUIT, waits a moment for the reply, closes.
+    async fn quit(self: Box<Self>);
+
+    /// TLS version and cipher, if the session has TLS.
+    fn tls(&self) -> Option<String> {
+        None
+    }
+}
+
+fn _obj_safe(_: &dyn Transport, _: &dyn Session) {}
+
+/// Where to connect to, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "the engine builds it")]
+pub struct Target {
+    /// The receiver's address and port.
+    pub peer: SocketAddr,
+    /// The host name that led there, for records (and TLS).
+    pub host: Arc<str>,
+    /// The local address to send from; `None`: the system chooses.
+    pub local: Option<IpAddr>,
+    /// The name in EHLO.
+    pub ehlo: Arc<str>,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+}
+
+/// How long to wait for each step. The defaults are RFC 5321 §4.5.3.2's, with a shorter wait for the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "one field per phase of the RFC")]
+pub struct Timeouts {
+    /// The TCP connection: 60 s.
+    pub connect: Duration,
+    /// The greeting: 5 min.
+    pub greeting: Duration,
+    /// EHLO and HELO: 5 min.
+    pub ehlo: Duration,
+    /// MAIL: 5 min.
+    pub mail: Duration,
+    /// RCPT: 5 min.
+    pub rcpt: Duration,
+    /// DATA's 354: 2 min.
+    pub data: Duration,
+    /// Each block of content: 3 min.
+    pub data_block: Duration,
+    /// The reply to the final dot: 10 min.
+    pub dot: Duration,
+    /// QUIT: 2 s, after which the connection is closed.
+    pub quit: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        const MINUTE: Duration = Duration::from_secs(60);
+        Self {
+            connect: MINUTE,
+            greeting: 5 * MINUTE,
+            ehlo: 5 * MINUTE,
+            mail: 5 * MINUTE,
+            rcpt: 5 * MINUTE,
+            data: 2 * MINUTE,
+            data_block: 3 * MINUTE,
+            dot: 10 * MINUTE,
+            quit: Duration::from_secs(2),
+        }
+    }
+}
+
+/// One message for some recipients of one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "the engine builds it")]
+pub struct Transaction {
+    /// The envelope's sender.
+    pub reverse_path: ReversePath,
+    /// At least one.
+    pub recipients: Vec<Address>,
+    /// The content, every line ended by CRLF.
+    pub body: Bytes,
+    /// The content has octets over 127.
+    pub eight_bit: bool,
+}
+
+/// All that happened in a transaction. What each recipient makes of it is the scheduler's business.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "transports build it")]
+pub struct TransactionReport {
+    /// The reply to MAIL.
+    pub mail: Option<Reply>,
+    /// The reply to each RCPT, in the order of the recipients; as long as they are.
+    pub recipients: Vec<RecipientReport>,
+    /// The reply to DATA.
+    pub data: Option<Reply>,
+    /// The final dot was sent, at least in part: the server may have the whole message.
+    pub dot_sent: bool,
+    /// The reply to the final dot.
+    pub dot: Option<Reply>,
+    /// The session ended in this transaction, so.
+    pub end: Option<SessionEnd>,
+}
+
+/// What a recipient was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecipientReport {
+    /// No verdict: the server was not asked, or did not answer.
+    #[default]
+    None,
+    /// The server's reply to RCPT.
+    Reply(Reply),
+    /// The transport did not ask, since the server can not take this message for this recipient.
+    Unsendable(Unsendable),
+}
+
+/// Why a message can not be sent to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsendable {
+    /// Larger than the server's SIZE (RFC 1870).
+    TooLarge {
+        /// The message's size.
+        size: u64,
+        /// The server's limit.
+        limit: u64,
+    },
+    /// The content has octets over 127 and the server does not offer 8BITMIME (RFC 6152).
+    EightBit,
+    /// An address is not ASCII and the server does not offer SMTPUTF8 (RFC 6531).
+    Utf8Address,
+}
+
+impl Unsendable {
+    /// RFC 3463 status.
+    pub const fn status(self) -> EnhancedStatus {
+        match self {
+            Self::TooLarge { .. } => EnhancedStatus::new(5, 3, 4),
+            Self::EightBit => EnhancedStatus::new(5, 6, 3),
+            Self::Utf8Address => EnhancedStatus::new(5, 6, 7),
+        }
+    }
+}
+
+impl Display for Unsendable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooLarge { size, limit } => {
+                write!(f, "the message has {size} octets, the server takes at most {limit}")
+            }
+            Self::EightBit => f.write_str("the content is 8-bit and the server does not offer 8BITMIME"),
+            Self::Utf8Address => f.write_str("an address is not ASCII and the server does not offer SMTPUTF8"),
+        }
+    }
+}
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+#[allow(clippy::exhaustive_structs, reason = "transports build it")]
+pub struct SessionEnd {
+    /// During which step.
+    pub stage: Stage,
+    /// Why.
+    pub cause: EndCause,
+}
+
+/// Why a session, or the attempt to open one, ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndCause {
+    /// The server said so: a reply that ends the session (421), or one that refuses it.
+    #[error("the server ended the session: {0}")]
+    Reply(Reply),
+    /// The server closed the connection.
+    #[error("the server closed the connection")]
+    Closed,
+    /// The connection broke, or could not be made.
+    #[error("{0}")]
+    Broken(String),
+    /// Nothing came in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The server does not speak SMTP.
+    #[error("not SMTP: {0}")]
+    Protocol(String),
+    /// This machine's trouble, not the server's: no such local address, no descriptor left …
+    #[error("this machine can not connect: {0}")]
+    Local(String),
+}
+
+/// No session came about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+#[allow(clippy::exhaustive_structs, reason = "transports build it")]
+pub struct ConnectError {
+    /// During which step.
+    pub stage: Stage,
+    /// Why.
+    pub cause: EndCause,
+}
