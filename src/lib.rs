@@ -7,4 +7,6 @@ pub mod message;
 pub mod policy;
 pub mod reply;
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;

@@ -29,7 +29,18 @@ impl EnhancedStatus {
     }
 
     /// The status at the start of a reply line's text, if its class is that of `code`, and what follows it.
+    ///
+    /// Servers that relay another's reply often repeat the code before it, as in `550 550-5.1.1 no such user`.
     pub(crate) fn prefix(code: u16, line: &[u8]) -> Option<(Self, &[u8])> {
+        Self::own_prefix(code, line).or_else(|| {
+            let (repeated, rest) = line.split_first_chunk::<4>()?;
+            let (digits, separator) = repeated.split_at_checked(3)?;
+            let same = std::str::from_utf8(digits).ok()?.parse() == Ok(code);
+            if same && matches!(separator, b"-" | b" ") { Self::own_prefix(code, rest) } else { None }
+        })
+    }
+
+    fn own_prefix(code: u16, line: &[u8]) -> Option<(Self, &[u8])> {
         let end = line.iter().position(|&b| b != b'.' && !b.is_ascii_digit()).unwrap_or(line.len());
         let (status, rest) = line.split_at_checked(end)?;
         if !matches!(rest.first(), None | Some(b' ' | b'\t')) {

@@ -1,14 +1,16 @@
 //! SMTP replies (RFC 5321 §4.2) and enhanced status codes (RFC 3463).
 
 mod enhanced;
-// mod parser;
+mod parser;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use enhanced::{EnhancedStatus, ParseEnhancedStatusError};
-// pub use parser::{ReplyError, ReplyParser};
+pub use parser::{ReplyError, ReplyParser};
 
 /// One reply of a server, as it came.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,13 +61,30 @@ impl Stage {
 }
 
 impl Reply {
-    /// A reply of one code. An enhanced status at the start of the first line is recognised.
+    /// A reply of one code. The first enhanced status that stands at the start of a line is the reply's
+    /// (RFC 2034 §4 has it on every line; some servers leave it out on the first).
     ///
     /// `lines` are what follows code and separator, without line ends.
     pub fn new(code: u16, lines: impl IntoIterator<Item = impl Into<Box<[u8]>>>) -> Self {
         let lines: Vec<Box<[u8]>> = lines.into_iter().map(Into::into).collect();
-        let enhanced = lines.first().and_then(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
+        let enhanced = lines.iter().find_map(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
         Self { code, enhanced, lines, truncated: false }
+    }
+
+    /// Reads one whole reply as it stands in logs and tests: one line, or several separated by newlines.
+    ///
+    /// # Errors
+    /// [`ReplyError`], when it is no reply, or not exactly one.
+    pub fn parse(text: &str) -> Result<Self, ReplyError> {
+        let mut parser = ReplyParser::new();
+        let mut input = text.as_bytes();
+        let reply = match parser.parse(&mut input)? {
+            Some(reply) => reply,
+            None if text.ends_with('\n') => return Err(ReplyError::Incomplete),
+            // The last line end may be missing.
+            None => parser.parse(&mut b"\n".as_slice())?.ok_or(ReplyError::Incomplete)?,
+        };
+        if input.is_empty() { Ok(reply) } else { Err(ReplyError::trailing(input)) }
     }
 
     pub(crate) fn truncated(mut self) -> Self {
