@@ -67,7 +67,8 @@ impl Reply {
     /// `lines` are what follows code and separator, without line ends.
     pub fn new(code: u16, lines: impl IntoIterator<Item = impl Into<Box<[u8]>>>) -> Self {
         let lines: Vec<Box<[u8]>> = lines.into_iter().map(Into::into).collect();
-        let enhanced = lines.iter().find_map(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
+        let enhanced =
+            lines.iter().find_map(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
         Self { code, enhanced, lines, truncated: false }
     }
 

@@ -170,6 +170,8 @@ pub enum Unsendable {
     EightBit,
     /// An address is not ASCII and the server does not offer SMTPUTF8 (RFC 6531).
     Utf8Address,
+    /// The content has a CR or LF that is not part of a CRLF (RFC 5321 §2.3.8). No server is sent such.
+    BareLineEnding,
 }
 
 impl Unsendable {
@@ -179,6 +181,7 @@ impl Unsendable {
             Self::TooLarge { .. } => EnhancedStatus::new(5, 3, 4),
             Self::EightBit => EnhancedStatus::new(5, 6, 3),
             Self::Utf8Address => EnhancedStatus::new(5, 6, 7),
+            Self::BareLineEnding => EnhancedStatus::new(5, 6, 0),
         }
     }
 }
@@ -190,7 +193,10 @@ impl Display for Unsendable {
                 write!(f, "the message has {size} octets, the server takes at most {limit}")
             }
             Self::EightBit => f.write_str("the content is 8-bit and the server does not offer 8BITMIME"),
-            Self::Utf8Address => f.write_str("an address is not ASCII and the server does not offer SMTPUTF8"),
+            Self::Utf8Address => {
+                f.write_str("an address is not ASCII and the server does not offer SMTPUTF8")
+            }
+            Self::BareLineEnding => f.write_str("the content has a bare CR or LF: lines must end in CRLF"),
         }
     }
 }

@@ -1,0 +1,90 @@
+//! What the server offers in its reply to EHLO (RFC 5321 §4.1.1.1).
+
+use crate::reply::Reply;
+
+/// The extensions this client knows and the server offers. None after HELO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Extensions {
+    /// RFC 2920.
+    pub(super) pipelining: bool,
+    /// RFC 6152.
+    pub(super) eight_bit_mime: bool,
+    /// RFC 6531.
+    pub(super) smtputf8: bool,
+    /// RFC 2034. Enhanced statuses are read in any case; servers send them without offering.
+    pub(super) enhanced_status_codes: bool,
+    /// RFC 1870.
+    pub(super) size: Option<Size>,
+}
+
+/// SIZE was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    /// The most octets a message may have, if the server says.
+    pub(super) limit: Option<u64>,
+}
+
+impl Extensions {
+    /// Keywords are case-insensitive; what is unknown or malformed is passed over.
+    pub(super) fn parse(reply: &Reply) -> Self {
+        let mut extensions = Self::default();
+        // The first line is the server's name and greeting.
+        for line in reply.lines().skip(1) {
+            let mut words = line.split(|&b| b == b' ' || b == b'\t').filter(|word| !word.is_empty());
+            let Some(keyword) = words.next() else { continue };
+            match keyword.to_ascii_uppercase().as_slice() {
+                b"PIPELINING" => extensions.pipelining = true,
+                b"8BITMIME" => extensions.eight_bit_mime = true,
+                b"SMTPUTF8" => extensions.smtputf8 = true,
+                b"ENHANCEDSTATUSCODES" => extensions.enhanced_status_codes = true,
+                b"SIZE" => extensions.size = Some(Size { limit: words.next().and_then(size_limit) }),
+                _ => {}
+            }
+        }
+        extensions
+    }
+}
+
+/// Zero means no limit is in force (RFC 1870 §4).
+fn size_limit(word: &[u8]) -> Option<u64> {
+    std::str::from_utf8(word).ok()?.parse().ok().filter(|&limit| limit > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offers(text: &str) -> Extensions {
+        Extensions::parse(&Reply::parse(text).unwrap())
+    }
+
+    #[test]
+    fn keywords_in_any_case() {
+        let all = Extensions {
+            pipelining: true,
+            eight_bit_mime: true,
+            smtputf8: true,
+            enhanced_status_codes: true,
+            size: Some(Size { limit: Some(35_882_577) }),
+        };
+        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n\
+                    250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n250 SMTPUTF8";
+        assert_eq!(offers(text), all);
+    }
+
+    #[test]
+    fn oddities_are_passed_over() {
+        assert_eq!(offers("250 PIPELINING"), Extensions::default());
+        assert_eq!(offers("250-mx\n250-XPIPELINING\n250-\n250 "), Extensions::default());
+        assert!(offers("250-mx\n250-PIPELINING \n250 ").pipelining);
+        for (line, limit) in [
+            ("SIZE", None),
+            ("SIZE 0", None),
+            ("SIZE x", None),
+            ("SIZE 99999999999999999999", None),
+            ("size 7", Some(7)),
+        ] {
+            assert_eq!(offers(&format!("250-mx\n250 {line}")).size, Some(Size { limit }), "{line}");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! One session's conversation: transactions, one after the other.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use super::commands::{self, MailParameters};
+use super::data::{self, Content};
+use super::ehlo::Extensions;
+use super::wire::{LINGER, Wire};
+use super::{excerpt, is_refusal};
+use crate::reply::{Reply, Stage};
+use crate::transport::{
+    EndCause, RecipientReport, Session, SessionEnd, Target, Timeouts, Transaction, TransactionReport,
+    Unsendable,
+};
+
+/// A session after EHLO or HELO.
+pub(super) struct SmtpSession {
+    peer: SocketAddr,
+    wire: Wire,
+    extensions: Extensions,
+    timeouts: Timeouts,
+    /// The server holds parts of a transaction that came to nothing.
+    dirty: bool,
+    ended: Option<SessionEnd>,
+}
+
+#[async_trait]
+impl Session for SmtpSession {
+    async fn transact(&mut self, transaction: &Transaction) -> TransactionReport {
+        let recipients = vec![RecipientReport::None; transaction.recipients.len()];
+        let mut report = TransactionReport { recipients, ..TransactionReport::default() };
+        let result = match &self.ended {
+            Some(end) => Err(end.clone()),
+            None => self.converse(transaction, &mut report).await,
+        };
+        if let Err(end) = result {
+            self.ended = Some(end.clone());
+            report.end = Some(end);
+        }
+        report
+    }
+
+    /// The stage of what ends an idle session is [`Stage::Mail`]: MAIL would have been next.
+    async fn closed(&mut self) -> SessionEnd {
+        if let Some(end) = &self.ended {
+            return end.clone();
+        }
+        let end = ended(Stage::Mail, self.wire.unsolicited().await);
+        self.ended = Some(end.clone());
+        end
+    }
+
+    async fn quit(mut self: Box<Self>) {
+        if self.ended.is_some() {
+            return;
+        }
+        let limit = self.timeouts.quit;
+        // However it goes, the connection is closed after this.
+        let _ = timeout(limit, async {
+            self.wire.send(commands::QUIT, limit, 1).await;
+            let _ = self.wire.reply(limit).await;
+        })
+        .await;
+    }
+}
+
+impl SmtpSession {
+    pub(super) fn new(wire: Wire, extensions: Extensions, target: &Target) -> Self {
+        Self { peer: target.peer, wire, extensions, timeouts: target.timeouts, dirty: false, ended: None }
+    }
+
+    async fn converse(
+        &mut self,
+        transaction: &Transaction,
+        report: &mut TransactionReport,
+    ) -> Result<(), SessionEnd> {
+        self.mark_unsendable(transaction, report);
+        if !report.recipients.contains(&RecipientReport::None) {
+            return Ok(());
+        }
+        self.wire.check_idle().await.map_err(|cause| ended(Stage::Mail, cause))?;
+        self.wire.renew_budget();
+
+        let ready = if self.extensions.pipelining {
+            self.envelope_in_one(transaction, report).await?
+        } else {
+            self.envelope_step_by_step(transaction, report).await?
+        };
+        if ready { self.content(&transaction.body, report).await } else { Ok(()) }
+    }
+
+    /// What this server can not take is not sent (RFC 1870 §6.1, RFC 6152 §3, RFC 6531 §3.1).
+    fn mark_unsendable(&self, transaction: &Transaction, report: &mut TransactionReport) {
+        let size = data::size(&transaction.body);
+        let limit = self.extensions.size.and_then(|size| size.limit).filter(|&limit| size > limit);
+        let utf8_path = transaction.reverse_path.as_ref().is_some_and(|path| path.needs_smtputf8());
+        let utf8 = |needed: bool| (needed && !self.extensions.smtputf8).then_some(Unsendable::Utf8Address);
+        let for_all = if data::has_bare_line_ending(&transaction.body) {
+            Some(Unsendable::BareLineEnding)
+        } else if let Some(limit) = limit {
+            Some(Unsendable::TooLarge { size, limit })
+        } else if transaction.eight_bit && !self.extensions.eight_bit_mime {
+            Some(Unsendable::EightBit)
+        } else {
+            utf8(utf8_path)
+        };
+        for (recipient, report) in transaction.recipients.iter().zip(&mut report.recipients) {
+            if let Some(reason) = for_all.or_else(|| utf8(recipient.needs_smtputf8())) {
+                *report = RecipientReport::Unsendable(reason);
+            }
+        }
+    }
+
+    /// MAIL, every RCPT and DATA in one write (RFC 2920 §3.1). Returns whether the content is wanted.
+    async fn envelope_in_one(
+        &mut self,
+        transaction: &Transaction,
+        report: &mut TransactionReport,
+    ) -> Result<bool, SessionEnd> {
+        let reset = self.dirty;
+        let mut out = Vec::with_capacity(128 + 48 * transaction.recipients.len());
+        let mut commands = 2;
+        if reset {
+            out.extend_from_slice(commands::RSET);
+            commands += 1;
+        }
+        self.encode_mail(&mut out, transaction, report);
+        for (recipient, _) in asked(transaction, report) {
+            commands::rcpt(&mut out, recipient);
+            commands += 1;
+        }
+        out.extend_from_slice(commands::DATA);
+        self.wire.send(&out, self.timeouts.mail, commands).await;
+        drop(out);
+
+        if reset {
+            self.reset_reply().await?;
+        }
+        let mail = self.mail_reply(report).await?;
+        let mut accepted = false;
+        for slot in unanswered(report) {
+            accepted |= self.rcpt_reply(slot).await?;
+        }
+        let wanted = self.data_reply(report).await?;
+        match (wanted, accepted) {
+            (true, true) if mail => Ok(true),
+            (true, true) => {
+                // Neither content nor a lone dot may go to recipients of a transaction that never began.
+                let reply = report.mail.iter().map(ToString::to_string).collect::<String>();
+                Err(ended(
+                    Stage::Data,
+                    EndCause::Protocol(format!("DATA was accepted after MAIL was refused: {reply}")),
+                ))
+            }
+            (true, false) => self.lone_dot().await,
+            (false, _) => Ok(false),
+        }
+    }
+
+    /// One command at a time; no more than needed. Returns whether the content is wanted.
+    async fn envelope_step_by_step(
+        &mut self,
+        transaction: &Transaction,
+        report: &mut TransactionReport,
+    ) -> Result<bool, SessionEnd> {
+        if self.dirty {
+            self.command(commands::RSET, Stage::Mail, self.timeouts.mail).await?;
+            self.reset_reply().await?;
+        }
+        let mut out = Vec::with_capacity(128);
+        self.encode_mail(&mut out, transaction, report);
+        self.command(&out, Stage::Mail, self.timeouts.mail).await?;
+        if !self.mail_reply(report).await? {
+            return Ok(false);
+        }
+        let mut accepted = false;
+        for (recipient, slot) in asked(transaction, report) {
+            out.clear();
+            commands::rcpt(&mut out, recipient);
+            self.command(&out, Stage::Rcpt, self.timeouts.rcpt).await?;
+            accepted |= self.rcpt_reply(slot).await?;
+        }
+        if !accepted {
+            return Ok(false);
+        }
+        self.command(commands::DATA, Stage::Data, self.timeouts.data).await?;
+        self.data_reply(report).await
+    }
+
+    fn encode_mail(&self, out: &mut Vec<u8>, transaction: &Transaction, report: &mut TransactionReport) {
+        let path_needs_utf8 = transaction.reverse_path.as_ref().is_some_and(|path| path.needs_smtputf8());
+        let parameters = MailParameters {
+            size: self.extensions.size.map(|_| data::size(&transaction.body)),
+            eight_bit: transaction.eight_bit && self.extensions.eight_bit_mime,
+            utf8: path_needs_utf8
+                || asked(transaction, report).any(|(recipient, _)| recipient.needs_smtputf8()),
+        };
+        commands::mail(out, &transaction.reverse_path, parameters);
+    }
+
+    /// Sends one command, unless a reply came that nobody asked for: it is never taken for this command's.
+    async fn command(&mut self, line: &[u8], stage: Stage, limit: Duration) -> Result<(), SessionEnd> {
+        self.wire.check_quiet().await.map_err(|cause| ended(stage, cause))?;
+        self.wire.send(line, limit, 1).await;
+        Ok(())
+    }
+
+    async fn reset_reply(&mut self) -> Result<(), SessionEnd> {
+        let reply = self.reply(Stage::Mail, self.timeouts.mail).await?;
+        if !reply.is_positive() {
+            // The next MAIL would be a nested one, and its refusal no verdict.
+            return Err(ended(Stage::Mail, EndCause::Reply(reply)));
+        }
+        self.dirty = false;
+        Ok(())
+    }
+
+    async fn mail_reply(&mut self, report: &mut TransactionReport) -> Result<bool, SessionEnd> {
+        let reply = self.reply(Stage::Mail, self.timeouts.mail).await?;
+        let accepted = verdict(Stage::Mail, &reply);
+        self.dirty |= matches!(accepted, Ok(true));
+        report.mail = said(reply);
+        accepted
+    }
+
+    async fn rcpt_reply(&mut self, slot: &mut RecipientReport) -> Result<bool, SessionEnd> {
+        let reply = self.reply(Stage::Rcpt, self.timeouts.rcpt).await?;
+        let accepted = verdict(Stage::Rcpt, &reply);
+        self.dirty |= matches!(accepted, Ok(true));
+        *slot = said(reply).map_or(RecipientReport::None, RecipientReport::Reply);
+        accepted
+    }
+
+    async fn data_reply(&mut self, report: &mut TransactionReport) -> Result<bool, SessionEnd> {
+        let reply = self.reply(Stage::Data, self.timeouts.data).await?;
+        let wanted = verdict(Stage::Data, &reply);
+        report.data = (reply.is_intermediate() || is_refusal(&reply)).then_some(reply);
+        wanted
+    }
+
+    /// 354 though no recipient was accepted: a lone dot ends it (RFC 2920 §3.1). Its reply is nobody's verdict.
+    async fn lone_dot(&mut self) -> Result<bool, SessionEnd> {
+        self.command(b".\r\n", Stage::Dot, self.timeouts.data_block).await?;
+        let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
+        verdict(Stage::Dot, &reply).map(|_| false)
+    }
+
+    /// The content and the final dot.
+    async fn content(&mut self, body: &[u8], report: &mut TransactionReport) -> Result<(), SessionEnd> {
+        let mut content = Content::new(body);
+        let mut slices = Vec::with_capacity(2);
+        let mut sent = self.wire.is_quiet();
+        let mut last = false;
+        while sent && !last {
+            last = content.next_block(&mut slices);
+            report.dot_sent = last;
+            sent = self.wire.send_content(&mut slices, self.timeouts.data_block).await;
+        }
+        if !sent {
+            return Err(self.interrupted(report).await);
+        }
+        let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
+        let accepted = verdict(Stage::Dot, &reply);
+        report.dot = said(reply);
+        // Whatever the reply, the server has dropped its buffers (RFC 5321 §4.1.1.4).
+        self.dirty = false;
+        accepted.map(|_| ())
+    }
+
+    /// The content could not be sent to its end. Servers that stop reading usually say why: a refusal already
+    /// waiting is the reply to the content. An acceptance can not be.
+    async fn interrupted(&mut self, report: &mut TransactionReport) -> SessionEnd {
+        let stage = if report.dot_sent { Stage::Dot } else { Stage::Data };
+        match self.wire.reply(LINGER).await {
+            Ok(reply) if is_refusal(&reply) => {
+                report.dot = Some(reply.clone());
+                ended(stage, EndCause::Reply(reply))
+            }
+            Ok(reply) => ended(stage, EndCause::Protocol(excerpt("before the final dot", &reply))),
+            Err(cause) => ended(stage, cause),
+        }
+    }
+
+    async fn reply(&mut self, stage: Stage, limit: Duration) -> Result<Reply, SessionEnd> {
+        self.wire.reply(limit).await.map_err(|cause| ended(stage, cause))
+    }
+}
+
+/// Whether the command was accepted; an error if the reply ends the session (RFC 5321 §3.8), or is none to this
+/// command.
+fn verdict(stage: Stage, reply: &Reply) -> Result<bool, SessionEnd> {
+    let accepted = if stage == Stage::Data { reply.is_intermediate() } else { reply.is_positive() };
+    if reply.code() == 421 {
+        Err(ended(stage, EndCause::Reply(reply.clone())))
+    } else if accepted || is_refusal(reply) {
+        Ok(accepted)
+    } else {
+        Err(ended(stage, EndCause::Protocol(excerpt(stage.as_str(), reply))))
+    }
+}
+
+/// The reply, if it is one a command other than DATA can have.
+fn said(reply: Reply) -> Option<Reply> {
+    (!reply.is_intermediate()).then_some(reply)
+}
+
+fn ended(stage: Stage, cause: EndCause) -> SessionEnd {
+    SessionEnd { stage, cause }
+}
+
+/// The recipients still to be asked for, and where their replies go.
+fn asked<'a>(
+    transaction: &'a Transaction,
+    report: &'a mut TransactionReport,
+) -> impl Iterator<Item = (&'a crate::message::Address, &'a mut RecipientReport)> {
+    transaction
+        .recipients
+        .iter()
+        .zip(&mut report.recipients)
+        .filter(|(_, slot)| **slot == RecipientReport::None)
+}
+
+fn unanswered(report: &mut TransactionReport) -> impl Iterator<Item = &mut RecipientReport> {
+    report.recipients.iter_mut().filter(|slot| **slot == RecipientReport::None)
+}
+
+impl fmt::Debug for SmtpSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SmtpSession")
+            .field("peer", &self.peer)
+            .field("extensions", &self.extensions)
+            .field("dirty", &self.dirty)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
