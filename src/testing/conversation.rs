@@ -1,0 +1,397 @@
+//! The server's side of one connection.
+//!
+//! Written apart from the client's code, so that the two check each other: strict about CRLF, about the order of
+//! commands and about the final dot.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::{Buf, Bytes, BytesMut};
+use memchr::memmem;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::behaviour::{Behaviour, Command, Exchange};
+use super::server::{ReceivedMessage, SmtpServer};
+
+/// Talks until one side ends. `reset` is called before the stream is dropped when it shall look broken.
+pub(super) async fn run(
+    server: &SmtpServer,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
+    address: SocketAddr,
+    client: Option<IpAddr>,
+    reset: impl FnOnce(),
+) {
+    let number = server.state().opened();
+    let _open = Open(server);
+    let mut conversation = Conversation {
+        server,
+        stream,
+        input: BytesMut::new(),
+        output: Vec::new(),
+        number,
+        address,
+        client,
+        ehlo: String::new(),
+        envelope: None,
+        transactions: 0,
+        closing: false,
+    };
+    let end = conversation.run().await;
+    let _ = conversation.flush().await;
+    match end {
+        Some(End::Reset) => reset(),
+        Some(End::Silence) => conversation.listen().await,
+        Some(End::Close) | None => {}
+    }
+}
+
+struct Open<'a>(&'a SmtpServer);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.state().closed();
+    }
+}
+
+struct Conversation<'a, S> {
+    server: &'a SmtpServer,
+    stream: S,
+    input: BytesMut,
+    output: Vec<u8>,
+    number: u64,
+    address: SocketAddr,
+    client: Option<IpAddr>,
+    ehlo: String,
+    envelope: Option<Envelope>,
+    transactions: u64,
+    /// The connection ends after this command.
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Envelope {
+    reverse_path: String,
+    parameters: String,
+    recipients: Vec<String>,
+}
+
+enum End {
+    Close,
+    Reset,
+    Silence,
+}
+
+/// `None` as an end: the client left.
+type Step<T> = Result<T, Option<End>>;
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
+    async fn run(&mut self) -> Option<End> {
+        let greeting = format!("220 {} ESMTP", self.server.state().name);
+        match self.answer(Command::Connect, "", None, greeting).await {
+            Ok(true) => {}
+            Ok(false) => return self.refused_client().await,
+            Err(end) => return end,
+        }
+        while !self.closing {
+            if let Err(end) = self.command().await {
+                return end;
+            }
+        }
+        Some(End::Close)
+    }
+
+    /// RFC 5321 §3.1: after refusing a client, wait for its QUIT.
+    async fn refused_client(&mut self) -> Option<End> {
+        while !self.closing {
+            match self.line().await {
+                Ok(line) if verb(&line) == Command::Quit => {
+                    self.say("221 2.0.0 bye");
+                    return Some(End::Close);
+                }
+                Ok(_) => self.say("503 5.5.1 no service here"),
+                Err(end) => return end,
+            }
+        }
+        Some(End::Close)
+    }
+
+    async fn command(&mut self) -> Step<()> {
+        let line = self.line().await?;
+        self.server.state().heard(&line);
+        let command = verb(&line);
+        match command {
+            Command::Ehlo | Command::Helo => {
+                let reply = self.hello(command);
+                self.ehlo = line.split_once(' ').map(|(_, name)| name.to_owned()).unwrap_or_default();
+                self.envelope = None;
+                self.answer(command, &line, None, reply).await?;
+            }
+            Command::Mail => self.mail(&line).await?,
+            Command::Rcpt => self.rcpt(&line).await?,
+            Command::Data => self.data(&line).await?,
+            Command::Rset => {
+                if self.answer(command, &line, None, "250 2.0.0 reset".into()).await? {
+                    self.envelope = None;
+                }
+            }
+            Command::Quit => {
+                self.answer(command, &line, None, "221 2.0.0 bye".into()).await?;
+                return Err(Some(End::Close));
+            }
+            Command::Noop => _ = self.answer(command, &line, None, "250 2.0.0 ok".into()).await?,
+            _ => _ = self.answer(command, &line, None, "500 5.5.2 command unknown".into()).await?,
+        }
+        Ok(())
+    }
+
+    fn hello(&self, command: Command) -> String {
+        let state = self.server.state();
+        let keywords: &[String] = if command == Command::Ehlo { &state.keywords } else { &[] };
+        std::iter::once(&state.name)
+            .chain(keywords)
+            .enumerate()
+            .map(|(i, word)| format!("250{}{word}\n", if i < keywords.len() { '-' } else { ' ' }))
+            .collect()
+    }
+
+    async fn mail(&mut self, line: &str) -> Step<()> {
+        let reply = match (path(line, "MAIL FROM:"), &self.envelope) {
+            (None, _) => "501 5.5.4 MAIL FROM:<path> it is",
+            (_, Some(_)) => "503 5.5.1 nested MAIL",
+            (Some(_), None) => "250 2.1.0 ok",
+        };
+        if self.answer(Command::Mail, line, None, reply.into()).await? && self.envelope.is_none() {
+            let (reverse_path, parameters) = path(line, "MAIL FROM:").unwrap_or_default();
+            self.server.state().began_transaction();
+            self.transactions += 1;
+            self.envelope = Some(Envelope {
+                reverse_path: reverse_path.into(),
+                parameters: parameters.into(),
+                recipients: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn rcpt(&mut self, line: &str) -> Step<()> {
+        let recipient = path(line, "RCPT TO:").map(|(recipient, _)| recipient);
+        let reply = match (recipient, &self.envelope) {
+            (None, _) => "501 5.5.4 RCPT TO:<path> it is",
+            (_, None) => "503 5.5.1 MAIL first",
+            (Some(_), Some(_)) => "250 2.1.5 ok",
+        };
+        let accepted = self.answer(Command::Rcpt, line, recipient, reply.into()).await?;
+        if let (true, Some(recipient), Some(envelope)) = (accepted, recipient, &mut self.envelope) {
+            envelope.recipients.push(recipient.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, line: &str) -> Step<()> {
+        let reply = match &self.envelope {
+            None => "503 5.5.1 MAIL first",
+            Some(envelope) if envelope.recipients.is_empty() => "554 5.5.1 no valid recipients",
+            Some(_) => "354 go ahead",
+        };
+        if !self.answer(Command::Data, line, None, reply.into()).await? {
+            return Ok(());
+        }
+        let content = self.content().await?;
+        self.server.state().heard(".");
+        let reply = match &content {
+            Some(_) => "250 2.0.0 accepted",
+            None => "552 5.3.4 too large",
+        };
+        let accepted = self.answer(Command::Dot, "", None, reply.into()).await?;
+        let envelope = self.envelope.take().unwrap_or_default();
+        if let (true, Some(content), false) = (accepted, content, envelope.recipients.is_empty()) {
+            let message = ReceivedMessage {
+                reverse_path: envelope.reverse_path,
+                mail_parameters: envelope.parameters,
+                recipients: envelope.recipients,
+                content,
+                connection: self.number,
+                address: self.address,
+                ehlo: self.ehlo.clone(),
+            };
+            // The reply has not gone out yet: a client that has it finds the message here.
+            self.server.state().received(message);
+        }
+        Ok(())
+    }
+
+    /// Answers as instructed, else with `normal`. Returns whether that accepts.
+    async fn answer(
+        &mut self,
+        command: Command,
+        line: &str,
+        recipient: Option<&str>,
+        normal: String,
+    ) -> Step<bool> {
+        let envelope = self.envelope.as_ref();
+        let exchange = Exchange {
+            command,
+            line,
+            connection: self.number,
+            address: self.address,
+            client: self.client,
+            ehlo: &self.ehlo,
+            reverse_path: envelope.map_or("", |envelope| &envelope.reverse_path),
+            recipients: envelope.map_or(&[], |envelope| &envelope.recipients),
+            recipient,
+            transactions: self.transactions,
+        };
+        let mut behaviour = self.server.state().behaviour(&exchange);
+        loop {
+            let (wait, then) = match behaviour {
+                Some(Behaviour::Delay(wait, then)) => (wait, Some(*then)),
+                Some(Behaviour::Slow(wait)) => (wait, None),
+                settled => {
+                    behaviour = settled;
+                    break;
+                }
+            };
+            self.flush().await.map_err(|_| None)?;
+            pause(wait).await;
+            behaviour = then;
+        }
+        match behaviour {
+            None => Ok(self.reply(command, &normal)),
+            Some(Behaviour::Reply(reply)) => {
+                // RFC 5321 §3.8: 421 announces that the server closes.
+                self.closing = reply.starts_with("421");
+                Ok(self.reply(command, &reply))
+            }
+            Some(Behaviour::ReplyAndClose(reply)) => {
+                self.closing = true;
+                Ok(self.reply(command, &reply))
+            }
+            Some(Behaviour::LoseReply) => {
+                self.closing = true;
+                Ok(true)
+            }
+            Some(Behaviour::Raw(octets)) => {
+                self.output.extend_from_slice(&octets);
+                Ok(false)
+            }
+            Some(Behaviour::Reset) => Err(Some(End::Reset)),
+            Some(Behaviour::Silence) => Err(Some(End::Silence)),
+            Some(Behaviour::Close | Behaviour::Delay(..) | Behaviour::Slow(_)) => Err(Some(End::Close)),
+        }
+    }
+
+    fn reply(&mut self, command: Command, reply: &str) -> bool {
+        self.say(reply);
+        reply.starts_with(if command == Command::Data { '3' } else { '2' })
+    }
+
+    fn say(&mut self, reply: &str) {
+        for line in reply.lines() {
+            self.output.extend_from_slice(line.as_bytes());
+            self.output.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// The next command line. Replies go out before the server waits, and not earlier: to a group of commands the
+    /// replies come together (RFC 2920 §3.2).
+    async fn line(&mut self) -> Step<String> {
+        loop {
+            if let Some(end) = memmem::find(&self.input, b"\r\n") {
+                let line = String::from_utf8_lossy(&self.input.split_to(end)).into_owned();
+                self.input.advance(2);
+                return Ok(line);
+            }
+            if self.input.len() > SmtpServer::MAX_LINE {
+                self.say("500 5.5.6 line too long");
+                return Err(Some(End::Close));
+            }
+            self.read().await?;
+        }
+    }
+
+    /// The content up to the final dot, dots undone (RFC 5321 §4.5.2). `None`: longer than the server takes.
+    async fn content(&mut self) -> Step<Option<Bytes>> {
+        // The CRLF of DATA begins the content's first line.
+        let mut octets = BytesMut::from("\r\n");
+        let mut searched = 0;
+        let mut too_long = false;
+        loop {
+            octets.extend_from_slice(&self.input);
+            self.input.clear();
+            if let Some(at) = octets.get(searched..).and_then(|new| memmem::find(new, b"\r\n.\r\n")) {
+                let end = searched + at;
+                self.input = octets.split_off(end + 5);
+                octets.truncate(end + 2);
+                return Ok((!too_long).then(|| unstuff(&octets)));
+            }
+            if octets.len() > SmtpServer::MAX_CONTENT {
+                too_long = true;
+                octets.advance(octets.len() - 4);
+            }
+            searched = octets.len().saturating_sub(4);
+            self.read().await?;
+        }
+    }
+
+    async fn read(&mut self) -> Step<()> {
+        self.flush().await.map_err(|_| None)?;
+        self.input.reserve(4096);
+        match self.stream.read_buf(&mut self.input).await {
+            Ok(0) | Err(_) => Err(None),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        if !self.output.is_empty() {
+            self.stream.write_all(&self.output).await?;
+            self.output.clear();
+            self.stream.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads until the client leaves.
+    async fn listen(&mut self) {
+        while self.read().await.is_ok() {
+            self.input.clear();
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test server's delays; on paused time they cost nothing")]
+pub(super) async fn pause(wait: std::time::Duration) {
+    tokio::time::sleep(wait).await;
+}
+
+/// Takes off the CRLF put before the content, and one dot of each line that begins with one.
+fn unstuff(octets: &[u8]) -> Bytes {
+    let mut content = Vec::with_capacity(octets.len());
+    let mut from = 2;
+    for at in memmem::find_iter(octets, b"\r\n.") {
+        content.extend_from_slice(octets.get(from..at + 2).unwrap_or_default());
+        from = at + 3;
+    }
+    content.extend_from_slice(octets.get(from..).unwrap_or_default());
+    content.into()
+}
+
+fn verb(line: &str) -> Command {
+    match line.split(' ').next().unwrap_or_default().to_ascii_uppercase().as_str() {
+        "EHLO" => Command::Ehlo,
+        "HELO" => Command::Helo,
+        "MAIL" => Command::Mail,
+        "RCPT" => Command::Rcpt,
+        "DATA" => Command::Data,
+        "RSET" => Command::Rset,
+        "NOOP" => Command::Noop,
+        "QUIT" => Command::Quit,
+        _ => Command::Other,
+    }
+}
+
+/// The path in brackets after `prefix`, and the parameters after it.
+fn path<'a>(line: &'a str, prefix: &str) -> Option<(&'a str, &'a str)> {
+    let (start, rest) = line.split_at_checked(prefix.len())?;
+    let (path, parameters) = rest.strip_prefix('<')?.split_once('>')?;
+    start.eq_ignore_ascii_case(prefix).then_some((path, parameters.trim_start()))
+}
