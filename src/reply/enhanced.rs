@@ -20,6 +20,7 @@ pub struct EnhancedStatus {
 /// Not of the form `2.1.5`, `4.7.500` …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an enhanced status like 4.2.2: class 2, 4 or 5, then two numbers of one to three digits")]
+#[allow(clippy::exhaustive_structs, reason = "there is no more to say")]
 pub struct ParseEnhancedStatusError;
 
 impl EnhancedStatus {

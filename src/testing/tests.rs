@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "the helpers of tests")]
+
 use std::time::Duration;
 
 use bytes::Bytes;
