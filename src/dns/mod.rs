@@ -1,6 +1,7 @@
 //! Finding where mail goes: the trait [`Resolver`], its implementations, and MX logic (RFC 5321 §5).
 
 mod cache;
+mod fixed;
 #[cfg(feature = "hickory")]
 mod hickory;
 mod mx;
@@ -12,6 +13,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use async_trait::async_trait;
+
+pub use cache::{CacheOptions, CachingResolver};
+pub use fixed::{FixedHost, FixedHostError, FixedName};
+pub use mx::{MAX_MAIL_EXCHANGERS, MailExchangers};
+pub use route::{
+    IpFamily, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route,
+    find_route,
+};
+pub use zone::{StaticResolver, ZoneError, ZoneProblem};
 
 /// Answers DNS questions.
 ///
@@ -100,6 +110,19 @@ pub enum DnsErrorKind {
     Malformed,
     /// No server could be reached: this machine's trouble rather than the domain's.
     Unreachable,
+}
+
+impl DnsErrorKind {
+    /// In words for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ServFail => "the server could not answer (SERVFAIL)",
+            Self::Timeout => "no answer in time",
+            Self::Refused => "the server would not answer (REFUSED)",
+            Self::Malformed => "the answer is not well formed",
+            Self::Unreachable => "no DNS server can be reached",
+        }
+    }
 }
 
 /// A question without an answer. Never a reason to bounce.

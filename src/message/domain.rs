@@ -72,7 +72,7 @@ impl Domain {
 }
 
 /// Letters, digits, hyphens and underscores (which DNS allows and mail meets) in labels of 1 to 63 octets.
-fn is_host_name(name: &str) -> bool {
+pub(crate) fn is_host_name(name: &str) -> bool {
     name.len() <= 253
         && name.split('.').all(|label| {
             (1..=63).contains(&label.len())

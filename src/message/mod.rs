@@ -6,6 +6,7 @@ mod id;
 mod submission;
 
 pub use address::{Address, AddressError, ReversePath};
+pub(crate) use domain::is_host_name;
 pub use domain::{Domain, DomainError};
 pub use id::{EventId, MessageId};
 pub use submission::{Message, MessageError, Priority};

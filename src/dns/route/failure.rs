@@ -1,0 +1,110 @@
+//! Why a domain has no route, and what that means for its mail.
+
+use crate::dns::DnsErrorKind;
+use crate::event::{Category, Reason};
+use crate::reply::EnhancedStatus;
+
+/// No host to send to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+#[allow(clippy::exhaustive_structs, reason = "a kind and its words")]
+pub struct RouteFailure {
+    /// What is the matter.
+    pub kind: RouteFailureKind,
+    /// For people: names the domain and what was asked.
+    pub message: String,
+}
+
+/// What is the matter with a domain that has no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RouteFailureKind {
+    /// The domain takes no mail (RFC 7505). Permanent.
+    NullMx,
+    /// The domain does not exist. Permanent.
+    NxDomain,
+    /// The domain exists and has neither MX nor address. Permanent.
+    NoHost,
+    /// There are hosts, and none has an address. Transient: somebody means to take mail here.
+    NoAddress,
+    /// A look-up failed, so that it is not known where the mail goes. Transient.
+    LookUp(DnsErrorKind),
+    /// All addresses are of a kind that is never tried. Transient, as if there were none.
+    Prohibited,
+    /// We are the domain's most preferred host ourselves (RFC 5321 §5.1). Permanent.
+    MailLoop,
+    /// All addresses are of a family that this machine does not send from. Transient.
+    NoRouteForFamily,
+}
+
+impl RouteFailureKind {
+    /// Trying again is of no use. Everything that could be this machine's or a name server's trouble is not.
+    pub const fn is_permanent(self) -> bool {
+        matches!(self, Self::NullMx | Self::NxDomain | Self::NoHost | Self::MailLoop)
+    }
+
+    /// The status for records: RFC 3463, and RFC 7505 for 5.1.10.
+    pub const fn status(self) -> EnhancedStatus {
+        match self {
+            Self::NullMx => EnhancedStatus::new(5, 1, 10),
+            Self::NxDomain => EnhancedStatus::new(5, 1, 2),
+            Self::NoHost => EnhancedStatus::new(5, 4, 4),
+            Self::MailLoop => EnhancedStatus::new(5, 4, 6),
+            Self::NoAddress | Self::Prohibited | Self::NoRouteForFamily => EnhancedStatus::new(4, 4, 4),
+            Self::LookUp(_) => EnhancedStatus::new(4, 4, 3),
+        }
+    }
+
+    /// The category for records.
+    pub const fn category(self) -> Category {
+        match self {
+            Self::NxDomain => Category::BadDomain,
+            _ => Category::RoutingErrors,
+        }
+    }
+
+    /// The reason for records; a failed look-up has none beyond its message.
+    pub const fn reason(self) -> Option<Reason> {
+        Some(match self {
+            Self::NullMx => Reason::NullMx,
+            Self::NxDomain => Reason::NxDomain,
+            Self::NoHost => Reason::NoHost,
+            Self::NoAddress => Reason::NoAddress,
+            Self::Prohibited => Reason::ProhibitedAddress,
+            Self::MailLoop => Reason::MailLoop,
+            Self::NoRouteForFamily => Reason::NoRouteForFamily,
+            Self::LookUp(_) => return None,
+        })
+    }
+
+    /// This machine could not ask at all: local trouble, nobody is charged and no step is taken.
+    pub const fn is_local(self) -> bool {
+        matches!(self, Self::LookUp(DnsErrorKind::Unreachable))
+    }
+}
+
+impl RouteFailure {
+    pub(super) fn new(kind: RouteFailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// See [`RouteFailureKind::is_permanent`].
+    pub const fn is_permanent(&self) -> bool {
+        self.kind.is_permanent()
+    }
+
+    /// See [`RouteFailureKind::status`].
+    pub const fn status(&self) -> EnhancedStatus {
+        self.kind.status()
+    }
+
+    /// See [`RouteFailureKind::category`].
+    pub const fn category(&self) -> Category {
+        self.kind.category()
+    }
+
+    /// See [`RouteFailureKind::reason`].
+    pub const fn reason(&self) -> Option<Reason> {
+        self.kind.reason()
+    }
+}

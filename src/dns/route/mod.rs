@@ -1,0 +1,221 @@
+//! From a domain to the addresses its mail goes to: [`find_route`].
+
+mod addresses;
+mod failure;
+mod options;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use failure::{RouteFailure, RouteFailureKind};
+pub use options::{IpFamily, RouteOptions};
+
+use self::addresses::{Found, Hosts};
+use super::{Answer, FixedHost, FixedName, Freshness, MailExchangers, Resolver};
+use crate::message::Domain;
+
+/// Of a route that no look-up led to.
+const FIXED_TTL: Duration = Duration::from_secs(86_400);
+
+/// Where mail goes. Holds at least one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "hosts of the engine build it for tests")]
+pub struct Route {
+    /// Hosts by preference, the most preferred first. Hosts without a usable address are left out, and preferences
+    /// without a host.
+    pub preferences: Vec<Vec<RouteHost>>,
+    /// The hosts' names by preference as published, those without address included: what rollup rules compare.
+    /// Our own name and what stands behind it are left out.
+    pub exchangers: Vec<Vec<Arc<str>>>,
+    /// How it was found.
+    pub kind: RouteKind,
+    /// How long it holds: the least TTL of the records in it; for [`RouteKind::Implicit`] also that of there being
+    /// no MX; at most a minute if a look-up failed meanwhile, so that what is missing is soon asked for again.
+    pub ttl: Duration,
+}
+
+/// How a route was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RouteKind {
+    /// By MX records.
+    Mx,
+    /// No MX record: the domain itself is the host (RFC 5321 §5.1).
+    Implicit,
+    /// The domain is an address literal (RFC 5321 §4.1.3).
+    Literal,
+    /// By configuration.
+    Fixed,
+}
+
+/// A host of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "a name and its addresses")]
+pub struct RouteHost {
+    /// Its name as published; of a literal or fixed address: the address in brackets.
+    pub name: Arc<str>,
+    /// At least one and at most 32, the families alternating. IPv4-mapped IPv6 addresses are IPv4 here.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Finds where mail for `domain` goes.
+///
+/// MX is asked first, then A and AAAA of all hosts (of at most [`MAX_MAIL_EXCHANGERS`](super::MAX_MAIL_EXCHANGERS)),
+/// several at a time. A family that is not used is only asked to tell "no address" from "none that we can use".
+///
+/// Before a permanent failure is returned, everything is asked once more past any cache. An
+/// [`Implicit`](RouteKind::Implicit) route is not one: a caller that bounces for it asks with [`Freshness::Fresh`]
+/// first.
+///
+/// # Errors
+/// [`RouteFailure`]. A failed look-up never counts as "no such record".
+///
+/// # Cancel safety
+/// May be dropped at any time.
+pub async fn find_route(
+    resolver: &dyn Resolver,
+    domain: &Domain,
+    options: &RouteOptions,
+    freshness: Freshness,
+) -> Result<Route, RouteFailure> {
+    if let Some(address) = domain.literal_address() {
+        let name: Arc<str> = domain.as_str().into();
+        let mut found = Found::default();
+        found.address(address, options.port, options, true);
+        return finish(domain.as_str(), RouteKind::Literal, vec![vec![(name, found)]], FIXED_TTL);
+    }
+    match find_by_mx(resolver, domain.as_str(), options, freshness).await {
+        Err(failure) if failure.is_permanent() && freshness == Freshness::Cached => {
+            find_by_mx(resolver, domain.as_str(), options, Freshness::Fresh).await
+        }
+        result => result,
+    }
+}
+
+/// Finds the addresses of configured hosts: each group is a preference, the first is tried first.
+///
+/// No MX look-up, and no address is prohibited. Failures are never permanent: the configuration is wrong, not the
+/// recipient. Of each group at most 32 hosts are used.
+///
+/// # Errors
+/// [`RouteFailure`]: none of the hosts has a usable address.
+///
+/// # Cancel safety
+/// May be dropped at any time.
+pub async fn find_fixed_route(
+    resolver: &dyn Resolver,
+    groups: &[Vec<FixedHost>],
+    options: &RouteOptions,
+) -> Result<Route, RouteFailure> {
+    let lookup = Hosts { resolver, options, freshness: Freshness::Cached, obeys_prohibition: false };
+    let mut preferences = Vec::with_capacity(groups.len());
+    for group in groups {
+        let hosts = group.iter().take(super::MAX_MAIL_EXCHANGERS).map(|host| {
+            let port = host.port.unwrap_or(options.port);
+            match &host.host {
+                FixedName::Name(name) => (Arc::from(name.as_str()), None, port),
+                FixedName::Address(address) => (format!("[{address}]").into(), Some(*address), port),
+            }
+        });
+        preferences.push(lookup.find(hosts.collect()).await);
+    }
+    let names = || groups.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if !preferences.iter().flatten().any(|(_, found)| found.has_address()) {
+        lookup.explain(&mut preferences).await;
+    }
+    finish(&format!("fixed hosts {}", names()), RouteKind::Fixed, preferences, FIXED_TTL)
+}
+
+async fn find_by_mx(
+    resolver: &dyn Resolver,
+    domain: &str,
+    options: &RouteOptions,
+    freshness: Freshness,
+) -> Result<Route, RouteFailure> {
+    let fail = |kind, what: &str| Err(RouteFailure::new(kind, format!("{domain}: {what}")));
+    let answer = match resolver.mx(domain, freshness).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            return fail(RouteFailureKind::LookUp(error.kind()), &format!("look-up of MX failed: {error}"));
+        }
+    };
+    let (Answer::Records { ttl, .. } | Answer::NoData { ttl } | Answer::NxDomain { ttl }) = answer;
+    let (kind, groups) = match MailExchangers::new(&answer, &options.own_names) {
+        MailExchangers::Hosts(groups) => (RouteKind::Mx, groups),
+        MailExchangers::Implicit => (RouteKind::Implicit, vec![vec![domain.to_owned()]]),
+        MailExchangers::NullMx => {
+            return fail(RouteFailureKind::NullMx, "the domain takes no mail (null MX, RFC 7505)");
+        }
+        MailExchangers::NxDomain => {
+            return fail(RouteFailureKind::NxDomain, "the domain does not exist (NXDOMAIN)");
+        }
+        MailExchangers::MailLoop => {
+            return fail(RouteFailureKind::MailLoop, "its most preferred MX is this host: mail would loop");
+        }
+    };
+
+    let lookup = Hosts { resolver, options, freshness, obeys_prohibition: true };
+    let widths: Vec<usize> = groups.iter().map(Vec::len).collect();
+    let hosts = groups.into_iter().flatten().map(|name| (Arc::from(name), None, options.port)).collect();
+    // All preferences at once: a look-up costs less than a wait for it when the first host turns out to be dead.
+    let mut all = lookup.find(hosts).await.into_iter();
+    let mut preferences: Vec<Vec<_>> = widths.into_iter().map(|n| all.by_ref().take(n).collect()).collect();
+    if !preferences.iter().flatten().any(|(_, found)| found.has_address()) {
+        lookup.explain(&mut preferences).await;
+    }
+    finish(domain, kind, preferences, ttl)
+}
+
+/// The route, or what all the hosts together lack.
+fn finish(
+    what: &str,
+    kind: RouteKind,
+    preferences: Vec<Vec<(Arc<str>, Found)>>,
+    mut ttl: Duration,
+) -> Result<Route, RouteFailure> {
+    let exchangers =
+        preferences.iter().map(|group| group.iter().map(|(name, _)| name.clone()).collect()).collect();
+    let (mut kept, mut sum) = (Vec::new(), Found::default());
+    for group in preferences {
+        let mut hosts = Vec::new();
+        for (name, found) in group {
+            sum.add(&found);
+            if found.has_address() {
+                ttl = ttl.min(found.ttl);
+                hosts.push(RouteHost { name, addresses: found.into_addresses() });
+            }
+        }
+        if !hosts.is_empty() {
+            kept.push(hosts);
+        }
+    }
+    if !kept.is_empty() {
+        const SOON: Duration = Duration::from_secs(60);
+        let ttl = if sum.error.is_some() { ttl.min(SOON) } else { ttl };
+        return Ok(Route { preferences: kept, exchangers, kind, ttl });
+    }
+    let fail = |kind, why: String| Err(RouteFailure::new(kind, format!("{what}: {why}")));
+    // What is not known comes first: with it, the rest might not be true.
+    if let Some(error) = &sum.error {
+        let kind = RouteFailureKind::LookUp(error.kind());
+        return fail(kind, format!("no address found, and a look-up failed: {error}"));
+    }
+    if let Some(address) = sum.unusable {
+        let why =
+            format!("its addresses, such as {address}, are of a family that this machine does not send from");
+        return fail(RouteFailureKind::NoRouteForFamily, why);
+    }
+    if let Some(address) = sum.prohibited {
+        let why = format!("its addresses, such as {address}, are of a kind that is never tried");
+        return fail(RouteFailureKind::Prohibited, why);
+    }
+    match kind {
+        RouteKind::Implicit => {
+            fail(RouteFailureKind::NoHost, "the domain has neither MX nor A nor AAAA".to_owned())
+        }
+        _ => fail(RouteFailureKind::NoAddress, "none of its hosts has an address (A or AAAA)".to_owned()),
+    }
+}

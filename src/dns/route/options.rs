@@ -1,0 +1,120 @@
+//! What a route may use.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// What a route may use, and how it is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouteOptions {
+    /// Names by which other hosts know this one. An MX record with one of them ends the list there
+    /// (RFC 5321 §5.1). Default: none.
+    pub own_names: Vec<String>,
+    /// Addresses that are never tried when they come from DNS or a domain literal. An IPv4-mapped IPv6 address
+    /// counts as its IPv4. Default: unspecified, loopback, link-local, multicast and broadcast.
+    #[doc(alias = "prohibited-addresses")]
+    pub prohibited: Vec<IpNet>,
+    /// Families to use. Default: both.
+    #[doc(alias = "ip-family")]
+    pub families: IpFamily,
+    /// The TCP port. Default: 25.
+    pub port: u16,
+    /// This machine can send from an IPv4 address. Default: true.
+    pub ipv4_source: bool,
+    /// This machine can send from an IPv6 address. Default: true.
+    pub ipv6_source: bool,
+}
+
+/// Which address families to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "there are two families")]
+pub enum IpFamily {
+    /// Both, alternating, IPv4 first: receivers judge IPv6 senders by stricter rules.
+    #[default]
+    Both,
+    /// IPv4 alone.
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+}
+
+impl Default for RouteOptions {
+    fn default() -> Self {
+        Self {
+            own_names: Vec::new(),
+            prohibited: Self::default_prohibited(),
+            families: IpFamily::Both,
+            port: 25,
+            ipv4_source: true,
+            ipv6_source: true,
+        }
+    }
+}
+
+impl RouteOptions {
+    /// The default of [`RouteOptions::prohibited`]: 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4,
+    /// 255.255.255.255, ::, ::1, fe80::/10 and ff00::/8.
+    pub fn default_prohibited() -> Vec<IpNet> {
+        let v4 = |a, b, c, d, length| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length));
+        let v6 = |first, last, length| {
+            IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last), length))
+        };
+        vec![
+            v4(0, 0, 0, 0, 8),
+            v4(127, 0, 0, 0, 8),
+            v4(169, 254, 0, 0, 16),
+            v4(224, 0, 0, 0, 4),
+            v4(255, 255, 255, 255, 32),
+            v6(0, 0, 128),
+            v6(0, 1, 128),
+            v6(0xfe80, 0, 10),
+            v6(0xff00, 0, 8),
+        ]
+    }
+
+    pub(super) fn is_prohibited(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.prohibited.iter().any(|net| net.contains(&address))
+    }
+
+    pub(super) fn uses_ipv4(&self) -> bool {
+        self.ipv4_source && self.families != IpFamily::Ipv6
+    }
+
+    pub(super) fn uses_ipv6(&self) -> bool {
+        self.ipv6_source && self.families != IpFamily::Ipv4
+    }
+
+    pub(super) fn uses(&self, address: IpAddr) -> bool {
+        if address.to_canonical().is_ipv4() { self.uses_ipv4() } else { self.uses_ipv6() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prohibited_by_default() {
+        let options = RouteOptions::default();
+        for (address, prohibited) in [
+            ("0.0.0.0", true),
+            ("127.0.0.9", true),
+            ("169.254.1.1", true),
+            ("224.0.0.1", true),
+            ("255.255.255.255", true),
+            ("::", true),
+            ("::1", true),
+            ("fe80::1", true),
+            ("ff02::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("192.0.2.1", false),
+            ("10.0.0.1", false),
+            ("::ffff:192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(options.is_prohibited(address.parse().unwrap()), prohibited, "{address}");
+        }
+    }
+}
