@@ -16,6 +16,8 @@ use async_trait::async_trait;
 
 pub use cache::{CacheOptions, CachingResolver};
 pub use fixed::{FixedHost, FixedHostError, FixedName};
+#[cfg(feature = "hickory")]
+pub use hickory::{HickoryBuilder, HickoryError, HickoryResolver};
 pub use mx::{MAX_MAIL_EXCHANGERS, MailExchangers};
 pub use route::{
     IpFamily, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route,
