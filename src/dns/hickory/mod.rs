@@ -21,6 +21,10 @@ use crate::clock::Clock;
 /// refuses or keeps silent is passed over. Over UDP with EDNS, over TCP where an answer does not fit. No search
 /// list, no hosts file. `localhost` and `invalid` (RFC 6761) are answered without asking. Clones share everything.
 ///
+/// When all stay silent, they are asked for the root: if they are silent then too, the failure is
+/// [`DnsErrorKind::Unreachable`](super::DnsErrorKind::Unreachable), this machine's trouble, else the domain's
+/// [`Timeout`](super::DnsErrorKind::Timeout).
+///
 /// DNSSEC is left to the name servers: a validating one answers SERVFAIL for what is bogus, which defers the mail.
 ///
 /// Must be used inside a tokio runtime, with its time and I/O enabled.

@@ -89,8 +89,22 @@ impl Upstream {
                 }
             }
         }
-        let (kind, detail) = worst.unwrap_or((DnsErrorKind::Unreachable, String::new()));
-        Err(describe(kind, &detail))
+        match worst {
+            Some((kind, detail)) if kind != DnsErrorKind::Timeout => Err(describe(kind, &detail)),
+            _ if self.answers_anything().await => Err(describe(DnsErrorKind::Timeout, "")),
+            _ => Err(describe(DnsErrorKind::Unreachable, ": none answers anything")),
+        }
+    }
+
+    /// Silence may be the domain's servers' or our own name server's. Asked for the root, one that is there has
+    /// something to say, if only a refusal.
+    async fn answers_anything(&self) -> bool {
+        let probes = self.servers.iter().map(|server| async {
+            let answer =
+                tokio::time::timeout(self.timeout, server.lookup(Name::root(), RecordType::SOA)).await;
+            matches!(answer, Ok(Ok(_) | Err(NetError::Dns(_))))
+        });
+        futures::future::join_all(probes).await.contains(&true)
     }
 }
 
