@@ -57,7 +57,8 @@ fn _obj_safe(_: &dyn Resolver) {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "yes or no")]
 pub enum Freshness {
-    /// Any answer within its TTL.
+    /// Any answer within its TTL; or, after a failed look-up, records past it that stand in
+    /// ([`CacheOptions::max_stale`]).
     #[default]
     Cached,
     /// Only one asked for now.

@@ -110,3 +110,33 @@ pub(super) fn with_ttl<T>(mut answer: Answer<T>, new: Duration) -> Answer<T> {
     }
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a list in order of use.
+        #[test]
+        fn keeps_the_most_recently_used(capacity in 0usize..5, asked in prop::collection::vec(0u8..8, 0..60)) {
+            let (mut store, mut model) = (Store::default(), Vec::<u8>::new());
+            let now = Timestamp::from_unix_seconds(1);
+            for key in asked {
+                let name: Arc<str> = key.to_string().into();
+                let found = store.get(&name, now).is_some();
+                prop_assert_eq!(found, model.contains(&key));
+                model.retain(|&k| k != key);
+                model.push(key);
+                if model.len() > capacity {
+                    model.remove(0);
+                }
+                if !found {
+                    store.put(&name, &Answer::Records { records: vec![key], ttl: STALE_TTL }, now, capacity);
+                }
+                prop_assert_eq!(store.len(), model.len());
+            }
+        }
+    }
+}

@@ -21,6 +21,8 @@ use crate::clock::Clock;
 /// refuses or keeps silent is passed over. Over UDP with EDNS, over TCP where an answer does not fit. No search
 /// list, no hosts file. `localhost` and `invalid` (RFC 6761) are answered without asking. Clones share everything.
 ///
+/// Of one answer at most 128 records are kept, of MX those of the lowest preference numbers.
+///
 /// When all stay silent, they are asked for the root: if they are silent then too, the failure is
 /// [`DnsErrorKind::Unreachable`](super::DnsErrorKind::Unreachable), this machine's trouble, else the domain's
 /// [`Timeout`](super::DnsErrorKind::Timeout).

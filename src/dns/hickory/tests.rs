@@ -337,6 +337,15 @@ async fn many_look_ups_over_tcp_at_once() {
     }
 }
 
+#[tokio::test]
+async fn an_answer_is_kept_in_bounds() {
+    let most = (0..1000).map(|n| ("many.example.", 60, mx(1000 - n, &format!("mx{n}.example.")))).collect();
+    let server = serve(vec![("many.example.", Say { truncated_over_udp: true, ..answers(most) })]).await;
+    let answer = resolver(&[server.address]).mx("many.example", Freshness::Cached).await.unwrap();
+    let Answer::Records { records, .. } = answer else { panic!() };
+    assert_eq!((records.len(), records[0].preference, records[127].preference), (128, 1, 128));
+}
+
 #[test]
 fn nobody_to_ask_is_refused() {
     assert!(matches!(HickoryResolver::with_nameservers(&[]), Err(HickoryError::NoNameserver)));

@@ -16,6 +16,9 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use super::HickoryError;
 use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver};
 
+/// Kept of one answer: several times what a route uses.
+const MAX_RECORDS: usize = 128;
+
 /// Name servers, each with a resolver of its own: hickory's pool takes one server's SERVFAIL or REFUSED for the
 /// last word while the next server may well have an answer.
 pub(super) struct Upstream {
@@ -113,6 +116,17 @@ fn address(server: &NameServerConfig) -> String {
         Some(port) if port != 53 => SocketAddr::new(server.ip, port).to_string(),
         _ => server.ip.to_string(),
     }
+}
+
+/// Names are compressed in a message and whole in the cache: unbounded, one answer could grow to a megabyte.
+fn bounded<T>(mut answer: Answer<T>, rank: fn(&T) -> u16) -> Answer<T> {
+    if let Answer::Records { records, .. } = &mut answer
+        && records.len() > MAX_RECORDS
+    {
+        records.sort_by_key(rank);
+        records.truncate(MAX_RECORDS);
+    }
+    answer
 }
 
 /// What one server did says more than that another did nothing.
@@ -217,19 +231,21 @@ fn failure(error: &NetError) -> (DnsErrorKind, String) {
 #[async_trait]
 impl Resolver for Upstream {
     async fn mx(&self, domain: &str, _: Freshness) -> Result<Answer<MxRecord>, DnsError> {
-        self.ask(domain, RecordType::MX, |data| match data {
+        let answer = self.ask(domain, RecordType::MX, |data| match data {
             RData::MX(mx) => {
                 let exchange = mx.exchange.to_ascii().to_ascii_lowercase();
                 let exchange = exchange.strip_suffix('.').unwrap_or(&exchange).to_owned();
                 Some(MxRecord { preference: mx.preference, exchange })
             }
             _ => None,
-        })
-        .await
+        });
+        answer.await.map(|answer| bounded(answer, |mx| mx.preference))
     }
 
     async fn ipv4(&self, host: &str, _: Freshness) -> Result<Answer<Ipv4Addr>, DnsError> {
-        self.ask(host, RecordType::A, |data| if let RData::A(a) = data { Some(a.0) } else { None }).await
+        let answer =
+            self.ask(host, RecordType::A, |data| if let RData::A(a) = data { Some(a.0) } else { None });
+        answer.await.map(|answer| bounded(answer, |_| 0))
     }
 
     async fn ipv6(&self, host: &str, _: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
