@@ -133,7 +133,7 @@ fn resolver(servers: &[SocketAddr]) -> HickoryResolver {
 fn impatient(servers: &[SocketAddr]) -> HickoryResolver {
     HickoryResolver::builder()
         .nameservers(servers)
-        .timeout(Duration::from_millis(150))
+        .timeout(Duration::from_millis(300))
         .attempts(2)
         .build()
         .unwrap()
