@@ -1,19 +1,428 @@
-//! Policies: how mail is sent.
+//! Policies: how mail is sent, as typed settings or as a policy file.
+//!
+//! A [`Policy`] answers what the engine asks: the [settings](Policy::settings) of a queue, the
+//! [source](Policy::choose_source) of a message. It does nothing itself: no clock, no I/O. It is built in Rust
+//! with `with_*`, or read from TOML ([`Policy::from_toml`]; with the places of the parts, [`Config::from_toml`]).
+//! Either way it is valid: what is out of range or contradicts itself is refused when it is added.
+//!
+//! ```
+//! use postrider::policy::{DomainSettings, Policy, RetryAfter, Source};
+//! use std::time::Duration;
+//!
+//! let minutes = [5, 10, 30].map(|m| Duration::from_secs(60 * m));
+//! let policy = Policy::new()
+//!     .with_source(Source::new("out1").with_address("192.0.2.1".parse()?))?
+//!     .with_domain("*", DomainSettings::default().with_retry_after(RetryAfter::new(minutes)?))?
+//!     .with_domain("example.com", DomainSettings::default().with_max_smtp_out(2))?;
+//! let settings = policy.settings("example.com", "out1");
+//! assert_eq!(settings.max_smtp_out, Some(2));
+//! assert_eq!(settings.retry_after.interval(7), Duration::from_secs(30 * 60));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod choices;
 mod cidr;
+mod domains;
+mod error;
+mod file;
 mod hosts;
 mod limits;
 mod pattern;
+mod reply_rule;
 mod retry;
 mod rollup;
+mod settings;
+mod smtp;
+mod source;
+#[cfg(test)]
+mod tests;
+mod unbuilt;
 mod value;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use choices::{IpFamily, NoMx, NoMxLiveHost, NxDomain, PolicyBase, StartTls};
 pub use cidr::{Cidr, CidrError};
+pub use error::{ConfigError, PolicyError, PolicyErrorKind};
+pub use file::Config;
 pub use hosts::{FixedHost, FixedHostError, HostName};
 pub use limits::{IpConnectionLimit, MxConnectionLimit};
 pub use pattern::{NamePattern, PatternError};
+pub use reply_rule::{Action, ActionError, Conditions, ReplyRule, ReplyRuleError};
 pub use retry::{RetryAfter, RetryAfterError, with_jitter};
 pub use rollup::{RollupError, RollupMatch, RollupName, RollupNameError, RollupRule};
+pub use settings::{DomainSettings, QueueSettings};
+pub use smtp::SmtpSettings;
+pub use source::{Pool, Source, UnknownSource};
+pub(crate) use value::Written;
 pub use value::{DurationError, MAX_DURATION, Rate, RateError, parse_duration};
+
+use crate::message::MessageId;
+use domains::DomainRules;
+use error::dotted;
+
+/// How mail is sent: sources, limits, schedules, rules.
+///
+/// Immutable once built, and cheap to clone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy(Arc<Inner>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Inner {
+    base: PolicyBase,
+    max_connections: u32,
+    smtp: SmtpSettings,
+    prohibited: Vec<Cidr>,
+    domains: DomainRules,
+    sources: BTreeMap<Arc<str>, Source>,
+    default_source: Arc<str>,
+    /// The only source is the one there is when none was named.
+    implied: bool,
+    pools: BTreeMap<Arc<str>, Pool>,
+    rollups: Vec<RollupRule>,
+    ip_limits: Vec<IpConnectionLimit>,
+    mx_limits: Vec<MxConnectionLimit>,
+    reply_rules: Vec<ReplyRule>,
+}
+
+/// All defaults; see [`QueueSettings`] for those of queues.
+impl Default for Policy {
+    fn default() -> Self {
+        let source = Source::new("default");
+        Self(Arc::new(Inner {
+            base: PolicyBase::None,
+            max_connections: 1200,
+            smtp: SmtpSettings::default(),
+            prohibited: smtp::default_prohibited(),
+            domains: DomainRules::default(),
+            default_source: source.name().clone(),
+            sources: BTreeMap::from([(source.name().clone(), source)]),
+            implied: true,
+            pools: BTreeMap::new(),
+            rollups: Vec::new(),
+            ip_limits: Vec::new(),
+            mx_limits: Vec::new(),
+            reply_rules: Vec::new(),
+        }))
+    }
+}
+
+/// Building. Every `with_*` that can fail says with a [`PolicyError`] what is out of range, given twice, unknown,
+/// or not built yet.
+impl Policy {
+    /// A policy of defaults that suit sending to the internet: one source named `default`, without address.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads a policy file. The whole file is validated, also its parts that only a [`Config`] needs.
+    ///
+    /// # Errors
+    /// [`PolicyError`] names line, key and value of one mistake, and what would be right.
+    pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        file::policy_from_toml(text)
+    }
+
+    /// Connections of the whole engine, 1 or more. Default: 1200.
+    ///
+    /// # Errors
+    /// The limit is zero.
+    #[doc(alias = "total-max-smtp-out")]
+    pub fn with_max_connections(mut self, limit: u32) -> Result<Self, PolicyError> {
+        settings::at_least_one(&limit)
+            .map_err(|problem| PolicyError::invalid("engine.max-connections", limit, problem))?;
+        self.inner().max_connections = limit;
+        Ok(self)
+    }
+
+    /// Port and timeouts.
+    ///
+    /// # Errors
+    /// The port is zero, or a timeout is zero or over an hour.
+    pub fn with_smtp(mut self, smtp: SmtpSettings) -> Result<Self, PolicyError> {
+        if smtp.port == 0 {
+            return Err(PolicyError::invalid("smtp.port", 0, "is no port: write 1 to 65535"));
+        }
+        let mut timeouts = smtp.timeouts;
+        for (key, _, phase) in smtp::PHASES {
+            let timeout = *phase(&mut timeouts);
+            smtp::check_timeout(&timeout)
+                .map_err(|problem| PolicyError::invalid(format!("smtp.{key}"), Written(timeout), problem))?;
+        }
+        self.inner().smtp = smtp;
+        Ok(self)
+    }
+
+    /// Replaces the addresses that are never tried when they come from DNS. Default: unspecified, loopback,
+    /// link-local, multicast.
+    pub fn with_prohibited_addresses(mut self, ranges: impl IntoIterator<Item = Cidr>) -> Self {
+        self.inner().prohibited = ranges.into_iter().collect();
+        self
+    }
+
+    /// Adds a source. The first one added is the default, and takes the place of the implied one.
+    ///
+    /// # Errors
+    /// The name or an address can not be used, or the name is taken.
+    pub fn with_source(mut self, source: Source) -> Result<Self, PolicyError> {
+        self.inner().add_source(source)?;
+        Ok(self)
+    }
+
+    /// Adds a pool of sources that were added before.
+    ///
+    /// # Errors
+    /// The name can not be used or is taken; the pool is empty, names a source twice, or one that is unknown; a
+    /// weight is out of range.
+    pub fn with_pool(mut self, pool: Pool) -> Result<Self, PolicyError> {
+        self.inner().add_pool(pool)?;
+        Ok(self)
+    }
+
+    /// Settings for `domain`: `*`, `*.example.com` (all below it), `example.com` or `name.rollup`. Of several that
+    /// apply, the more exact wins, setting by setting; the order of adding plays no part.
+    ///
+    /// # Errors
+    /// Not a domain, settings given already, a value out of range, or a feature that is not built.
+    pub fn with_domain(mut self, domain: &str, settings: DomainSettings) -> Result<Self, PolicyError> {
+        unbuilt::refuse_settings(&dotted("domain", domain), &settings)?;
+        self.inner().domains.add("domain", domain, settings)?;
+        Ok(self)
+    }
+
+    /// Appends a rollup rule.
+    ///
+    /// # Errors
+    /// Rollups are not built yet.
+    #[doc(alias = "mx-rollup")]
+    pub fn with_rollup(mut self, rule: RollupRule) -> Result<Self, PolicyError> {
+        unbuilt::refuse(dotted("rollup", rule.queue().as_str()), unbuilt::ROLLUP)?;
+        self.inner().rollups.push(rule);
+        Ok(self)
+    }
+
+    /// Limits connections to addresses.
+    ///
+    /// # Errors
+    /// The limit is zero, the range has one already, or the feature is not built yet.
+    pub fn with_ip_connection_limit(mut self, limit: IpConnectionLimit) -> Result<Self, PolicyError> {
+        unbuilt::refuse(
+            dotted("ip-connection-limit", &limit.cidr.to_string()),
+            unbuilt::IP_CONNECTION_LIMIT,
+        )?;
+        self.inner().add_ip_limit(limit)?;
+        Ok(self)
+    }
+
+    /// Limits connections to hosts by name.
+    ///
+    /// # Errors
+    /// The limit is zero, the pattern has one already, or the feature is not built yet.
+    pub fn with_mx_connection_limit(mut self, limit: MxConnectionLimit) -> Result<Self, PolicyError> {
+        unbuilt::refuse(dotted("mx-connection-limit", &limit.mx.to_string()), unbuilt::MX_CONNECTION_LIMIT)?;
+        self.inner().add_mx_limit(limit)?;
+        Ok(self)
+    }
+
+    /// Appends a reply rule.
+    ///
+    /// # Errors
+    /// The name can not be used or is taken, or the feature is not built yet.
+    pub fn with_reply_rule(mut self, rule: ReplyRule) -> Result<Self, PolicyError> {
+        unbuilt::refuse(dotted("reply-rule", rule.name()), unbuilt::REPLY_RULE)?;
+        self.inner().add_reply_rule(rule)?;
+        Ok(self)
+    }
+
+    fn inner(&mut self) -> &mut Inner {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+/// What the engine asks.
+impl Policy {
+    /// All settings of a queue of a source: the defaults, overwritten by those for `*`, for wildcards from short
+    /// to long, for the name itself; then by the source's own, in the same order.
+    ///
+    /// `queue` is a domain as [`Domain`](crate::message::Domain) writes it, or `name.rollup`. A source the policy
+    /// does not have has no settings of its own. Takes time in the number of the queue's labels and of the
+    /// settings: for once per queue, not once per message.
+    pub fn settings(&self, queue: &str, source: &str) -> QueueSettings {
+        let mut settings = QueueSettings::default();
+        self.0.domains.apply(queue, &mut settings);
+        if let Some(source) = self.0.sources.get(source) {
+            source.domains.apply(queue, &mut settings);
+        }
+        settings
+    }
+
+    /// The source of this name, if the policy has it.
+    pub fn source(&self, name: &str) -> Option<&Source> {
+        self.0.sources.get(name)
+    }
+
+    /// All sources, by name.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.0.sources.values()
+    }
+
+    /// All pools, by name.
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.0.pools.values()
+    }
+
+    /// The source for a message: the one requested; one of the pool requested, always the same for this message;
+    /// or, if nothing is requested, the policy's first.
+    ///
+    /// # Errors
+    /// [`UnknownSource`]: `requested` is neither a source nor a pool.
+    pub fn choose_source(
+        &self,
+        requested: Option<&str>,
+        message: &MessageId,
+    ) -> Result<Arc<str>, UnknownSource> {
+        let Some(name) = requested else { return Ok(self.0.default_source.clone()) };
+        let source = self.0.sources.get(name).map(Source::name);
+        let source = source.or_else(|| self.0.pools.get(name).and_then(|pool| pool.draw(message)));
+        source.cloned().ok_or_else(|| UnknownSource { name: name.to_owned() })
+    }
+
+    /// Connections of the whole engine.
+    pub fn max_connections(&self) -> u32 {
+        self.0.max_connections
+    }
+
+    /// Port and timeouts.
+    pub fn smtp(&self) -> &SmtpSettings {
+        &self.0.smtp
+    }
+
+    /// Whether `address` is never tried when it comes from DNS (fixed hosts are the host's own choice).
+    pub fn is_prohibited(&self, address: IpAddr) -> bool {
+        self.0.prohibited.iter().any(|range| range.contains(address))
+    }
+
+    /// The rollup rules, in order.
+    pub fn rollups(&self) -> &[RollupRule] {
+        &self.0.rollups
+    }
+
+    /// The limit for connections to `address`: that of the longest prefix that contains it.
+    pub fn ip_connection_limit(&self, address: IpAddr) -> Option<&IpConnectionLimit> {
+        let limits = self.0.ip_limits.iter().filter(|limit| limit.cidr.contains(address));
+        limits.max_by_key(|limit| limit.cidr.prefix_len())
+    }
+
+    /// The limits for connections to hosts by name, in order.
+    pub fn mx_connection_limits(&self) -> &[MxConnectionLimit] {
+        &self.0.mx_limits
+    }
+
+    /// The reply rules, in order.
+    pub fn reply_rules(&self) -> &[ReplyRule] {
+        &self.0.reply_rules
+    }
+
+    /// The settings the policy starts from.
+    pub fn base(&self) -> PolicyBase {
+        self.0.base
+    }
+}
+
+/// Adding, with all checks but the one for what is not built: the file's reader makes that one last.
+impl Inner {
+    fn add_source(&mut self, source: Source) -> Result<(), PolicyError> {
+        let name = source.name().clone();
+        self.check_new_name(&source.path(), &name)?;
+        let v4 = source.ipv4().map(IpAddr::V4);
+        for address in v4.into_iter().chain(source.ipv6().map(IpAddr::V6)) {
+            source::check_address(address)
+                .map_err(|problem| PolicyError::invalid(source.path() + ".address", address, problem))?;
+        }
+        if self.implied {
+            self.implied = false;
+            self.sources.clear();
+            self.default_source = name.clone();
+        }
+        self.sources.insert(name, source);
+        Ok(())
+    }
+
+    fn add_pool(&mut self, pool: Pool) -> Result<(), PolicyError> {
+        self.check_new_name(&pool.path(), pool.name())?;
+        let path = || pool.path() + ".sources";
+        let mut seen = std::collections::BTreeSet::new();
+        for (source, weight) in pool.sources() {
+            let quoted = format!("\"{}\"", source.escape_debug());
+            Pool::check_weight(weight).map_err(|problem| PolicyError::invalid(path(), weight, problem))?;
+            let problem = if self.pools.contains_key(source) {
+                "is a pool: name its sources"
+            } else if self.implied || !self.sources.contains_key(source) {
+                "is unknown: a pool's sources are defined by [[source]]"
+            } else if !seen.insert(source) {
+                "stands there twice: give it a weight instead"
+            } else {
+                continue;
+            };
+            return Err(PolicyError::contradiction(path(), problem).with_value(quoted));
+        }
+        if seen.is_empty() {
+            return Err(PolicyError::invalid(path(), "[]", "is an empty list: name at least one source"));
+        }
+        drop(seen);
+        self.pools.insert(pool.name().clone(), pool);
+        Ok(())
+    }
+
+    fn check_new_name(&self, path: &str, name: &str) -> Result<(), PolicyError> {
+        let quoted = format!("\"{}\"", name.escape_debug());
+        source::check_name(name).map_err(|problem| PolicyError::invalid(path, &quoted, problem))?;
+        let problem = if self.pools.contains_key(name) {
+            "is the name of a pool already: sources and pools share one set of names"
+        } else if !self.implied && self.sources.contains_key(name) {
+            "is the name of a source already: sources and pools share one set of names"
+        } else {
+            return Ok(());
+        };
+        Err(PolicyError::contradiction(path, problem).with_value(quoted))
+    }
+
+    fn add_ip_limit(&mut self, limit: IpConnectionLimit) -> Result<(), PolicyError> {
+        let path = dotted("ip-connection-limit", &limit.cidr.to_string());
+        check_connection_limit(&path, limit.limit)?;
+        if self.ip_limits.iter().any(|l| l.cidr == limit.cidr) {
+            return Err(PolicyError::contradiction(path, "this range has a limit already: leave one out"));
+        }
+        self.ip_limits.push(limit);
+        Ok(())
+    }
+
+    fn add_mx_limit(&mut self, limit: MxConnectionLimit) -> Result<(), PolicyError> {
+        let path = dotted("mx-connection-limit", &limit.mx.to_string());
+        check_connection_limit(&path, limit.limit)?;
+        if self.mx_limits.iter().any(|l| l.mx == limit.mx) {
+            return Err(PolicyError::contradiction(path, "these hosts have a limit already: leave one out"));
+        }
+        self.mx_limits.push(limit);
+        Ok(())
+    }
+
+    fn add_reply_rule(&mut self, rule: ReplyRule) -> Result<(), PolicyError> {
+        let path = dotted("reply-rule", rule.name());
+        let quoted = format!("\"{}\"", rule.name().escape_debug());
+        source::check_name(rule.name()).map_err(|problem| PolicyError::invalid(&path, &quoted, problem))?;
+        if self.reply_rules.iter().any(|r| r.name() == rule.name()) {
+            let problem = "is the name of a rule already: records name the rule, so each has its own";
+            return Err(PolicyError::contradiction(path, problem).with_value(quoted));
+        }
+        self.reply_rules.push(rule);
+        Ok(())
+    }
+}
+
+fn check_connection_limit(path: &str, limit: u32) -> Result<(), PolicyError> {
+    settings::at_least_one(&limit)
+        .map_err(|problem| PolicyError::invalid(format!("{path}.limit"), limit, problem))
+}

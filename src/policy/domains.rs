@@ -1,0 +1,102 @@
+//! Which settings apply to a queue: the more exact, the later.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::error::{PolicyError, dotted};
+use super::settings::{DomainSettings, QueueSettings};
+use crate::message::Domain;
+
+/// What a `[domain."…"]` is for: `*`, `*.example.com`, or one domain or rollup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DomainPattern {
+    All,
+    /// Below this domain, at any depth, not the domain itself.
+    Below(Arc<str>),
+    Exact(Arc<str>),
+}
+
+impl FromStr for DomainPattern {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let domain = |text: &str| {
+            let domain = Domain::parse(text).map_err(
+                |_| r#"is not a domain: write "example.com", "name.rollup", "*.example.com" or "*""#,
+            )?;
+            Ok(Arc::from(domain.as_str()))
+        };
+        match text.strip_prefix("*.") {
+            _ if text == "*" => Ok(Self::All),
+            Some(above) if !above.starts_with('[') => domain(above).map(Self::Below),
+            _ => domain(text).map(Self::Exact),
+        }
+    }
+}
+
+impl fmt::Display for DomainPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Below(above) => write!(f, "*.{above}"),
+            Self::Exact(domain) => f.write_str(domain),
+        }
+    }
+}
+
+/// All `[domain."…"]` of a policy or of a source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct DomainRules {
+    all: Option<DomainSettings>,
+    below: BTreeMap<Arc<str>, DomainSettings>,
+    exact: BTreeMap<Arc<str>, DomainSettings>,
+}
+
+impl DomainRules {
+    /// Adds settings; `path` is what the table of domains is called in messages.
+    pub(super) fn add(
+        &mut self,
+        path: &str,
+        name: &str,
+        settings: DomainSettings,
+    ) -> Result<(), PolicyError> {
+        let path = dotted(path, name);
+        let pattern = name.parse().map_err(|problem| {
+            PolicyError::invalid(&path, format_args!("\"{}\"", name.escape_debug()), problem)
+        })?;
+        settings.check(&path)?;
+        let replaced = match &pattern {
+            DomainPattern::All => self.all.replace(settings),
+            DomainPattern::Below(above) => self.below.insert(above.clone(), settings),
+            DomainPattern::Exact(domain) => self.exact.insert(domain.clone(), settings),
+        };
+        match replaced {
+            None => Ok(()),
+            Some(_) => Err(PolicyError::contradiction(
+                path,
+                format_args!("`{pattern}` has settings already: merge the two"),
+            )),
+        }
+    }
+
+    /// Applies what is set for `queue`, wide to narrow. The order of adding plays no part.
+    pub(super) fn apply(&self, queue: &str, to: &mut QueueSettings) {
+        if let Some(all) = &self.all {
+            all.apply(to);
+        }
+        // An address literal has dots that separate no labels.
+        if !self.below.is_empty() && !queue.starts_with('[') {
+            for (dot, _) in queue.rmatch_indices('.') {
+                let (_, above) = queue.split_at(dot);
+                if let Some(settings) = above.strip_prefix('.').and_then(|above| self.below.get(above)) {
+                    settings.apply(to);
+                }
+            }
+        }
+        if let Some(settings) = self.exact.get(queue) {
+            settings.apply(to);
+        }
+    }
+}

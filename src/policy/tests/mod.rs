@@ -1,0 +1,266 @@
+//! Policies from outside, by file and in Rust.
+
+mod keys;
+mod messages;
+mod unbuilt;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn message(text: &str) -> String {
+    Config::from_toml(text).unwrap_err().to_string()
+}
+
+fn domain(setting: &str) -> String {
+    format!("[domain.\"*\"]\n{setting}\n")
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// The example of the documentation, as far as it is built.
+const BUILT: &str = r#"
+[engine]
+hostname = "MTA.example.org"
+max-connections = 1200
+[storage]
+path = "spool"
+[dns]
+nameservers = ["127.0.0.1:5353"]
+[smtp]
+port = 2525
+connect-timeout = "30s"
+prohibited-addresses = []
+
+[[source]]
+name = "vmta1"
+address = "127.0.0.1"
+ehlo = "out1.example.org"
+[source.domain."gmail.com"]
+max-smtp-out = 5
+[[pool]]
+name = "bulk"
+sources = ["vmta1"]
+
+[domain."*"]
+retry-after = ["5m", "10m", "15m", "30m", "1h"]
+bounce-after = "4d12h"
+bounce-upon-no-mx = false
+max-smtp-out = 20
+max-msg-per-connection = 100
+max-msg-rate = "unlimited"
+max-connect-rate = "unlimited"
+max-rcpt-per-transaction = 100
+use-starttls = "off"
+connection-idle-timeout = "5s"
+backoff-retry-after = ["1h"]
+backoff-max-smtp-out = 1
+backoff-max-msg-rate = "1/m"
+backoff-to-normal-after = "1h"
+[domain."google.rollup"]
+max-smtp-out = 50
+[domain."intern.example"]
+smtp-hosts = ["[127.0.0.9]:2525"]
+"#;
+
+#[test]
+fn the_example_reads() {
+    let config = Config::from_toml(BUILT).unwrap();
+    assert_eq!(config.hostname, "mta.example.org");
+    assert_eq!(config.storage_path.as_deref(), Some("spool".as_ref()));
+    assert_eq!(config.nameservers, Some(vec!["127.0.0.1:5353".parse().unwrap()]));
+    let policy = config.policy;
+    assert_eq!(policy.smtp().port, 2525);
+    assert_eq!(policy.smtp().timeouts.connect, secs(30));
+    assert!(!policy.is_prohibited("127.0.0.1".parse().unwrap()));
+    let source = policy.source("vmta1").unwrap();
+    assert_eq!(source.ipv4(), Some("127.0.0.1".parse().unwrap()));
+    assert_eq!(source.ehlo().map(|e| &**e), Some("out1.example.org"));
+    assert_eq!(policy.settings("gmail.com", "vmta1").max_smtp_out, Some(5));
+    assert_eq!(policy.settings("gmail.com", "other").max_smtp_out, Some(20));
+    assert_eq!(policy.settings("google.rollup", "vmta1").max_smtp_out, Some(50));
+    let hosts = policy.settings("intern.example", "vmta1").smtp_hosts;
+    assert_eq!(hosts, [["[127.0.0.9]:2525".parse().unwrap()]]);
+    assert_eq!(policy.settings("x.example", "vmta1").retry_after.interval(9), secs(3600));
+    assert_eq!(Policy::from_toml(BUILT).unwrap(), policy);
+}
+
+#[test]
+fn defaults_need_no_file() {
+    let policy = Policy::from_toml("").unwrap();
+    assert_eq!(policy, Policy::new());
+    assert_eq!(policy.max_connections(), 1200);
+    assert_eq!(*policy.smtp(), SmtpSettings::default());
+    assert_eq!((policy.smtp().port, policy.smtp().timeouts), (25, crate::transport::Timeouts::default()));
+    assert_eq!(policy.base(), PolicyBase::None);
+    assert_eq!(policy.settings("example.com", "default"), QueueSettings::default());
+    let source = policy.source("default").unwrap();
+    assert_eq!((source.ipv4(), source.ipv6(), source.ehlo()), (None, None, None));
+    for (address, prohibited) in [
+        ("0.0.0.0", true),
+        ("127.9.9.9", true),
+        ("::ffff:127.0.0.1", true),
+        ("169.254.1.1", true),
+        ("239.1.1.1", true),
+        ("255.255.255.255", true),
+        ("::", true),
+        ("::1", true),
+        ("fe80::1", true),
+        ("ff02::1", true),
+        ("192.0.2.1", false),
+        ("10.0.0.1", false),
+        ("2001:db8::1", false),
+    ] {
+        assert_eq!(policy.is_prohibited(address.parse().unwrap()), prohibited, "{address}");
+    }
+    let config = Config::from_toml("[engine]\nhostname = \"a.example\"").unwrap();
+    assert_eq!((config.storage_path, config.nameservers, config.policy), (None, None, policy));
+    assert_eq!(
+        message("\n[engine]\nmax-connections = 3"),
+        "line 2: engine.hostname: is missing: write hostname = \"mta.example.org\" under [engine]"
+    );
+}
+
+#[test]
+fn sources_are_chosen() {
+    let id: MessageId = "018bcfe5-6800-7000-8000-000000000001".parse().unwrap();
+    let policy = Policy::new();
+    assert_eq!(&*policy.choose_source(None, &id).unwrap(), "default");
+    assert_eq!(&*policy.choose_source(Some("default"), &id).unwrap(), "default");
+    let error = policy.choose_source(Some("x"), &id).unwrap_err();
+    assert_eq!(error.to_string(), "`x` is neither a source nor a pool of the policy");
+
+    let policy = policy.with_source(Source::new("z")).unwrap().with_source(Source::new("a")).unwrap();
+    let policy = policy.with_pool(Pool::new("p").with_source("a").with_source("z")).unwrap();
+    assert_eq!(&*policy.choose_source(None, &id).unwrap(), "z", "the first, not the alphabet's first");
+    assert!(policy.choose_source(Some("default"), &id).is_err(), "the implied one is gone");
+    assert!(policy.source("default").is_none());
+    let drawn = policy.choose_source(Some("p"), &id).unwrap();
+    assert_eq!(policy.choose_source(Some("p"), &id).unwrap(), drawn, "sticky");
+}
+
+#[test]
+fn what_is_added_in_rust_is_checked() {
+    let sources = || Policy::new().with_source(Source::new("a")).unwrap();
+    let mut smtp = SmtpSettings::default();
+    smtp.timeouts.rcpt = Duration::ZERO;
+    for (error, want) in [
+        (
+            sources().with_source(Source::new("a")).unwrap_err(),
+            "source.a: \"a\" is the name of a source already",
+        ),
+        (sources().with_source(Source::new("")).unwrap_err(), "source.\"\": \"\" is not a name"),
+        (
+            Policy::new().with_source(Source::new("a").with_address("::".parse().unwrap())).unwrap_err(),
+            "source.a.address: :: is no address to send from",
+        ),
+        (Source::new("a").with_ehlo("a b").unwrap_err(), "source.a.ehlo: `a b` is not a domain name"),
+        (sources().with_pool(Pool::new("p")).unwrap_err(), "pool.p.sources: [] is an empty list"),
+        (
+            sources().with_pool(Pool::new("p").with_weighted_source("a", 0)).unwrap_err(),
+            "pool.p.sources: 0 is weight zero",
+        ),
+        (
+            sources().with_pool(Pool::new("p").with_source("b")).unwrap_err(),
+            "pool.p.sources: \"b\" is unknown",
+        ),
+        (Policy::new().with_max_connections(0).unwrap_err(), "engine.max-connections: 0 is zero"),
+        (Policy::new().with_smtp(smtp).unwrap_err(), "smtp.rcpt-timeout: 0s is no time at all"),
+        (
+            Policy::new().with_domain("a b", DomainSettings::default()).unwrap_err(),
+            "domain.\"a b\": \"a b\" is not a domain",
+        ),
+        (
+            Policy::new().with_domain("*", DomainSettings::default().with_max_smtp_out(0)).unwrap_err(),
+            "domain.\"*\".max-smtp-out: Some(0) is zero",
+        ),
+    ] {
+        assert!(error.to_string().starts_with(want), "{error}");
+        assert_eq!(error.line(), None);
+    }
+}
+
+#[test]
+fn the_more_exact_wins_setting_by_setting() {
+    // Each level sets what the levels after it set too, and one of its own kind to show that it stays.
+    let levels = [
+        "[domain.\"*\"]\nmax-smtp-out = 1\nmax-attempts = 1\nretry-jitter = 0.1\nmax-rcpt-per-transaction = 1",
+        "[domain.\"*.example.com\"]\nmax-smtp-out = 2\nmax-attempts = 2\nretry-jitter = 0.2",
+        "[domain.\"*.b.example.com\"]\nmax-smtp-out = 3\nmax-attempts = 3",
+        "[domain.\"a.b.example.com\"]\nmax-smtp-out = 4",
+        "[domain.\"x.rollup\"]\nmax-smtp-out = 5",
+    ];
+    let own = "[[source]]\nname = \"s\"\n[source.domain.\"*\"]\nmax-msg-per-connection = 9\n\
+               [source.domain.\"*.example.com\"]\nmax-msg-per-connection = 8\nmax-smtp-out = 6\n";
+    let mut order = [0, 1, 2, 3, 4];
+    let mut checked = 0;
+    permute(&mut order, 0, &mut |order| {
+        let text = order.iter().fold(own.to_owned(), |text, n| text + levels[*n] + "\n");
+        let policy = Policy::from_toml(&text).unwrap();
+        let got = |queue: &str, source: &str| {
+            let s = policy.settings(queue, source);
+            (s.max_smtp_out.unwrap(), s.max_attempts.unwrap(), s.retry_jitter, s.max_rcpt_per_transaction)
+        };
+        assert_eq!(got("a.b.example.com", "-"), (4, 3, 0.2, 1));
+        assert_eq!(got("z.b.example.com", "-"), (3, 3, 0.2, 1));
+        assert_eq!(got("z.y.b.example.com", "-"), (3, 3, 0.2, 1));
+        assert_eq!(got("b.example.com", "-"), (2, 2, 0.2, 1));
+        assert_eq!(got("example.com", "-"), (1, 1, 0.1, 1));
+        assert_eq!(got("notexample.com", "-"), (1, 1, 0.1, 1));
+        assert_eq!(got("x.rollup", "-"), (5, 1, 0.1, 1));
+        assert_eq!(got("[192.0.2.1]", "-"), (1, 1, 0.1, 1));
+        assert_eq!(got("a.b.example.com", "s").0, 6, "the source's own goes before the policy's exact");
+        assert_eq!(policy.settings("a.b.example.com", "s").max_msg_per_connection, Some(8));
+        assert_eq!(policy.settings("x.rollup", "s").max_msg_per_connection, Some(9));
+        checked += 1;
+    });
+    assert_eq!(checked, 120);
+}
+
+fn permute<const N: usize>(order: &mut [usize; N], from: usize, visit: &mut impl FnMut(&[usize; N])) {
+    if from == N {
+        return visit(order);
+    }
+    for next in from..N {
+        order.swap(from, next);
+        permute(order, from + 1, visit);
+        order.swap(from, next);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        let _ = Config::from_toml(&text);
+    }
+
+    /// Near misses: the real files with a piece replaced.
+    #[test]
+    fn no_damaged_file_panics(at in 0..2000_usize, cut in 0..20_usize, put in r#"[ -~\n"\[\]={}*.é]{0,8}"#) {
+        let mut text: Vec<char> = BUILT.chars().chain(unbuilt::UNBUILT.iter().flat_map(|(text, _)| text.chars())).collect();
+        let at = at.min(text.len());
+        let end = (at + cut).min(text.len());
+        text.splice(at..end, put.chars());
+        if let Err(error) = Config::from_toml(&text.into_iter().collect::<String>()) {
+            prop_assert!(error.line().is_some(), "{}", error);
+            prop_assert!(!error.to_string().contains('\n'), "{}", error);
+        }
+    }
+
+    #[test]
+    fn draws_are_members(n in any::<u128>(), weights in proptest::collection::vec(1..=1_000_000_u32, 1..8)) {
+        let mut policy = Policy::new();
+        let mut pool = Pool::new("pool");
+        for (i, weight) in weights.iter().enumerate() {
+            policy = policy.with_source(Source::new(format!("s{i}"))).unwrap();
+            pool = pool.with_weighted_source(format!("s{i}"), *weight);
+        }
+        let policy = policy.with_pool(pool).unwrap();
+        let id = MessageId::from_uuid(uuid::Uuid::from_u128(n));
+        prop_assert!(policy.source(&policy.choose_source(Some("pool"), &id).unwrap()).is_some());
+    }
+}
