@@ -12,8 +12,8 @@
 //! let minutes = [5, 10, 30].map(|m| Duration::from_secs(60 * m));
 //! let policy = Policy::new()
 //!     .with_source(Source::new("out1").with_address("192.0.2.1".parse()?))?
-//!     .with_domain("*", DomainSettings::default().with_retry_after(RetryAfter::new(minutes)?))?
-//!     .with_domain("example.com", DomainSettings::default().with_max_smtp_out(2))?;
+//!     .with_domain("*", DomainSettings::new().with_retry_after(RetryAfter::new(minutes)?))?
+//!     .with_domain("example.com", DomainSettings::new().with_max_smtp_out(2))?;
 //! let settings = policy.settings("example.com", "out1");
 //! assert_eq!(settings.max_smtp_out, Some(2));
 //! assert_eq!(settings.retry_after.interval(7), Duration::from_secs(30 * 60));

@@ -36,6 +36,11 @@ macro_rules! settings {
         impl DomainSettings {
             pub(super) const KEYS: &[&str] = &[$($key),*];
 
+            /// Nothing set.
+            pub fn new() -> Self {
+                Self::default()
+            }
+
             $(
                 #[doc = concat!("Sets [`QueueSettings::", stringify!($field), "`].")]
                 #[doc(alias = $key)]
@@ -267,7 +272,7 @@ mod tests {
 
     #[test]
     fn defaults_pass_their_own_checks() {
-        let settings = DomainSettings::default()
+        let settings = DomainSettings::new()
             .with_bounce_after(QueueSettings::default().bounce_after)
             .with_max_smtp_out(5)
             .with_max_attempts(None)
@@ -279,18 +284,18 @@ mod tests {
     fn checks_name_key_and_value() {
         let zero = Duration::ZERO;
         for (settings, message) in [
-            (DomainSettings::default().with_max_smtp_out(0), "d.max-smtp-out: Some(0) is zero: "),
-            (DomainSettings::default().with_retry_jitter(f64::NAN), "d.retry-jitter: NaN is out of range: "),
-            (DomainSettings::default().with_bounce_after(zero), "d.bounce-after: 0ns is no time at all: "),
+            (DomainSettings::new().with_max_smtp_out(0), "d.max-smtp-out: Some(0) is zero: "),
+            (DomainSettings::new().with_retry_jitter(f64::NAN), "d.retry-jitter: NaN is out of range: "),
+            (DomainSettings::new().with_bounce_after(zero), "d.bounce-after: 0ns is no time at all: "),
             (
-                DomainSettings::default().with_max_rcpt_per_transaction(0_u32),
+                DomainSettings::new().with_max_rcpt_per_transaction(0_u32),
                 "d.max-rcpt-per-transaction: 0 is zero",
             ),
             (
-                DomainSettings::default().with_bounce_upon_no_mx(NoMx::After(zero)),
+                DomainSettings::new().with_bounce_upon_no_mx(NoMx::After(zero)),
                 "d.bounce-upon-no-mx: After(0ns) ",
             ),
-            (DomainSettings::default().with_smtp_hosts([vec![]]), "d.smtp-hosts: [[]] has a preference"),
+            (DomainSettings::new().with_smtp_hosts([vec![]]), "d.smtp-hosts: [[]] has a preference"),
         ] {
             let error = settings.check("d").unwrap_err().to_string();
             assert!(error.starts_with(message), "{error}");

@@ -163,9 +163,12 @@ impl<'t> Section<'t> {
         })
     }
 
-    /// All keys with their values.
-    pub(super) fn items(&self) -> impl Iterator<Item = (&'t str, Item<'t>)> {
-        self.table.iter().map(|(key, value)| (&**key.get_ref(), self.item(key, value)))
+    /// All keys with their values, in the order of the file, so that the first mistake is the one reported.
+    pub(super) fn items(&self) -> Vec<(&'t str, Item<'t>)> {
+        let items = self.table.iter().map(|(key, value)| (&**key.get_ref(), self.item(key, value)));
+        let mut items: Vec<_> = items.collect();
+        items.sort_by_key(|(_, item)| item.at);
+        items
     }
 
     fn item<S: AsRef<str>>(&self, key: &'t Spanned<S>, value: &'t Spanned<DeValue<'t>>) -> Item<'t> {

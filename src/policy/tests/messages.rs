@@ -90,7 +90,7 @@ fn messages_name_line_key_value_and_what_is_right() {
         ),
         (
             "[domain.\"a.example\"]\n\n[domain.\"A.example.\"]",
-            "line 1: domain.\"a.example\": `a.example` has settings already: merge the two",
+            "line 3: domain.\"A.example.\": `a.example` has settings already: merge the two",
         ),
         ("[domain]\n\"*\" = 5", "line 2: domain.\"*\": 5 is not a table: write it as [domain.\"*\"]"),
         ("[source]\nname = \"x\"", "line 1: source: is not a list of tables: write [[source]]"),

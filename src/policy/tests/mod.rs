@@ -171,11 +171,11 @@ fn what_is_added_in_rust_is_checked() {
         (Policy::new().with_max_connections(0).unwrap_err(), "engine.max-connections: 0 is zero"),
         (Policy::new().with_smtp(smtp).unwrap_err(), "smtp.rcpt-timeout: 0s is no time at all"),
         (
-            Policy::new().with_domain("a b", DomainSettings::default()).unwrap_err(),
+            Policy::new().with_domain("a b", DomainSettings::new()).unwrap_err(),
             "domain.\"a b\": \"a b\" is not a domain",
         ),
         (
-            Policy::new().with_domain("*", DomainSettings::default().with_max_smtp_out(0)).unwrap_err(),
+            Policy::new().with_domain("*", DomainSettings::new().with_max_smtp_out(0)).unwrap_err(),
             "domain.\"*\".max-smtp-out: Some(0) is zero",
         ),
     ] {

@@ -85,7 +85,7 @@ fn mistakes_come_before_refusals() {
 #[test]
 fn unbuilt_parts_are_refused_in_rust_too() {
     let rate = Rate::new(1, secs(60)).unwrap();
-    let settings = || DomainSettings::default().with_max_msg_rate(rate);
+    let settings = || DomainSettings::new().with_max_msg_rate(rate);
     for error in [
         Policy::new().with_domain("*", settings()).unwrap_err(),
         Source::new("s").with_domain("*", settings()).unwrap_err(),
