@@ -9,20 +9,21 @@
 //!
 //! An item is worked on under a *lease*: who holds the current lease of an item may change it, nobody else.
 
-#[cfg(feature = "disk")]
-mod disk;
+mod apply;
 mod lease;
 mod memory;
+mod order;
+mod rows;
+mod select;
 mod types;
+mod upkeep;
 
 use std::fmt::{Debug, Display};
 
 use async_trait::async_trait;
 
 use crate::clock::Timestamp;
-#[cfg(feature = "disk")]
-// pub use disk::{DiskOptions, DiskStorage};
-// pub use memory::MemoryStorage;
+pub use memory::MemoryStorage;
 pub use types::*;
 
 /// A durable store of messages.
@@ -66,7 +67,10 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     async fn renew(&self, owner: Owner, until: Timestamp) -> Result<(), StorageError>;
 
     /// Reads bodies. The answers are in the order of the keys; one that is gone or damaged fails alone.
-    async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<bytes::Bytes, StorageError>>, StorageError>;
+    async fn bodies(
+        &self,
+        keys: Vec<BodyKey>,
+    ) -> Result<Vec<Result<bytes::Bytes, StorageError>>, StorageError>;
 
     /// Applies changes in order, atomically. The answers are in the order of the changes.
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>, StorageError>;

@@ -1,0 +1,120 @@
+//! What `maintain` does to the rows of both stores, in small portions.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::message::MessageId;
+
+use super::lease::LeaseTable;
+use super::order::{Axis, LaneId, OrderKey, START};
+use super::rows::{Counters, Result, RowsMut};
+use super::{ID_MEMORY, Lane};
+
+/// Rows looked at in one call.
+const PORTION: usize = 4096;
+/// How long a generation of finished ids lasts: ids are remembered up to this much longer than [`ID_MEMORY`].
+const GENERATION: Duration = Duration::from_secs(3600);
+/// Ended generations that are kept apart; reached only when the clock jumps back. The current one then lasts on.
+const MAX_ENDED: usize = 64;
+
+/// Where the next call goes on.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    ids: Option<MessageId>,
+    lanes: Option<Lane>,
+}
+
+impl Upkeep {
+    /// Forgets old ids and empty lanes.
+    pub(super) fn run<R: RowsMut>(
+        &mut self,
+        rows: &mut R,
+        leases: &LeaseTable,
+        now: Timestamp,
+    ) -> Result<()> {
+        self.forget_ids(rows, now)?;
+        self.drop_lanes(rows, leases)
+    }
+
+    fn forget_ids<R: RowsMut>(&mut self, rows: &mut R, now: Timestamp) -> Result<()> {
+        let Some(oldest_kept) = end_generation(rows.counters(), now) else { return Ok(()) };
+        let mut old = Vec::new();
+        let mut seen = 0;
+        let mut last = None;
+        for entry in rows.finished_after(self.ids)?.take(PORTION) {
+            let (id, generation) = entry?;
+            seen += 1;
+            last = Some(id);
+            if generation < oldest_kept {
+                old.push(id);
+            }
+        }
+        self.ids = last.filter(|_| seen == PORTION);
+        old.into_iter().try_for_each(|id| rows.remove_finished(id))
+    }
+
+    fn drop_lanes<R: RowsMut>(&mut self, rows: &mut R, leases: &LeaseTable) -> Result<()> {
+        let mut empty = Vec::new();
+        let mut seen = 0;
+        let mut last = None;
+        for entry in rows.lanes_after(self.lanes.as_ref())?.take(PORTION) {
+            let (lane, id) = entry?;
+            seen += 1;
+            if !leases.has_lane(id) && is_empty(rows, id)? {
+                empty.push((id, lane.clone()));
+            }
+            last = Some(lane);
+        }
+        self.lanes = last.filter(|_| seen == PORTION);
+        empty.into_iter().try_for_each(|(id, lane)| rows.remove_lane(id, &lane))
+    }
+}
+
+fn is_empty<R: RowsMut>(rows: &R, lane: LaneId) -> Result<bool> {
+    let first = rows.order_from(OrderKey { lane, axis: Axis::Fresh, spot: START })?.next().transpose()?;
+    Ok(first.is_none_or(|key| key.lane != lane))
+}
+
+/// Ends the current generation if it has lasted long enough. Returns the oldest one that must still be kept, if any
+/// may go.
+fn end_generation(counters: &mut Counters, now: Timestamp) -> Option<u64> {
+    let lasted = counters.ended.last().is_none_or(|(_, at)| now.saturating_since(*at) >= GENERATION);
+    if lasted && counters.ended.len() < MAX_ENDED {
+        counters.ended.push((counters.generation, now));
+        counters.generation = counters.generation.saturating_add(1);
+    }
+    let old = |(_, at): &&(u64, Timestamp)| now.saturating_since(*at) >= ID_MEMORY;
+    let last_old = counters.ended.iter().rfind(old).map(|(generation, _)| *generation)?;
+    // The last old one stays, to be known as old in later calls.
+    counters.ended.retain(|(generation, _)| *generation >= last_old);
+    Some(last_old.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_forgotten_before_id_memory_and_ended_stays_small() {
+        let mut counters = Counters::default();
+        let mut now = Timestamp::from_unix_seconds(1_000_000);
+        let mut closed = Vec::new();
+        for _ in 0..2_000 {
+            let before = counters.generation;
+            let kept = end_generation(&mut counters, now);
+            if counters.generation > before {
+                closed.push((before, now));
+            }
+            for (generation, at) in &closed {
+                if kept.is_some_and(|kept| *generation < kept) {
+                    assert!(now.saturating_since(*at) >= ID_MEMORY);
+                } else {
+                    assert!(now.saturating_since(*at) < ID_MEMORY + GENERATION + GENERATION);
+                }
+            }
+            closed.retain(|(_, at)| now.saturating_since(*at) < ID_MEMORY);
+            assert!(counters.ended.len() < 30);
+            now = now + Duration::from_secs(300);
+        }
+    }
+}
