@@ -11,6 +11,10 @@ use crate::clock::Timestamp;
 use super::order::{Axis, LaneId, Place, START, Spot};
 use super::{ItemId, Lease, Owner};
 
+/// Owners without leases whose time has run out are remembered up to this number of owners, so that what they are
+/// given later has run out as well.
+const MAX_IDLE_OWNERS: usize = 1024;
+
 /// The leases of one store. Its size follows the leases that are held, nothing else.
 #[derive(Debug)]
 pub(super) struct LeaseTable {
@@ -99,6 +103,10 @@ impl LeaseTable {
         self.leases.insert(item, Entry { owner, lease, place, pinned: false });
         self.owners.entry(owner).or_default().items.insert(item);
         self.lanes.entry(place.lane).or_default().leased += 1;
+        if !self.is_held(item) {
+            // The owner's time has run out already: claims must see the item.
+            self.freed(item, place);
+        }
         lease
     }
 
@@ -153,13 +161,14 @@ impl LeaseTable {
     /// Leases that ran out before `now` may be taken.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let mut freed = Vec::new();
+        let many = self.owners.len() > MAX_IDLE_OWNERS;
         self.owners.retain(|_, holdings| {
             let over = holdings.until.is_some_and(|until| until < now);
             if over && !holdings.lapsed {
                 holdings.lapsed = true;
                 freed.extend(holdings.items.iter().copied());
             }
-            !(over && holdings.items.is_empty())
+            !(many && over && holdings.items.is_empty())
         });
         for item in freed {
             if let Some(place) = self.place(item) {

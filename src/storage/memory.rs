@@ -146,7 +146,9 @@ impl Storage for MemoryStorage {
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
         let state = self.lock();
-        select::list(&state.tables, |item| state.leases.is_held(item), &filter, after, limit)
+        let mut list = select::list(&state.tables, &filter, after, limit)?;
+        select::mark_leased(&mut list, &state.leases);
+        Ok(list)
     }
 
     async fn usage(&self) -> Result<Usage> {

@@ -10,11 +10,15 @@
 //! An item is worked on under a *lease*: who holds the current lease of an item may change it, nobody else.
 
 mod apply;
+#[cfg(feature = "disk")]
+mod disk;
 mod lease;
 mod memory;
 mod order;
 mod rows;
 mod select;
+#[cfg(test)]
+mod tests;
 mod types;
 mod upkeep;
 
@@ -23,6 +27,8 @@ use std::fmt::{Debug, Display};
 use async_trait::async_trait;
 
 use crate::clock::Timestamp;
+#[cfg(feature = "disk")]
+pub use disk::{DiskOptions, DiskStorage};
 pub use memory::MemoryStorage;
 pub use types::*;
 

@@ -255,15 +255,14 @@ fn head<R: Rows>(rows: &R, leases: &mut LeaseTable, id: LaneId, lane: &Lane) -> 
     Ok(Some(LaneHead { lane: lane.clone(), next_due, oldest, first_expiry }))
 }
 
-/// Items that match, in order of their keys.
+/// Items that match, in order of their keys. Which are leased is left to [`mark_leased`].
 pub(super) fn list<R: Rows>(
     rows: &R,
-    is_leased: impl Fn(ItemId) -> bool,
     filter: &Filter,
     after: Option<ItemId>,
     limit: usize,
 ) -> Result<Vec<ItemSummary>> {
-    let mut found = Found { rows, is_leased, last_lane: None, list: Vec::new() };
+    let mut found = Found { rows, last_lane: None, list: Vec::new() };
     match filter {
         Filter::Message(id) => {
             let Some(message) = rows.message(*id)? else { return Ok(found.list) };
@@ -300,6 +299,11 @@ pub(super) fn list<R: Rows>(
     Ok(found.list)
 }
 
+/// Fills in which items are leased. Apart from [`list`], which may read for long, and with it no lock of the leases.
+pub(super) fn mark_leased(list: &mut [ItemSummary], leases: &LeaseTable) {
+    list.iter_mut().for_each(|item| item.leased = leases.is_held(item.id));
+}
+
 /// The `limit` smallest ids after `after`. Reads the lane's keys, keeps `limit` of them.
 fn ids_in_lane<R: Rows>(rows: &R, lane: LaneId, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemId>> {
     let mut smallest = BinaryHeap::new();
@@ -325,15 +329,14 @@ fn ids_in_lane<R: Rows>(rows: &R, lane: LaneId, after: Option<ItemId>, limit: us
     Ok(smallest.into_sorted_vec())
 }
 
-struct Found<'a, R, F> {
+struct Found<'a, R> {
     rows: &'a R,
-    is_leased: F,
     /// Neighbours often share a lane.
     last_lane: Option<(LaneId, Lane)>,
     list: Vec<ItemSummary>,
 }
 
-impl<R: Rows, F: Fn(ItemId) -> bool> Found<'_, R, F> {
+impl<R: Rows> Found<'_, R> {
     fn push_id(&mut self, id: ItemId) -> Result<()> {
         match self.rows.item(id)? {
             Some(row) => self.push(id, row),
@@ -351,9 +354,8 @@ impl<R: Rows, F: Fn(ItemId) -> bool> Found<'_, R, F> {
             }
         };
         let envelope: Arc<_> = row.envelope;
-        let leased = (self.is_leased)(id);
         let (message, due, recipients) = (envelope.id, row.due, row.recipients);
-        self.list.push(ItemSummary { id, message, lane, due, leased, recipients });
+        self.list.push(ItemSummary { id, message, lane, due, leased: false, recipients });
         Ok(())
     }
 }

@@ -1,0 +1,40 @@
+//! From the errors of files and of redb to ours.
+
+use std::io;
+use std::path::Path;
+
+use crate::storage::{StorageError, StorageErrorKind};
+
+/// A file operation failed before anything was committed.
+pub(super) fn io(doing: &str, path: &Path, error: io::Error) -> StorageError {
+    let kind = if is_full(&error) { StorageErrorKind::Full } else { StorageErrorKind::Temporary };
+    StorageError::new(kind, format!("{doing} {}: {error}", path.display())).with_source(error)
+}
+
+/// No space, or no space for this user.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The metadata could not be read or prepared. After an I/O error redb refuses all that follows, so do we.
+pub(super) fn db(error: impl Into<redb::Error>) -> StorageError {
+    let error = error.into();
+    let kind = match error {
+        redb::Error::Io(_)
+        | redb::Error::PreviousIo
+        | redb::Error::DatabaseClosed
+        | redb::Error::LockPoisoned(_) => StorageErrorKind::Poisoned,
+        _ => StorageErrorKind::Corrupt,
+    };
+    StorageError::new(kind, format!("metadata: {error}")).with_source(error)
+}
+
+/// A flush failed: what it was to write may or may not be there.
+pub(super) fn flush(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> StorageError {
+    let message = format!("{what} failed, so it is not known what is on disk: {error}");
+    StorageError::new(StorageErrorKind::OutcomeUnknown, message).with_source(error)
+}
+
+pub(super) fn corrupt(message: impl Into<String>) -> StorageError {
+    StorageError::new(StorageErrorKind::Corrupt, message)
+}

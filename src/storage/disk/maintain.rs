@@ -1,0 +1,161 @@
+//! Giving space back: body files in which little is alive, and a metadata file that has become nearly empty.
+
+use std::collections::BTreeMap;
+
+use redb::ReadableTableMetadata;
+
+use crate::clock::Timestamp;
+use crate::storage::rows::{MessageRow, Result, Rows};
+
+use super::codec::Location;
+use super::error::{self, db};
+use super::segment::{FILE_HEADER, RECORD_HEADER, RecordHeader};
+use super::tables::{Tables, Writer};
+use super::writer::WriterState;
+use super::{Shared, lock};
+use crate::message::MessageId;
+
+/// A smaller metadata file is left as it is.
+const SMALL_METADATA: u64 = 16 * 1024 * 1024;
+/// What a row takes at least, roughly: to see without reading whether a file may be nearly empty.
+const ROW_OCTETS: u64 = 256;
+
+/// A body that is alive, and its row.
+type Living = (MessageId, MessageRow<Location>);
+
+impl Shared {
+    /// Forgets what is old, then rewrites one body file in which under a quarter is alive, then the metadata file
+    /// under the same condition.
+    pub(super) fn maintain(&self, state: &mut WriterState, now: Timestamp) -> Result<()> {
+        let done = self.forget_and_move(state, now);
+        state.bodies.rollback();
+        let dead = done?;
+        state.bodies.delete(&dead, &self.bodies);
+        self.compact(state)
+    }
+
+    fn forget_and_move(&self, state: &mut WriterState, now: Timestamp) -> Result<Vec<u64>> {
+        let database = self.database();
+        let mut transaction = database.begin_write().map_err(db)?;
+        transaction.set_quick_repair(true);
+        let writing = state.bodies.writing();
+        let sizes = state.bodies.sizes().clone();
+        let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies)?;
+        state.upkeep.run(&mut writer, &lock(&self.leases), now)?;
+        let segments = writer.segments()?;
+        // An idle store should not hold on to a file of settled mail.
+        if segments.get(&writing).is_some_and(|(_, records)| *records == 0) {
+            writer.seal();
+        }
+        // Left by rounds that failed after closing a file.
+        let writing = writer.bodies.writing();
+        for (segment, (_, records)) in &segments {
+            if *records == 0 && *segment != writing {
+                writer.recheck(*segment);
+            }
+        }
+        if let Some(segment) = sparse(&segments, &sizes, writing, &state.unreadable) {
+            let records = segments.get(&segment).map_or(0, |(_, records)| *records);
+            let size = sizes.get(&segment).copied().unwrap_or_default();
+            let living = self.living(&writer, segment, size)?;
+            if living.len() as u64 == records {
+                self.move_bodies(&mut writer, living)?;
+            } else {
+                tracing::warn!(segment, found = living.len(), records, "a body file can not be followed");
+                state.unreadable.insert(segment);
+            }
+        }
+        let (counters, changed, dead) = writer.finish(&transaction)?;
+        if !changed {
+            transaction.abort().map_err(db)?;
+            return Ok(Vec::new());
+        }
+        state.bodies.flush()?;
+        transaction
+            .commit()
+            .map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
+        state.counters = counters;
+        state.unreadable.retain(|segment| !dead.contains(segment));
+        Ok(dead)
+    }
+
+    /// The living bodies of a file, found by following its records.
+    fn living(&self, writer: &Writer<'_, '_>, segment: u64, size: u64) -> Result<Vec<Living>> {
+        let mut living = Vec::new();
+        let mut offset = FILE_HEADER;
+        while offset + RECORD_HEADER as u64 <= size {
+            let Some(bytes) = self.bodies.read_at(segment, offset, 0)? else { break };
+            let Some(header) = RecordHeader::parse(&bytes) else { break };
+            if let Some(row) = writer.message(header.id)?
+                && (row.body.segment, row.body.offset) == (segment, offset)
+            {
+                living.push((header.id, row));
+            }
+            offset += RECORD_HEADER as u64 + u64::from(header.length);
+        }
+        Ok(living)
+    }
+
+    /// Copies records as they are: a damaged one stays damaged and is found by whoever reads it.
+    fn move_bodies(&self, writer: &mut Writer<'_, '_>, living: Vec<Living>) -> Result<()> {
+        for (id, row) in living {
+            let Location { segment, offset, length } = row.body;
+            let Some(record) = self.bodies.read_at(segment, offset, length as usize)? else { continue };
+            let to = writer.bodies.append_record(record);
+            writer.move_body(id, row, to)?;
+        }
+        Ok(())
+    }
+
+    fn compact(&self, state: &mut WriterState) -> Result<()> {
+        let length = self.metadata_length();
+        // Not again and again when there is nothing to gain.
+        if length < SMALL_METADATA || length < state.compacted.saturating_add(state.compacted / 2) {
+            return Ok(());
+        }
+        if !self.is_nearly_empty(length)? {
+            return Ok(());
+        }
+        // Waits for reads that go on, and holds new ones back.
+        let mut database = self.database.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match database.compact() {
+            Ok(_) => state.compacted = self.metadata_length(),
+            Err(redb::CompactionError::Storage(error)) => {
+                return Err(error::flush("compacting metadata", error));
+            }
+            Err(error) => tracing::warn!(%error, "the metadata file is not compacted"),
+        }
+        Ok(())
+    }
+
+    fn is_nearly_empty(&self, length: u64) -> Result<bool> {
+        let database = self.database();
+        let transaction = redb::ReadableDatabase::begin_read(&*database).map_err(db)?;
+        let tables = Tables::open(&transaction)?;
+        let rows = tables.items.len().map_err(db)?.saturating_add(tables.outbox.len().map_err(db)?);
+        if rows.saturating_mul(ROW_OCTETS) > length / 4 {
+            return Ok(false);
+        }
+        drop((tables, transaction));
+        // Few rows, so that walking over them for the exact figure costs little.
+        let transaction = database.begin_write().map_err(db)?;
+        let stats = transaction.stats().map_err(db)?;
+        transaction.abort().map_err(db)?;
+        Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()) < length / 4)
+    }
+}
+
+/// The first closed body file of which under a quarter is alive, though something is.
+fn sparse(
+    segments: &BTreeMap<u64, (u64, u64)>,
+    sizes: &BTreeMap<u64, u64>,
+    writing: u64,
+    unreadable: &std::collections::HashSet<u64>,
+) -> Option<u64> {
+    let is_sparse = |(segment, (octets, records)): &(&u64, &(u64, u64))| {
+        let alive = octets.saturating_add(records.saturating_mul(RECORD_HEADER as u64));
+        let size = sizes.get(*segment).copied().unwrap_or_default();
+        **segment != writing && *records > 0 && alive < size / 4 && !unreadable.contains(*segment)
+    };
+    segments.iter().find(is_sparse).map(|(segment, _)| *segment)
+}

@@ -1,0 +1,314 @@
+//! [`DiskStorage`]: metadata in redb, bodies in append-only files.
+//!
+//! One round of writing (`writer`) appends the bodies of all waiting calls to a segment (`segment`), flushes it, then
+//! commits the metadata of all (`tables`, `codec`). A crash between the two leaves octets that nobody points to.
+
+mod backend;
+mod codec;
+mod error;
+#[cfg(test)]
+pub(super) mod faults;
+mod files;
+mod maintain;
+mod open;
+mod options;
+mod reserve;
+mod segment;
+mod tables;
+mod writer;
+
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redb::{Database, ReadableDatabase, ReadableTableMetadata};
+use tokio::sync::Semaphore;
+
+use crate::clock::Timestamp;
+
+use super::lease::LeaseTable;
+use super::rows::{Result, Rows};
+use super::{
+    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
+    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
+    StorageErrorKind, Usage, apply, select,
+};
+use error::db;
+pub use options::DiskOptions;
+use reserve::Reserve;
+use segment::Bodies;
+use tables::{Reading, Tables};
+use writer::{Queue, Work, WriterState};
+
+/// The embedded durable store: a folder that one process has at a time.
+///
+/// The folder holds `metadata.redb`, body files in `bodies`, the file `reserve` and the file `lock`. It must lie on a
+/// local file system that keeps what it has flushed.
+///
+/// # Writing
+///
+/// Inserts and commits that come while the disk is busy share the next flush; nobody waits for a timer. At most
+/// [`DiskOptions::with_waiting_calls`] calls wait at once, later ones wait before them. All work on files runs on
+/// tokio's blocking threads, so a paused clock does not run ahead of it.
+///
+/// # Full disk
+///
+/// Inserts fail with [`StorageErrorKind::Full`]. Commits go on as long as the metadata file has room inside, and then
+/// out of the reserve; see [`DiskOptions::with_reserve`]. On file systems that find out only while flushing that they
+/// are full, the flush fails, with the consequence below.
+///
+/// # Failed flush
+///
+/// Nothing is flushed twice: the call gets [`StorageErrorKind::OutcomeUnknown`], all later ones
+/// [`StorageErrorKind::Poisoned`]. Opening the store again shows what is on disk.
+///
+/// # Dropping
+///
+/// Dropping the handle waits for writing that has begun, so that the folder can be opened again at once.
+pub struct DiskStorage {
+    shared: Arc<Shared>,
+    jobs: Arc<Jobs>,
+}
+
+struct Shared {
+    path: PathBuf,
+    /// Written to only to compact: that needs it alone.
+    database: RwLock<Database>,
+    leases: Mutex<LeaseTable>,
+    queue: Mutex<Queue>,
+    admission: Arc<Semaphore>,
+    writer: Mutex<WriterState>,
+    bodies: Bodies,
+    body_octets: Arc<AtomicU64>,
+    reserve: Arc<Reserve>,
+    poisoned: OnceLock<String>,
+    /// Held while the store is open. Declared last: released last.
+    _lock_file: File,
+}
+
+impl DiskStorage {
+    /// Opens the store in the folder `path` with [`DiskOptions::default`], or makes one.
+    ///
+    /// # Errors
+    /// `Locked` if somebody has it open, `Corrupt` if it is damaged or of another version, `Full` or `Temporary` if
+    /// the folder can not be used.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, DiskOptions::default()).await
+    }
+
+    /// Opens the store in the folder `path`, or makes one. Leases of an earlier opening are void.
+    ///
+    /// # Errors
+    /// As [`DiskStorage::open`].
+    pub async fn open_with(path: impl AsRef<Path>, options: DiskOptions) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let opened = tokio::task::spawn_blocking(move || Shared::open(&path, &options)).await;
+        let shared = opened.unwrap_or_else(|error| Err(broken(error)))?;
+        Ok(Self { shared: Arc::new(shared), jobs: Arc::default() })
+    }
+
+    /// Runs `read` on a blocking thread.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let job = self.job();
+        let done = tokio::task::spawn_blocking(move || {
+            let shared = job.shared();
+            shared.check().and_then(|()| read(shared))
+        });
+        done.await.unwrap_or_else(|error| Err(broken(error)))
+    }
+
+    fn job(&self) -> Job {
+        *lock(&self.jobs.running) += 1;
+        Job { shared: self.shared.clone(), _running: Running(self.jobs.clone()) }
+    }
+}
+
+impl Drop for DiskStorage {
+    fn drop(&mut self) {
+        let mut running = lock(&self.jobs.running);
+        while *running > 0 {
+            running = self.jobs.less.wait(running).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl fmt::Debug for DiskStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskStorage").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for DiskStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.shared.path.display())
+    }
+}
+
+#[async_trait]
+impl Storage for DiskStorage {
+    async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
+        apply::check_messages(&messages)?;
+        self.write(|answer| Work::Insert(messages, answer)).await
+    }
+
+    async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>> {
+        self.read(move |shared| {
+            shared.with_leases(|rows, leases| select::heads(rows, leases, after.as_ref(), limit))
+        })
+        .await
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
+        self.read(move |shared| shared.with_leases(|rows, leases| select::claim(rows, leases, &request)))
+            .await
+    }
+
+    async fn renew(&self, owner: Owner, until: Timestamp) -> Result<()> {
+        self.read(move |shared| {
+            lock(&shared.leases).extend(owner, until);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes>>> {
+        self.read(move |shared| Ok(keys.iter().map(|key| shared.body(*key)).collect())).await
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
+        apply::check_changes(&changes)?;
+        self.write(|answer| Work::Commit(changes, answer)).await
+    }
+
+    async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>> {
+        self.read(move |shared| shared.with(|rows| rows.state_after(after.as_deref())?.take(limit).collect()))
+            .await
+    }
+
+    async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
+        self.read(move |shared| shared.with(|rows| rows.outbox_after(after)?.take(limit).collect())).await
+    }
+
+    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+        self.read(move |shared| {
+            let mut list = shared.with(|rows| select::list(rows, &filter, after, limit))?;
+            select::mark_leased(&mut list, &lock(&shared.leases));
+            Ok(list)
+        })
+        .await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.read(|shared| {
+            let (items, outbox) =
+                shared.with(|rows| Ok((rows.items.len().map_err(db)?, rows.outbox.len().map_err(db)?)))?;
+            let octets = shared.metadata_length().saturating_add(shared.body_octets.load(Ordering::Relaxed));
+            Ok(Usage { items, outbox, octets })
+        })
+        .await
+    }
+
+    async fn maintain(&self, now: Timestamp) -> Result<()> {
+        self.write(|answer| Work::Maintain(now, answer)).await
+    }
+}
+
+impl Shared {
+    fn database(&self) -> RwLockReadGuard<'_, Database> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what was committed when this is called.
+    fn with<T>(&self, read: impl FnOnce(&Tables<Reading>) -> Result<T>) -> Result<T> {
+        let database = self.database();
+        let transaction = database.begin_read().map_err(db)?;
+        read(&Tables::open(&transaction)?)
+    }
+
+    /// Reads under the lock of the leases. It is taken first: a lease ends only after the commit that ended it, so
+    /// what this sees as free was read as it is now.
+    fn with_leases<T>(&self, read: impl FnOnce(&Tables<Reading>, &mut LeaseTable) -> Result<T>) -> Result<T> {
+        let mut leases = lock(&self.leases);
+        self.with(|rows| read(rows, &mut leases))
+    }
+
+    fn body(&self, key: BodyKey) -> Result<Bytes> {
+        // It may be moved while it is looked for; twice in so short a time is not to be expected.
+        for _ in 0..3 {
+            let Some(row) = self.with(|rows| rows.message(key.0))? else {
+                return Err(super::memory::no_body(key));
+            };
+            if let Some(body) = self.bodies.read(key.0, row.body)? {
+                return Ok(body);
+            }
+        }
+        Err(error::corrupt(format!("the body file of message {} is missing", key.0)))
+    }
+
+    fn metadata_length(&self) -> u64 {
+        std::fs::metadata(self.path.join(open::METADATA)).map(|data| data.len()).unwrap_or_default()
+    }
+
+    /// Refuses everything once a flush has failed.
+    fn check(&self) -> Result<()> {
+        match self.poisoned.get() {
+            None => Ok(()),
+            Some(reason) => {
+                let message = format!("the store refuses since an earlier failure: {reason}");
+                Err(StorageError::new(StorageErrorKind::Poisoned, message))
+            }
+        }
+    }
+
+    fn poison(&self, error: &StorageError) {
+        if self.poisoned.set(error.to_string()).is_ok() {
+            tracing::error!(path = %self.path.display(), %error, "the store refuses from now on");
+        }
+    }
+}
+
+/// Work on blocking threads. It keeps the store open, and dropping the store waits for it.
+struct Job {
+    // Dropped first, so that whoever waited has the last one.
+    shared: Arc<Shared>,
+    _running: Running,
+}
+
+impl Job {
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+#[derive(Default)]
+struct Jobs {
+    running: Mutex<usize>,
+    less: Condvar,
+}
+
+struct Running(Arc<Jobs>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *lock(&self.0.running) -= 1;
+        self.0.less.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is locked is never left half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A blocking thread panicked, or the runtime has ended.
+fn broken(error: tokio::task::JoinError) -> StorageError {
+    let message = "the store could not finish its work: a panic, or the runtime has ended";
+    StorageError::new(StorageErrorKind::Temporary, message).with_source(error)
+}

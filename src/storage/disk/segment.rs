@@ -1,0 +1,365 @@
+//! Bodies on disk: append-only files of records.
+//!
+//! A file starts with a header: 8 octets of magic, its number (u64, little endian as all numbers here). Records
+//! follow: magic (4 octets), message id (16), body length (u32), CRC-32 of id, length and body (u32), body.
+//! Which records are alive is known to the metadata alone; what a crash left behind in a file is just never alive.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::message::MessageId;
+use crate::storage::rows::Result;
+
+use super::codec::Location;
+use super::error::{self, corrupt};
+use super::files::{read_exact_at, sync_folder};
+
+const FILE_MAGIC: [u8; 8] = *b"prbody\0\x01";
+pub(super) const FILE_HEADER: u64 = 16;
+const RECORD_MAGIC: [u8; 4] = *b"\xb0dy\x01";
+pub(super) const RECORD_HEADER: usize = 28;
+/// Files kept open for reading.
+const OPEN_FILES: usize = 32;
+
+/// The start of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RecordHeader {
+    pub(super) id: MessageId,
+    pub(super) length: u32,
+    checksum: u32,
+}
+
+impl RecordHeader {
+    fn new(id: MessageId, body: &[u8]) -> Self {
+        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        Self { id, length, checksum: checksum(id, length, body) }
+    }
+
+    fn to_bytes(self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(RECORD_HEADER);
+        bytes.extend_from_slice(&RECORD_MAGIC);
+        bytes.extend_from_slice(self.id.as_uuid().as_bytes());
+        bytes.extend_from_slice(&self.length.to_le_bytes());
+        bytes.extend_from_slice(&self.checksum.to_le_bytes());
+        bytes.freeze()
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(&RECORD_MAGIC)?;
+        let (id, rest) = rest.split_first_chunk::<16>()?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let (checksum, _) = rest.split_first_chunk::<4>()?;
+        let id = MessageId::from_uuid(uuid::Uuid::from_bytes(*id));
+        Some(Self { id, length: u32::from_le_bytes(*length), checksum: u32::from_le_bytes(*checksum) })
+    }
+
+    fn matches(self, id: MessageId, body: &[u8]) -> bool {
+        self.id == id
+            && self.length as usize == body.len()
+            && self.checksum == checksum(id, self.length, body)
+    }
+}
+
+fn checksum(id: MessageId, length: u32, body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(id.as_uuid().as_bytes());
+    hasher.update(&length.to_le_bytes());
+    hasher.update(body);
+    hasher.finalize()
+}
+
+pub(super) fn path_of(folder: &Path, segment: u64) -> PathBuf {
+    folder.join(format!("{segment:016x}.bodies"))
+}
+
+/// The number in the name of a body file.
+pub(super) fn number_of(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".bodies")?;
+    let is_hex = name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_hex { u64::from_str_radix(name, 16).ok() } else { None }
+}
+
+/// Appends bodies; used by one writer at a time.
+#[derive(Debug)]
+pub(super) struct SegmentWriter {
+    folder: PathBuf,
+    full_size: u64,
+    next: u64,
+    current: Option<Current>,
+    pending: Vec<Bytes>,
+    pending_octets: u64,
+    /// The sizes of all files: a few octets for each `full_size` octets stored.
+    sizes: BTreeMap<u64, u64>,
+    total: Arc<AtomicU64>,
+    #[cfg(test)]
+    faults: Arc<super::faults::Faults>,
+}
+
+#[derive(Debug)]
+struct Current {
+    segment: u64,
+    file: File,
+    length: u64,
+}
+
+impl SegmentWriter {
+    /// Continues in a new file: the end of the last one may be what a crash left.
+    pub(super) fn new(
+        folder: PathBuf,
+        options: &super::DiskOptions,
+        sizes: BTreeMap<u64, u64>,
+        next: u64,
+        total: Arc<AtomicU64>,
+    ) -> Self {
+        total.store(sizes.values().sum(), Ordering::Relaxed);
+        Self {
+            folder,
+            full_size: options.segment_size,
+            next,
+            current: None,
+            pending: Vec::new(),
+            pending_octets: 0,
+            sizes,
+            total,
+            #[cfg(test)]
+            faults: options.faults.clone(),
+        }
+    }
+
+    /// The file that is being written, or will be.
+    pub(super) fn writing(&self) -> u64 {
+        self.end().0
+    }
+
+    pub(super) fn sizes(&self) -> &BTreeMap<u64, u64> {
+        &self.sizes
+    }
+
+    /// Closes the current file if it is full, or in any case if `always`. Returns the one that was closed.
+    pub(super) fn seal(&mut self, always: bool) -> Option<u64> {
+        let full = self.current.as_ref().is_some_and(|current| always || current.length >= self.full_size);
+        if full { self.current.take().map(|current| current.segment) } else { None }
+    }
+
+    /// Adds a body to what the next [`SegmentWriter::flush`] writes.
+    pub(super) fn append(&mut self, id: MessageId, body: &Bytes) -> Location {
+        let header = RecordHeader::new(id, body);
+        let (segment, offset) = self.end();
+        self.add(header.to_bytes());
+        self.add(body.clone());
+        Location { segment, offset, length: header.length }
+    }
+
+    /// Adds a whole record as it is. Returns its segment and offset.
+    pub(super) fn append_record(&mut self, record: Bytes) -> (u64, u64) {
+        let end = self.end();
+        self.add(record);
+        end
+    }
+
+    fn end(&self) -> (u64, u64) {
+        let (segment, length) = match &self.current {
+            Some(current) => (current.segment, current.length),
+            None => (self.next, FILE_HEADER),
+        };
+        (segment, length + self.pending_octets)
+    }
+
+    fn add(&mut self, bytes: Bytes) {
+        self.pending_octets += bytes.len() as u64;
+        self.pending.push(bytes);
+    }
+
+    /// Forgets what was not flushed.
+    pub(super) fn rollback(&mut self) {
+        self.pending.clear();
+        self.pending_octets = 0;
+    }
+
+    /// Writes all that was appended and makes it durable.
+    ///
+    /// # Errors
+    /// `OutcomeUnknown` if making it durable failed: then nothing may be written again. Else nothing was written.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let created = self.current.is_none();
+        if created {
+            self.create()?;
+        }
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let path = path_of(&self.folder, current.segment);
+        let written = write_pending(&mut current.file, current.length, &self.pending);
+        #[cfg(test)]
+        let written = written.and_then(|()| self.faults.body_write());
+        if let Err(error) = written {
+            if created {
+                self.current = None;
+                let _ = fs::remove_file(&path);
+            } else {
+                // Gives the room back; what stays if this fails is overwritten by the next flush.
+                let _ = current.file.set_len(current.length);
+            }
+            return Err(error::io("writing bodies to", &path, error));
+        }
+        let synced =
+            current.file.sync_data().and_then(|()| if created { sync_folder(&self.folder) } else { Ok(()) });
+        #[cfg(test)]
+        let synced = synced.and_then(|()| self.faults.body_sync());
+        synced.map_err(|error| error::flush("flushing bodies", error))?;
+        current.length += self.pending_octets;
+        let grown = if created { current.length } else { self.pending_octets };
+        self.total.fetch_add(grown, Ordering::Relaxed);
+        self.sizes.insert(current.segment, current.length);
+        self.rollback();
+        Ok(())
+    }
+
+    fn create(&mut self) -> Result<()> {
+        let segment = self.next;
+        let path = path_of(&self.folder, segment);
+        // A file of this number can only be what an earlier failure left.
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        let begun = opened.and_then(|mut file| {
+            file.write_all(&FILE_MAGIC)?;
+            file.write_all(&segment.to_le_bytes())?;
+            Ok(file)
+        });
+        let file = begun.map_err(|error| {
+            let _ = fs::remove_file(&path);
+            error::io("creating", &path, error)
+        })?;
+        self.current = Some(Current { segment, file, length: FILE_HEADER });
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Deletes files in which nothing is alive. One that can not be deleted is found at the next opening.
+    pub(super) fn delete(&mut self, segments: &[u64], bodies: &Bodies) {
+        for segment in segments {
+            let path = path_of(&self.folder, *segment);
+            bodies.close(*segment);
+            match fs::remove_file(&path) {
+                Ok(()) => {
+                    let size = self.sizes.remove(segment).unwrap_or_default();
+                    self.total.fetch_sub(size, Ordering::Relaxed);
+                }
+                Err(error) => tracing::warn!(path = %path.display(), %error, "can not delete a body file"),
+            }
+        }
+        if !segments.is_empty()
+            && let Err(error) = sync_folder(&self.folder)
+        {
+            tracing::warn!(path = %self.folder.display(), %error, "can not flush the folder of bodies");
+        }
+    }
+}
+
+fn write_pending(file: &mut File, at: u64, pending: &[Bytes]) -> io::Result<()> {
+    file.seek(SeekFrom::Start(at))?;
+    let mut out = BufWriter::with_capacity(256 * 1024, file);
+    for bytes in pending {
+        out.write_all(bytes)?;
+    }
+    out.flush()
+}
+
+/// Reads bodies; shared by all.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    folder: PathBuf,
+    /// The last used first.
+    open: Mutex<VecDeque<(u64, Arc<File>)>>,
+}
+
+impl Bodies {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, open: Mutex::new(VecDeque::new()) }
+    }
+
+    /// Reads and checks a body. `None`: its file is gone, so it has moved or died.
+    pub(super) fn read(&self, id: MessageId, location: Location) -> Result<Option<Bytes>> {
+        let Some(mut record) = self.read_at(location.segment, location.offset, location.length as usize)?
+        else {
+            return Ok(None);
+        };
+        let body = record.split_off(RECORD_HEADER);
+        match RecordHeader::parse(&record) {
+            Some(header) if header.matches(id, &body) => Ok(Some(body)),
+            _ => {
+                let path = path_of(&self.folder, location.segment);
+                let Location { offset, .. } = location;
+                Err(corrupt(format!("the body of message {id} in {} at {offset} is damaged", path.display())))
+            }
+        }
+    }
+
+    /// A record as it is, of which the body has `length` octets.
+    pub(super) fn read_at(&self, segment: u64, offset: u64, length: usize) -> Result<Option<Bytes>> {
+        let path = path_of(&self.folder, segment);
+        let file = match self.file(segment, &path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error::io("opening", &path, error)),
+        };
+        let mut record = BytesMut::zeroed(RECORD_HEADER + length);
+        match read_exact_at(&file, &mut record, offset) {
+            Ok(()) => Ok(Some(record.freeze())),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(corrupt(format!("{} ends before the record at {offset} does", path.display())))
+            }
+            Err(error) => Err(error::io("reading", &path, error)),
+        }
+    }
+
+    fn file(&self, segment: u64, path: &Path) -> io::Result<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = open.iter().position(|(number, _)| *number == segment).and_then(|at| open.remove(at));
+        let entry = match known {
+            Some(entry) => entry,
+            None => (segment, Arc::new(File::open(path)?)),
+        };
+        let file = entry.1.clone();
+        open.push_front(entry);
+        open.truncate(OPEN_FILES);
+        Ok(file)
+    }
+
+    fn close(&self, segment: u64) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(number, _)| *number != segment);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_round_trip_and_tell_damage() {
+        let id = MessageId::from_uuid(uuid::Uuid::from_u128(7));
+        let header = RecordHeader::new(id, b"body");
+        let bytes = header.to_bytes();
+        assert_eq!((bytes.len(), RecordHeader::parse(&bytes)), (RECORD_HEADER, Some(header)));
+        assert!(header.matches(id, b"body"));
+        assert!(!header.matches(id, b"bodi") && !header.matches(id, b"body2"));
+        assert_eq!(RecordHeader::parse(&bytes[..20]), None);
+        assert_eq!(RecordHeader::parse(&[0; RECORD_HEADER]), None);
+    }
+
+    #[test]
+    fn only_our_own_names_are_numbers() {
+        let folder = Path::new("bodies");
+        assert_eq!(number_of(&path_of(folder, u64::MAX)), Some(u64::MAX));
+        for name in ["x.bodies", "0000000000000001", "+000000000000001.bodies", "1.bodies"] {
+            assert_eq!(number_of(&folder.join(name)), None, "{name}");
+        }
+    }
+}

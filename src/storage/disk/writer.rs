@@ -1,0 +1,335 @@
+//! The one that writes: calls wait in a queue, whoever comes first leads, and what has come meanwhile shares one
+//! flush of bodies and one commit of metadata.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::PoisonError;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::clock::Timestamp;
+use crate::storage::apply::{self, Effects};
+use crate::storage::rows::{Counters, Result};
+use crate::storage::upkeep::Upkeep;
+use crate::storage::{
+    Change, ChangeOutcome, Inserted, ItemId, Lease, NewMessage, StorageError, StorageErrorKind,
+};
+
+use super::error::{self, db};
+use super::segment::SegmentWriter;
+use super::tables::Writer;
+use super::{Job, Shared, lock};
+
+/// A round takes no more calls once it has this many octets of bodies.
+const ROUND_OCTETS: usize = 32 * 1024 * 1024;
+/// A round takes no more calls once it has this many messages and changes.
+const ROUND_ENTRIES: usize = 16 * 1024;
+
+/// What only the leader touches.
+#[derive(Debug)]
+pub(super) struct WriterState {
+    pub(super) bodies: SegmentWriter,
+    pub(super) counters: Counters,
+    pub(super) upkeep: Upkeep,
+    /// Body files whose records can not be followed: they stay until all in them has died.
+    pub(super) unreadable: HashSet<u64>,
+    /// The size of the metadata file after the last compaction.
+    pub(super) compacted: u64,
+}
+
+/// Calls that wait for their round.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Call>,
+    led: bool,
+}
+
+/// A call that writes, until it is answered.
+#[derive(Debug)]
+struct Call {
+    work: Work,
+    _admission: OwnedSemaphorePermit,
+}
+
+type Answer<T> = oneshot::Sender<Result<T>>;
+
+#[derive(Debug)]
+pub(super) enum Work {
+    Insert(Vec<NewMessage>, Answer<Vec<Inserted>>),
+    Commit(Vec<Change>, Answer<Vec<ChangeOutcome>>),
+    Maintain(Timestamp, Answer<()>),
+}
+
+/// What a call gets if its round succeeds.
+enum Done {
+    Inserted(Vec<Inserted>),
+    Committed(Vec<ChangeOutcome>),
+}
+
+impl Work {
+    /// How much of a round it takes: octets and entries.
+    fn weight(&self) -> (usize, usize) {
+        match self {
+            Self::Insert(messages, _) => (messages.iter().map(|m| m.body.len()).sum(), messages.len()),
+            Self::Commit(changes, _) => (0, changes.len()),
+            Self::Maintain(..) => (0, 0),
+        }
+    }
+
+    fn answer(self, done: Result<Done>) {
+        // Whoever asked may have gone: the contract allows it.
+        match (self, done) {
+            (Self::Insert(_, answer), Ok(Done::Inserted(inserted))) => drop(answer.send(Ok(inserted))),
+            (Self::Commit(_, answer), Ok(Done::Committed(outcomes))) => drop(answer.send(Ok(outcomes))),
+            (work, Ok(_)) => work.answer(Err(lost())),
+            (work, Err(error)) => work.refuse(error),
+        }
+    }
+
+    fn refuse(self, error: StorageError) {
+        match self {
+            Self::Insert(_, answer) => drop(answer.send(Err(error))),
+            Self::Commit(_, answer) => drop(answer.send(Err(error))),
+            Self::Maintain(_, answer) => drop(answer.send(Err(error))),
+        }
+    }
+}
+
+/// Nobody answered: the leader is gone.
+fn lost() -> StorageError {
+    StorageError::new(
+        StorageErrorKind::OutcomeUnknown,
+        "the write was cut off, so it is not known what is on disk",
+    )
+}
+
+impl super::DiskStorage {
+    /// Queues work and waits for its answer.
+    pub(super) async fn write<T>(&self, work: impl FnOnce(Answer<T>) -> Work) -> Result<T> {
+        let shared = &self.shared;
+        let admission = shared.admission.clone().acquire_owned().await.map_err(|_| lost())?;
+        shared.check()?;
+        let (answer, answered) = oneshot::channel();
+        let call = Call { work: work(answer), _admission: admission };
+        let lead = {
+            let mut queue = lock(&shared.queue);
+            queue.waiting.push_back(call);
+            !std::mem::replace(&mut queue.led, true)
+        };
+        if lead {
+            // Not awaited: the round goes on if this caller goes away.
+            let leader = Leader { job: self.job(), state: LeaderState::Waiting };
+            drop(tokio::task::spawn_blocking(move || leader.run()));
+        }
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+}
+
+/// Works until the queue is empty.
+struct Leader {
+    job: Job,
+    state: LeaderState,
+}
+
+#[derive(PartialEq)]
+enum LeaderState {
+    Waiting,
+    Running,
+    Finished,
+}
+
+impl Leader {
+    fn run(mut self) {
+        self.state = LeaderState::Running;
+        while let Some(round) = self.next_round() {
+            self.job.shared().serve(round);
+        }
+        self.state = LeaderState::Finished;
+    }
+
+    /// The calls of the next round; upkeep has one of its own. `None`: there is no more, and nobody leads.
+    fn next_round(&self) -> Option<Vec<Call>> {
+        let mut queue = lock(&self.job.shared().queue);
+        let mut round = Vec::new();
+        let (mut octets, mut entries) = (0usize, 0usize);
+        while octets < ROUND_OCTETS && entries < ROUND_ENTRIES {
+            let alone = matches!(queue.waiting.front(), Some(Call { work: Work::Maintain(..), .. }));
+            if alone && !round.is_empty() {
+                break;
+            }
+            let Some(call) = queue.waiting.pop_front() else { break };
+            let weight = call.work.weight();
+            (octets, entries) = (octets.saturating_add(weight.0), entries.saturating_add(weight.1));
+            round.push(call);
+            if alone {
+                break;
+            }
+        }
+        queue.led = !round.is_empty();
+        queue.led.then_some(round)
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        if self.state == LeaderState::Finished {
+            return;
+        }
+        let shared = self.job.shared();
+        if self.state == LeaderState::Running {
+            shared.poison(&lost());
+        }
+        // It panicked, or the runtime ended before it ran. Whoever still waits is told by its channel.
+        let mut queue = lock(&shared.queue);
+        queue.led = false;
+        queue.waiting.clear();
+    }
+}
+
+impl Shared {
+    fn serve(&self, calls: Vec<Call>) {
+        // Nobody panics with it but a leader, and then the store is poisoned.
+        let mut state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = self.reserve.ensure();
+        let mut round = Vec::with_capacity(calls.len());
+        // Admissions are given back once all is answered.
+        let mut admissions = Vec::with_capacity(calls.len());
+        for Call { work, _admission } in calls {
+            admissions.push(_admission);
+            match work {
+                Work::Maintain(now, answer) => {
+                    let done = self.check().and_then(|()| self.maintain(&mut state, now));
+                    self.note(&done);
+                    drop(answer.send(done));
+                }
+                work if matches!(work, Work::Insert(..)) && !has_room => work.refuse(full()),
+                work => round.push(work),
+            }
+        }
+        if round.is_empty() {
+            return;
+        }
+        match self.round(&mut state, &round) {
+            Ok(done) => round.into_iter().zip(done).for_each(|(work, done)| work.answer(Ok(done))),
+            Err(error) if round.len() == 1 || is_fatal(&error) => {
+                self.note::<()>(&Err(error.clone()));
+                round.into_iter().for_each(|work| work.refuse(error.clone()));
+            }
+            // One of them may be the reason: it alone shall fail.
+            Err(_) => {
+                for work in round {
+                    let done = self.round(&mut state, std::slice::from_ref(&work));
+                    self.note(&done);
+                    work.answer(done.and_then(|mut done| done.pop().ok_or_else(lost)));
+                }
+            }
+        }
+    }
+
+    /// Remembers that nothing may be written any more.
+    fn note<T>(&self, done: &Result<T>) {
+        if let Err(error) = done
+            && is_fatal(error)
+        {
+            self.poison(error);
+        }
+    }
+
+    /// Applies all of `round` and makes it durable, or nothing of it.
+    fn round(&self, state: &mut WriterState, round: &[Work]) -> Result<Vec<Done>> {
+        self.check()?;
+        let pinned = self.pin(round);
+        let mut effects = Effects::default();
+        let applied = self.apply(state, round, &pinned, &mut effects);
+        state.bodies.rollback();
+        let mut leases = lock(&self.leases);
+        if applied.is_ok() {
+            effects.finish(&mut leases);
+        }
+        pinned.iter().for_each(|(item, _)| leases.unpin(*item));
+        drop(leases);
+        let (done, dead) = applied?;
+        state.bodies.delete(&dead, &self.bodies);
+        Ok(done)
+    }
+
+    /// Leases that are current stay so until the round is over.
+    fn pin(&self, round: &[Work]) -> HashSet<(ItemId, Lease)> {
+        let mut pinned = HashSet::new();
+        let mut leases = lock(&self.leases);
+        for work in round {
+            let Work::Commit(changes, _) = work else { continue };
+            for change in changes {
+                if let Change::Update { item, lease, .. } | Change::Unclaim { item, lease } = change
+                    && leases.pin(*item, *lease)
+                {
+                    pinned.insert((*item, *lease));
+                }
+            }
+        }
+        pinned
+    }
+
+    fn apply(
+        &self,
+        state: &mut WriterState,
+        round: &[Work],
+        pinned: &HashSet<(ItemId, Lease)>,
+        effects: &mut Effects,
+    ) -> Result<(Vec<Done>, Vec<u64>)> {
+        let database = self.database();
+        let mut transaction = database.begin_write().map_err(db)?;
+        transaction.set_quick_repair(true);
+        let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies)?;
+        let mut done = Vec::with_capacity(round.len());
+        for work in round {
+            done.push(match work {
+                Work::Insert(messages, _) => {
+                    let inserted =
+                        messages.iter().map(|message| apply::insert(&mut writer, effects, message));
+                    Done::Inserted(inserted.collect::<Result<_>>()?)
+                }
+                Work::Commit(changes, _) => {
+                    let is_current = |item, lease| pinned.contains(&(item, lease));
+                    let outcomes =
+                        changes.iter().map(|change| apply::change(&mut writer, effects, is_current, change));
+                    Done::Committed(outcomes.collect::<Result<_>>()?)
+                }
+                Work::Maintain(..) => continue,
+            });
+        }
+        let (counters, changed, dead) = writer.finish(&transaction)?;
+        if !changed {
+            transaction.abort().map_err(db)?;
+            return Ok((done, Vec::new()));
+        }
+        state.bodies.flush()?;
+        // Before the commit: once a claim can see the items, it must see that they are taken.
+        let granted = effects.grant(&mut lock(&self.leases));
+        if let Err(error) = transaction.commit() {
+            effects.revoke(&mut lock(&self.leases));
+            return Err(error::flush("committing metadata", redb::Error::from(error)));
+        }
+        state.counters = counters;
+        fill_leases(&mut done, &granted);
+        Ok((done, dead))
+    }
+}
+
+fn fill_leases(done: &mut [Done], granted: &HashMap<ItemId, Lease>) {
+    for done in done {
+        if let Done::Inserted(answers) = done {
+            let filled =
+                std::mem::take(answers).into_iter().map(|answer| apply::with_leases(answer, granted));
+            *answers = filled.collect();
+        }
+    }
+}
+
+fn is_fatal(error: &StorageError) -> bool {
+    matches!(error.kind(), StorageErrorKind::OutcomeUnknown | StorageErrorKind::Poisoned)
+}
+
+fn full() -> StorageError {
+    let message = "the disk is full: new mail is refused until there is room for the reserve again";
+    StorageError::new(StorageErrorKind::Full, message)
+}
