@@ -15,6 +15,8 @@ mod options;
 mod reserve;
 mod segment;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::fmt;

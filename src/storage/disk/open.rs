@@ -101,9 +101,16 @@ fn open_metadata(path: &Path, options: &DiskOptions, reserve: Arc<Reserve>) -> R
     };
     let opened = Builder::new().set_cache_size(options.cache_size).create_with_backend(backend);
     opened.map_err(|error| match error {
-        DatabaseError::Storage(redb::StorageError::Io(error)) => error::io("opening", &name, error),
+        DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
+            error::io("opening", &name, error)
+        }
         error => corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error),
     })
+}
+
+/// How redb says that a file is not one of its own, or ends too early.
+fn is_damage(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof)
 }
 
 fn body_files(folder: &Path) -> Result<BTreeMap<u64, u64>> {
