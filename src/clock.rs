@@ -87,7 +87,8 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let time: jiff::Timestamp = text.parse().map_err(|_| ParseTimestampError(text.to_owned()))?;
-        let micros = u64::try_from(time.as_microsecond()).map_err(|_| ParseTimestampError(text.to_owned()))?;
+        let micros =
+            u64::try_from(time.as_microsecond()).map_err(|_| ParseTimestampError(text.to_owned()))?;
         Ok(Self(micros))
     }
 }
@@ -154,6 +155,18 @@ impl Clock {
     fn read(&self) -> Anchor {
         *self.anchor.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// The runtime's own time, which no step of the wall clock moves.
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the clocks")]
+pub(crate) fn instant() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+/// Waits before something that failed is tried again.
+#[allow(clippy::disallowed_methods, reason = "the one place that waits, with driver.rs")]
+pub(crate) async fn pause(duration: Duration) {
+    tokio::time::sleep(duration).await;
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one place that reads the clocks")]

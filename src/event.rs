@@ -30,6 +30,8 @@ pub enum DeliveryEvent {
     QueueDeferred(QueueDeferred),
     /// This machine could not send. Nobody was charged.
     LocalTrouble(LocalTrouble),
+    /// The store failed. Nothing was lost and nothing is sent twice for it.
+    StorageTrouble(StorageTrouble),
 }
 
 impl DeliveryEvent {
@@ -169,6 +171,20 @@ pub struct LocalTrouble {
     pub source: Option<Arc<str>>,
     /// What failed.
     pub error: String,
+}
+
+/// The store failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StorageTrouble {
+    /// Names this event.
+    pub event: EventId,
+    /// When.
+    pub time: Timestamp,
+    /// What failed.
+    pub error: String,
+    /// The store refuses for good: nothing is delivered or accepted until it is opened anew.
+    pub stopped: bool,
 }
 
 /// Why a delivery failed.

@@ -10,3 +10,6 @@ pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;
+
+pub use message::Message;
+pub use policy::Policy;

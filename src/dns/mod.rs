@@ -1,7 +1,6 @@
 //! Finding where mail goes: the trait [`Resolver`], its implementations, and MX logic (RFC 5321 §5).
 
 mod cache;
-mod fixed;
 #[cfg(feature = "hickory")]
 mod hickory;
 mod mx;
@@ -15,13 +14,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use cache::{CacheOptions, CachingResolver};
-pub use fixed::{FixedHost, FixedHostError, FixedName};
 #[cfg(feature = "hickory")]
 pub use hickory::{HickoryBuilder, HickoryError, HickoryResolver};
 pub use mx::{MAX_MAIL_EXCHANGERS, MailExchangers};
 pub use route::{
-    IpFamily, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route,
-    find_route,
+    Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route, find_route,
 };
 pub use zone::{StaticResolver, ZoneError, ZoneProblem};
 

@@ -19,7 +19,9 @@ pub enum DomainError {
     #[error("the domain is empty")]
     Empty,
     /// Neither letters, digits, hyphens and dots, nor a valid internationalised name.
-    #[error("`{0}` is not a domain name: labels of letters, digits and hyphens, at most 63 octets each and 253 together")]
+    #[error(
+        "`{0}` is not a domain name: labels of letters, digits and hyphens, at most 63 octets each and 253 together"
+    )]
     Invalid(String),
     /// Brackets around something that is no address.
     #[error("`{0}` is not an address literal like [192.0.2.1] or [IPv6:2001:db8::1]")]

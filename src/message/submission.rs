@@ -234,7 +234,8 @@ mod tests {
     fn bare_line_endings_are_refused_with_their_place() {
         assert!(body("Subject: x\r\n\r\nhi\r\n").is_ok());
         assert!(body("").is_ok());
-        let refused = |offset, carriage_return| Some(MessageError::BareLineEnding { offset, carriage_return });
+        let refused =
+            |offset, carriage_return| Some(MessageError::BareLineEnding { offset, carriage_return });
         assert_eq!(body("a\nb").err(), refused(1, false));
         assert_eq!(body("a\rb").err(), refused(1, true));
         assert_eq!(body("a\r").err(), refused(1, true));

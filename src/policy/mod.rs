@@ -55,6 +55,7 @@ pub use retry::{RetryAfter, RetryAfterError, with_jitter};
 pub use rollup::{RollupError, RollupMatch, RollupName, RollupNameError, RollupRule};
 pub use settings::{DomainSettings, QueueSettings};
 pub use smtp::SmtpSettings;
+pub(crate) use smtp::default_prohibited;
 pub use source::{Pool, Source, UnknownSource};
 pub(crate) use value::Written;
 pub use value::{DurationError, MAX_DURATION, Rate, RateError, parse_duration};
@@ -297,6 +298,12 @@ impl Policy {
     /// Port and timeouts.
     pub fn smtp(&self) -> &SmtpSettings {
         &self.0.smtp
+    }
+
+    /// Ranges of addresses that are never tried when DNS names them.
+    #[doc(alias = "prohibited-addresses")]
+    pub fn prohibited(&self) -> &[Cidr] {
+        &self.0.prohibited
     }
 
     /// Whether `address` is never tried when it comes from DNS (fixed hosts are the host's own choice).

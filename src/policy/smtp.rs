@@ -60,7 +60,7 @@ pub(super) fn check_timeout(timeout: &Duration) -> Result<(), &'static str> {
 /// Addresses that are never tried when DNS names them: unspecified (all of "this network"), loopback, link-local,
 /// multicast. The broadcast address goes with multicast: the system refuses it, and a stranger's zone must not
 /// make that look like trouble of this machine.
-pub(super) fn default_prohibited() -> Vec<Cidr> {
+pub(crate) fn default_prohibited() -> Vec<Cidr> {
     let v4 = |a, b, len| (IpAddr::V4(Ipv4Addr::new(a, b, 0, 0)), len);
     let v6 = |first, last, len| (IpAddr::V6(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last)), len);
     let ranges = [

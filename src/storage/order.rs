@@ -1,7 +1,8 @@
 //! The order in which a lane's items are found.
 //!
 //! One ordered set of [`OrderKey`]s serves claims by due time, by age and by expiry. Mail that was never deferred
-//! has one time for both due and age and takes one key; deferred mail takes two; an expiry of its own adds one.
+//! has one time for both due and age and takes one key; other mail takes two: its due time, and its age or its
+//! own expiry.
 
 use crate::clock::Timestamp;
 
@@ -14,9 +15,9 @@ pub(super) type LaneId = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Axis {
-    /// Items whose due time is their `age_from`: one key stands for both.
+    /// Items whose due time is their `age_from`, and which have no expiry of their own: one key stands for both.
     Fresh = 0,
-    /// The `age_from` of all others.
+    /// The `age_from` of all others without an expiry of their own.
     Age = 1,
     /// The due time of all others.
     Due = 2,
@@ -86,15 +87,14 @@ impl Place {
 
     /// The keys under which `item` is found.
     pub(super) fn keys(self, item: ItemId) -> impl Iterator<Item = OrderKey> {
-        let fresh = self.due == self.age;
-        let first = if fresh { (Axis::Fresh, self.age) } else { (Axis::Age, self.age) };
-        let second = (!fresh).then_some((Axis::Due, self.due));
-        let third = self.expiry.map(|expiry| (Axis::Expiry, expiry));
-        [Some(first), second, third].into_iter().flatten().map(move |(axis, time)| OrderKey {
-            lane: self.lane,
-            axis,
-            spot: (time, item),
-        })
+        let (first, second) = match self.expiry {
+            // Its age decides nothing.
+            Some(expiry) => ((Axis::Due, self.due), Some((Axis::Expiry, expiry))),
+            None if self.due == self.age => ((Axis::Fresh, self.age), None),
+            None => ((Axis::Age, self.age), Some((Axis::Due, self.due))),
+        };
+        let key = move |(axis, time)| OrderKey { lane: self.lane, axis, spot: (time, item) };
+        [Some(first), second].into_iter().flatten().map(key)
     }
 }
 

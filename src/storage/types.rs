@@ -140,7 +140,7 @@ pub struct LaneHead {
     pub lane: Lane,
     /// The earliest due time.
     pub next_due: Option<Timestamp>,
-    /// The earliest `age_from`.
+    /// The earliest `age_from` of those without an `expires_at` of their own.
     pub oldest: Option<Timestamp>,
     /// The earliest `expires_at` of those that have their own.
     pub first_expiry: Option<Timestamp>,
@@ -173,7 +173,8 @@ pub enum ClaimPart {
         /// The most items.
         limit: usize,
     },
-    /// Items of `lane` whose `age_from` is `before` or earlier, oldest first.
+    /// Items of `lane` without an `expires_at` of their own whose `age_from` is `before` or earlier, oldest
+    /// first.
     Age {
         /// The lane.
         lane: Lane,

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use failure::{RouteFailure, RouteFailureKind};
-pub use options::{IpFamily, RouteOptions};
+pub use options::RouteOptions;
 
 use self::addresses::{Found, Hosts};
-use super::{Answer, FixedHost, FixedName, Freshness, MailExchangers, Resolver};
+use super::{Answer, Freshness, MailExchangers, Resolver};
 use crate::message::Domain;
+use crate::policy::{FixedHost, HostName};
 
 /// Of a route that no look-up led to.
 const FIXED_TTL: Duration = Duration::from_secs(86_400);
@@ -116,8 +117,8 @@ pub async fn find_fixed_route(
         let hosts = group.iter().take(super::MAX_MAIL_EXCHANGERS).map(|host| {
             let port = host.port.unwrap_or(options.port);
             match &host.host {
-                FixedName::Name(name) => (Arc::from(name.as_str()), None, port),
-                FixedName::Address(address) => (format!("[{address}]").into(), Some(*address), port),
+                HostName::Name(name) => (name.clone(), None, port),
+                HostName::Address(address) => (format!("[{address}]").into(), Some(*address), port),
             }
         });
         preferences.push(lookup.find(hosts.collect()).await);

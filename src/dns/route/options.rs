@@ -1,8 +1,8 @@
 //! What a route may use.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use crate::policy::{Cidr, IpFamily, default_prohibited};
 
 /// What a route may use, and how it is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct RouteOptions {
     /// Addresses that are never tried when they come from DNS or a domain literal. An IPv4-mapped IPv6 address
     /// counts as its IPv4. Default: unspecified, loopback, link-local, multicast and broadcast.
     #[doc(alias = "prohibited-addresses")]
-    pub prohibited: Vec<IpNet>,
+    pub prohibited: Vec<Cidr>,
     /// Families to use. Default: both.
     #[doc(alias = "ip-family")]
     pub families: IpFamily,
@@ -26,24 +26,11 @@ pub struct RouteOptions {
     pub ipv6_source: bool,
 }
 
-/// Which address families to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_enums, reason = "there are two families")]
-pub enum IpFamily {
-    /// Both, alternating, IPv4 first: receivers judge IPv6 senders by stricter rules.
-    #[default]
-    Both,
-    /// IPv4 alone.
-    Ipv4,
-    /// IPv6 alone.
-    Ipv6,
-}
-
 impl Default for RouteOptions {
     fn default() -> Self {
         Self {
             own_names: Vec::new(),
-            prohibited: Self::default_prohibited(),
+            prohibited: default_prohibited(),
             families: IpFamily::Both,
             port: 25,
             ipv4_source: true,
@@ -53,29 +40,8 @@ impl Default for RouteOptions {
 }
 
 impl RouteOptions {
-    /// The default of [`RouteOptions::prohibited`]: 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4,
-    /// 255.255.255.255, ::, ::1, fe80::/10 and ff00::/8.
-    pub fn default_prohibited() -> Vec<IpNet> {
-        let v4 = |a, b, c, d, length| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length));
-        let v6 = |first, last, length| {
-            IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last), length))
-        };
-        vec![
-            v4(0, 0, 0, 0, 8),
-            v4(127, 0, 0, 0, 8),
-            v4(169, 254, 0, 0, 16),
-            v4(224, 0, 0, 0, 4),
-            v4(255, 255, 255, 255, 32),
-            v6(0, 0, 128),
-            v6(0, 1, 128),
-            v6(0xfe80, 0, 10),
-            v6(0xff00, 0, 8),
-        ]
-    }
-
     pub(super) fn is_prohibited(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.prohibited.iter().any(|net| net.contains(&address))
+        self.prohibited.iter().any(|range| range.contains(address))
     }
 
     pub(super) fn uses_ipv4(&self) -> bool {

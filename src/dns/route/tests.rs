@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::dns::{CachingResolver, DnsErrorKind, StaticResolver};
 use crate::event::{Category, Reason};
+use crate::policy::IpFamily;
 use crate::reply::EnhancedStatus;
 
 const ZONE: &str = "

@@ -34,7 +34,7 @@ impl Model {
         let free: Vec<_> =
             self.items.values().filter(|item| item.lane == *lane && self.is_free(item, now)).collect();
         let next_due = free.iter().map(|item| item.due).min()?;
-        let oldest = free.iter().map(|item| item.age).min();
+        let oldest = free.iter().filter(|item| item.expiry.is_none()).map(|item| item.age).min();
         let first_expiry = free.iter().filter_map(|item| item.expiry).min();
         Some(LaneHead { lane: lane.clone(), next_due: Some(next_due), oldest, first_expiry })
     }
@@ -43,7 +43,9 @@ impl Model {
     fn expected(&self, part: &ClaimPart, now: Timestamp) -> Vec<(Timestamp, ItemId)> {
         let (lane, before, limit, time): (_, _, _, fn(&Known) -> Option<Timestamp>) = match part {
             ClaimPart::Due { lane, before, limit } => (lane, before, limit, |item| Some(item.due)),
-            ClaimPart::Age { lane, before, limit } => (lane, before, limit, |item| Some(item.age)),
+            ClaimPart::Age { lane, before, limit } => {
+                (lane, before, limit, |item| item.expiry.is_none().then_some(item.age))
+            }
             ClaimPart::Expiry { lane, before, limit } => (lane, before, limit, |item| item.expiry),
             ClaimPart::Items(_) => panic!("not by name"),
         };
