@@ -1,0 +1,84 @@
+//! What the scheduler wants done.
+
+use std::sync::Arc;
+
+use super::event::Content;
+use super::{ClaimId, ConnectionId, DestinationKey};
+use crate::dns::Freshness;
+use crate::event::DeliveryEvent;
+use crate::message::{Address, Domain, MessageId, ReversePath};
+use crate::policy::QueueSettings;
+use crate::storage::{Change, ClaimPart, NewMessage, StorageError};
+use crate::transport::Target;
+
+/// Names a question of the host's, so that the answer finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Token(pub(crate) u64);
+
+/// Something to do outside.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Store these; at most one insert is under way.
+    Insert(Vec<NewMessage>),
+    /// Apply these; at most one commit is under way.
+    Commit(Vec<Change>),
+    /// Lease items.
+    Claim { claim: ClaimId, what: Vec<ClaimPart> },
+    /// List a message's items, all of them, for a cancellation.
+    List { token: Token, message: MessageId },
+    /// Find where a destination's mail goes.
+    Resolve {
+        destination: DestinationKey,
+        domain: Domain,
+        source: Arc<str>,
+        settings: Arc<QueueSettings>,
+        freshness: Freshness,
+    },
+    /// Open a session.
+    Connect { connection: ConnectionId, target: Target },
+    /// Send a message over an open session.
+    Transact { connection: ConnectionId, transaction: Outgoing },
+    /// Say QUIT and close.
+    Close { connection: ConnectionId },
+    /// Tell the observers.
+    Report(DeliveryEvent),
+    /// Tell the host.
+    Answer { token: Token, answer: Answer },
+    /// Everything has ended after [`Event::Shutdown`](super::Event::Shutdown).
+    Drained,
+}
+
+/// A transaction whose content may still lie in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outgoing {
+    pub(crate) reverse_path: ReversePath,
+    pub(crate) recipients: Vec<Address>,
+    pub(crate) content: Content,
+    pub(crate) eight_bit: bool,
+}
+
+/// The answer to a question of the host's.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Submitted(Result<MessageId, SubmitFailure>),
+    Cancelled(Result<CancelReport, StorageError>),
+}
+
+/// Why a message was not taken.
+#[derive(Debug)]
+pub(crate) enum SubmitFailure {
+    Storage(StorageError),
+    UnknownSource(crate::policy::UnknownSource),
+    Message(crate::message::MessageError),
+    ShuttingDown,
+}
+
+/// What became of a cancellation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CancelReport {
+    /// Recipients that will not be tried any more.
+    pub cancelled: u32,
+    /// Recipients of transactions under way: these end first; what they leave over is cancelled.
+    pub in_flight: u32,
+}

@@ -1,0 +1,351 @@
+//! Connections: opened, refused, idle, closed; and what their failures mean for their destination.
+
+use std::sync::Arc;
+
+use super::command::Command;
+use super::destination::RouteState;
+use super::pump::{SOURCE_REST, local_address};
+use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
+use super::session::{Candidate, State};
+use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
+use crate::clock::Timestamp;
+use crate::dns::{DnsErrorKind, Route, RouteFailure, RouteFailureKind};
+use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
+use crate::policy::with_jitter;
+use crate::reply::Stage;
+use crate::transport::{ConnectError, EndCause, Target};
+
+use std::time::Duration;
+
+/// How long the word that a domain takes no mail is believed before it is asked for again.
+const REFUSAL_HOLDS: Duration = Duration::from_secs(60);
+/// A route is used for at least this long, whatever its TTL, so that a TTL of zero does not mean a look-up for
+/// every connection.
+const SHORTEST_ROUTE: Duration = Duration::from_secs(1);
+
+impl Scheduler {
+    /// Asks for a connection to the attempt's current address.
+    pub(super) fn open_current(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(destination) = self.destinations.get(connection.destination) else { return };
+        let Some(queue) = self.queues.get(destination.queue) else { return };
+        let source = self.policy.source(&queue.source);
+        let candidate = &connection.attempt.current;
+        let target = Target {
+            peer: candidate.peer,
+            host: candidate.host.clone(),
+            local: source.and_then(|source| local_address(source, candidate.peer.ip())),
+            ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
+            timeouts: self.policy.smtp().timeouts,
+        };
+        self.commands.push_back(Command::Connect { connection: id, target });
+    }
+
+    pub(super) fn on_resolved(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        result: Result<Arc<Route>, RouteFailure>,
+    ) {
+        self.looking_up = self.looking_up.saturating_sub(1);
+        self.mark(key);
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        destination.route = RouteState::Unknown;
+        match result {
+            Ok(route) => {
+                destination.refusal = None;
+                destination.route =
+                    RouteState::Known { route: route.clone(), until: now + route.ttl.max(SHORTEST_ROUTE) };
+                self.retire_strays(key, &route);
+            }
+            Err(failure) if matches!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Unreachable)) => {
+                self.rest_resolver(now, failure.message);
+            }
+            Err(failure) if failure.is_permanent() => {
+                destination.refusal = Some((route_diagnosis(&failure), now + REFUSAL_HOLDS));
+            }
+            Err(failure) => self.fail_step(now, key, None, route_diagnosis(&failure)),
+        }
+    }
+
+    /// Sessions to addresses that are not the destination's any more take no further mail.
+    fn retire_strays(&mut self, key: DestinationKey, route: &Route) {
+        let Some(destination) = self.destinations.get(key) else { return };
+        let belongs = |peer| route.preferences.iter().flatten().any(|host| host.addresses.contains(&peer));
+        let working: Vec<_> = destination.working.iter().copied().collect();
+        for id in working {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            if belongs(connection.attempt.current.peer) {
+                continue;
+            }
+            connection.retired = true;
+            if matches!(connection.state, State::Idle { .. }) {
+                self.close(id);
+            }
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, now: Timestamp, id: ConnectionId, tls: Option<Arc<str>>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.tls = tls;
+        let key = connection.destination;
+        let peer = connection.attempt.current.peer;
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.opening = destination.opening.saturating_sub(1);
+            destination.working.insert(id);
+            // An EHLO that succeeds ends retry mode. The step stays until a message is taken.
+            destination.retry.until = None;
+            destination.in_doubt = false;
+            if let Some(queue) = self.queues.get(destination.queue) {
+                self.health.worked(&queue.source, peer);
+            }
+        }
+        self.make_idle(now, id);
+        self.mark(key);
+    }
+
+    /// The session waits for work, or ends if it may not take any.
+    pub(super) fn make_idle(&mut self, now: Timestamp, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
+        let Some(queue) = self.queues.get(destination.queue) else { return };
+        let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most);
+        connection.state = State::Idle { since: now };
+        if used_up || connection.retired || self.shutting_down {
+            self.close(id);
+            return;
+        }
+        destination.idle.insert((now, id));
+        self.idle.insert((now, id));
+        // At zero the session ends as soon as it has nothing to do.
+        let until = now + queue.settings.connection_idle_timeout;
+        self.timers.arm(&mut connection.timer, Some(until), TimerOwner::Connection(id));
+    }
+
+    /// Ends an idle session. Its permits are given back once its socket is closed.
+    pub(super) fn close(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let State::Idle { since } = connection.state else { return };
+        connection.state = State::Closing;
+        self.closing += 1;
+        self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
+        self.idle.remove(&(since, id));
+        if let Some(destination) = self.destinations.get_mut(connection.destination) {
+            destination.idle.remove(&(since, id));
+            destination.working.remove(&id);
+        }
+        self.commands.push_back(Command::Close { connection: id });
+    }
+
+    /// The socket is closed.
+    pub(super) fn on_connection_gone(&mut self, now: Timestamp, id: ConnectionId) {
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
+        let key = connection.destination;
+        match &connection.state {
+            State::Closing => self.closing = self.closing.saturating_sub(1),
+            State::Busy(transaction) => {
+                // Nobody says what became of its transaction, so nothing of it was sent.
+                let (item, octets) = (transaction.item, transaction.octets);
+                self.transaction_over(octets);
+                self.back_in_line(now, item);
+            }
+            State::Opening | State::Idle { .. } | State::Between => {}
+        }
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.working.remove(&id);
+            if let State::Idle { since } = connection.state {
+                destination.idle.remove(&(since, id));
+                self.idle.remove(&(since, id));
+            }
+            if matches!(connection.state, State::Opening) {
+                destination.opening = destination.opening.saturating_sub(1);
+            }
+        }
+        self.give_back_permits(key);
+    }
+
+    /// Gives back a connection's permits and wakes who waits for them.
+    pub(super) fn give_back_permits(&mut self, key: DestinationKey) {
+        self.open = self.open.saturating_sub(1);
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.connections = destination.connections.saturating_sub(1);
+            if let Some(queue) = self.queues.get_mut(destination.queue) {
+                queue.connections = queue.connections.saturating_sub(1);
+                if let Some(waiter) = queue.waiters.pop_front() {
+                    self.stop_waiting(waiter, |waits| waits.queue = false);
+                    self.mark(waiter);
+                }
+            }
+        }
+        self.mark(key);
+    }
+
+    pub(super) fn on_connect_failed(&mut self, now: Timestamp, id: ConnectionId, error: &ConnectError) {
+        self.next_candidate(now, id, error.stage, &error.cause);
+    }
+
+    /// The current address did not take us: the next one, or the attempt has failed. The connection is opening.
+    pub(super) fn next_candidate(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        stage: Stage,
+        cause: &EndCause,
+    ) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let key = connection.destination;
+        let is_local = matches!(cause, EndCause::Local(_));
+        let code = match cause {
+            EndCause::Reply(reply) => Some(reply.code()),
+            _ => None,
+        };
+        let attempt = &mut connection.attempt;
+        let failed = attempt.current.clone();
+        attempt.all_521 &= code == Some(521);
+        attempt.all_5xx &= code.is_some_and(|code| code >= 500);
+        attempt.all_local &= is_local;
+        attempt.all_ipv6 &= failed.peer.is_ipv6();
+        if !is_local || attempt.last.is_none() || attempt.all_local {
+            attempt.last = Some((failed.clone(), cause_diagnosis(stage, cause, Failed::ToConnect)));
+        }
+        let goes_on = !self.shutting_down && attempt.advance();
+        if !is_local
+            && let Some(queue) =
+                self.destinations.get(key).and_then(|destination| self.queues.get(destination.queue))
+        {
+            self.health.failed(now, &queue.source, failed.peer);
+        }
+        if goes_on {
+            self.open_current(id);
+        } else {
+            self.attempt_failed(now, id);
+        }
+    }
+
+    /// No address took us.
+    fn attempt_failed(&mut self, now: Timestamp, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let key = connection.destination;
+        let Some((candidate, diagnosis)) = connection.attempt.last.take() else { return };
+        let attempt = &connection.attempt;
+        let (all_local, all_521, all_5xx) = (attempt.all_local, attempt.all_521, attempt.all_5xx);
+        let no_ipv6 = all_local && attempt.all_ipv6;
+        self.on_connection_gone(now, id);
+        if self.shutting_down {
+            return;
+        }
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        let bounce_5xx =
+            self.queues.get(destination.queue).is_some_and(|queue| queue.settings.bounce_upon_5xx_greeting);
+        let others_work = !destination.working.is_empty();
+        if no_ipv6 {
+            // A machine without IPv6 is no reason for the source to rest: others have IPv4.
+            let message = match diagnosis.failure {
+                Failure::Engine(message) => message,
+                Failure::Reply(reply) => reply.to_string(),
+            };
+            let diagnosis = engine_diagnosis(Stage::Connect, Failed::NoRouteForFamily, message);
+            self.fail_step(now, key, Some(candidate), diagnosis);
+        } else if all_local {
+            let message = match diagnosis.failure {
+                Failure::Engine(message) => message,
+                Failure::Reply(reply) => reply.to_string(),
+            };
+            self.rest(now, key, message);
+        } else if !others_work && (all_521 || (bounce_5xx && all_5xx)) {
+            destination.refusal = Some((diagnosis, now + REFUSAL_HOLDS));
+            self.mark(key);
+        } else if others_work || destination.opening > 0 {
+            // Others work, or may yet: while they are opening no further one is.
+            destination.in_doubt = !others_work;
+            destination.cohort.failed(now);
+            self.mark(key);
+        } else if !destination.is_held(now) {
+            self.fail_step(now, key, Some(candidate), diagnosis);
+        }
+    }
+
+    /// This machine could not send: the source rests, nobody is charged, no step is taken.
+    pub(super) fn rest(&mut self, now: Timestamp, key: DestinationKey, error: String) {
+        let Some(queue) =
+            self.destinations.get(key).and_then(|destination| self.queues.get(destination.queue))
+        else {
+            return;
+        };
+        let source = queue.source.clone();
+        self.mark(key);
+        if self.resting.get(&source).is_some_and(|&until| until > now) {
+            return;
+        }
+        self.resting.insert(source.clone(), now + SOURCE_REST);
+        let event = self.event_id(now);
+        let trouble = LocalTrouble { event, time: now, source: Some(source), error };
+        self.commands.push_back(Command::Report(DeliveryEvent::LocalTrouble(trouble)));
+    }
+
+    /// No name server could be reached: no look-up for a while, nobody is charged, no step is taken.
+    fn rest_resolver(&mut self, now: Timestamp, error: String) {
+        if self.resolver_rests.is_some_and(|until| until > now) {
+            return;
+        }
+        self.resolver_rests = Some(now + SOURCE_REST);
+        let event = self.event_id(now);
+        let trouble = LocalTrouble { event, time: now, source: None, error };
+        self.commands.push_back(Command::Report(DeliveryEvent::LocalTrouble(trouble)));
+    }
+
+    /// None of the destination's hosts could be used: it waits for its retry step, and its mail with it.
+    pub(super) fn fail_step(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        candidate: Option<Candidate>,
+        diagnosis: Diagnosis,
+    ) {
+        let random = self.rng.u64(..);
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        let Some(queue) = self.queues.get(destination.queue) else { return };
+        let clock = &mut destination.retry;
+        clock.step = clock.step.saturating_add(1);
+        let interval = queue.settings.retry_after.interval(clock.step);
+        let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
+        clock.until = Some(until);
+        clock.last = Some(diagnosis.clone());
+        destination.in_doubt = false;
+        destination.cohort.reset();
+        let (name, source, domain) = (queue.name.clone(), queue.source.clone(), destination.domain.clone());
+        let event = self.event_id(now);
+        self.commands.push_back(Command::Report(DeliveryEvent::QueueDeferred(QueueDeferred {
+            event,
+            time: now,
+            queue: name,
+            source,
+            domain,
+            mx: candidate.as_ref().map(|candidate| candidate.host.clone()),
+            peer: candidate.map(|candidate| candidate.peer),
+            diagnosis,
+            next_attempt: until,
+        })));
+        self.store_state(key);
+        self.clear_window_of(now, key, until);
+        self.mark(key);
+    }
+
+    /// A held destination keeps nothing in the window. An item over which a session ended goes behind the others.
+    fn clear_window_of(&mut self, now: Timestamp, key: DestinationKey, until: Timestamp) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        destination.suspects.clear();
+        let lanes: Vec<_> = destination.lanes.iter().copied().collect();
+        for lane_key in lanes {
+            let Some(lane) = self.lanes.get_mut(lane_key) else { continue };
+            lane.fresh.clear();
+            lane.again.clear();
+            let items: Vec<_> = lane.deadlines.iter().map(|&(_, id)| id).collect();
+            for id in items {
+                let suspect = self.window.get(id).is_some_and(|item| item.suspect);
+                self.put_back(now, id, suspect.then_some(until));
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! A destination: one set of hosts, its retry clock, and the mail that goes there.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::{ConnectionId, LaneKey, QueueKey};
+use crate::clock::Timestamp;
+use crate::dns::Route;
+use crate::event::Diagnosis;
+use crate::message::{Domain, MessageId, Priority};
+use crate::storage::ItemId;
+
+pub(crate) struct Destination {
+    pub(super) queue: QueueKey,
+    pub(super) domain: Domain,
+    pub(super) route: RouteState,
+    pub(super) retry: RetryClock,
+    pub(super) cohort: Cohort,
+    /// DNS or the hosts said that no mail is taken: what is due bounces with this until then.
+    pub(super) refusal: Option<(Diagnosis, Timestamp)>,
+    pub(super) ring: Ring,
+    /// Items to try when the ring is empty: a session ended over each before anything was charged.
+    pub(super) suspects: VecDeque<ItemId>,
+    /// The messages of those met of late: after a failed step another message goes first.
+    pub(super) suspected: VecDeque<MessageId>,
+    /// An attempt failed and others are still opening: they decide whether the destination works.
+    pub(super) in_doubt: bool,
+    /// Lanes with due mail in the store.
+    pub(super) hungry: VecDeque<LaneKey>,
+    /// Lanes with mail in the store that is too old.
+    pub(super) expiring: VecDeque<LaneKey>,
+    /// A claim is under way.
+    pub(super) claiming: bool,
+    pub(super) idle: BTreeSet<(Timestamp, ConnectionId)>,
+    /// Connections that are open, their EHLO done, not closing.
+    pub(super) working: BTreeSet<ConnectionId>,
+    pub(super) opening: usize,
+    /// Connections that hold a permit, closing ones included.
+    pub(super) connections: usize,
+    /// Items of it in the window, and places promised to messages being stored and to its claim.
+    pub(super) claimed: usize,
+    /// Items of it that may be tried now.
+    pub(super) ready: usize,
+    pub(super) lanes: BTreeSet<LaneKey>,
+    pub(super) dirty: bool,
+    /// In the queue of those that wait: for a total permit, for a queue's, for a look-up, for room
+    /// for a body, for outcomes to become durable, for room in the window.
+    pub(super) waits: Waits,
+    pub(super) timer: Option<Timestamp>,
+    /// A state row of it is in the store.
+    pub(super) stored_state: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Waits {
+    pub(super) total: bool,
+    pub(super) queue: bool,
+    pub(super) look_up: bool,
+    pub(super) body: bool,
+    pub(super) settle: bool,
+    pub(super) claim: bool,
+    pub(super) window: bool,
+}
+
+pub(super) enum RouteState {
+    Unknown,
+    /// Being looked up. Open sessions go on meanwhile.
+    LookingUp,
+    Known {
+        route: Arc<Route>,
+        until: Timestamp,
+    },
+}
+
+/// The destination's retry clock (CONTROLS §2).
+#[derive(Default)]
+pub(super) struct RetryClock {
+    /// Failed steps since the last message was delivered.
+    pub(super) step: u32,
+    /// In retry mode: no connection before this; then one, until an EHLO succeeds.
+    pub(super) until: Option<Timestamp>,
+    /// What the last step met.
+    pub(super) last: Option<Diagnosis>,
+}
+
+/// Concurrency that adapts: grows by one for each full round of successes, shrinks by one for each failure to
+/// connect, and holds off new connections after one.
+pub(super) struct Cohort {
+    pub(super) allowed: usize,
+    successes: usize,
+    hold_off: std::time::Duration,
+    pub(super) hold_until: Option<Timestamp>,
+}
+
+/// A new destination starts with so many connections.
+const INITIAL_CONCURRENCY: usize = 5;
+/// The first wait after a failed connection while others work; doubles up to the limit.
+const FIRST_HOLD_OFF: std::time::Duration = std::time::Duration::from_secs(30);
+const LONGEST_HOLD_OFF: std::time::Duration = std::time::Duration::from_secs(600);
+
+impl Default for Cohort {
+    fn default() -> Self {
+        Self { allowed: INITIAL_CONCURRENCY, successes: 0, hold_off: FIRST_HOLD_OFF, hold_until: None }
+    }
+}
+
+impl Cohort {
+    pub(super) fn succeeded(&mut self) {
+        self.successes += 1;
+        if self.successes >= self.allowed {
+            self.successes = 0;
+            self.allowed = self.allowed.saturating_add(1);
+        }
+        self.hold_off = FIRST_HOLD_OFF;
+    }
+
+    /// A connection failed while others work. Several that were opened together hold off once.
+    pub(super) fn failed(&mut self, now: Timestamp) {
+        self.successes = 0;
+        self.allowed = self.allowed.saturating_sub(1).max(1);
+        if self.hold_until.is_some_and(|until| until > now) {
+            return;
+        }
+        self.hold_until = Some(now + self.hold_off);
+        self.hold_off = self.hold_off.saturating_mul(2).min(LONGEST_HOLD_OFF);
+    }
+
+    /// The destination was given up for a while: start small again.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Lanes with ready mail, drawn 16 : 4 : 1 by priority and in turns within one.
+///
+/// Smooth weighted round robin: of the priorities that have mail, each gains its weight and the one drawn loses
+/// the sum, so that two of them keep their ratio when the third has none.
+#[derive(Default)]
+pub(super) struct Ring {
+    levels: [Level; 3],
+}
+
+#[derive(Default)]
+struct Level {
+    lanes: VecDeque<LaneKey>,
+    credit: i32,
+}
+
+const WEIGHTS: [i32; 3] = [16, 4, 1];
+
+impl Ring {
+    pub(super) fn push(&mut self, priority: Priority, lane: LaneKey) {
+        let [high, normal, low] = &mut self.levels;
+        let level = match priority {
+            Priority::High => high,
+            Priority::Normal => normal,
+            Priority::Low => low,
+        };
+        level.lanes.push_back(lane);
+    }
+
+    /// The lane whose turn it is, taken out.
+    pub(super) fn pop(&mut self) -> Option<LaneKey> {
+        let mut sum = 0;
+        for (level, weight) in self.levels.iter_mut().zip(WEIGHTS) {
+            if level.lanes.is_empty() {
+                // What was saved up while there was mail does not count later.
+                level.credit = 0;
+            } else {
+                level.credit += weight;
+                sum += weight;
+            }
+        }
+        let with_mail = self.levels.iter_mut().filter(|level| !level.lanes.is_empty());
+        // Of equals the last: the more urgent one goes first.
+        let drawn = with_mail.rev().max_by_key(|level| level.credit)?;
+        drawn.credit -= sum;
+        drawn.lanes.pop_front()
+    }
+}
+
+/// Messages remembered because a session ended over them.
+const MOST_SUSPECTED: usize = 16;
+
+impl Destination {
+    pub(super) fn new(queue: QueueKey, domain: Domain) -> Self {
+        Self {
+            queue,
+            domain,
+            route: RouteState::Unknown,
+            retry: RetryClock::default(),
+            cohort: Cohort::default(),
+            refusal: None,
+            ring: Ring::default(),
+            suspects: VecDeque::new(),
+            suspected: VecDeque::new(),
+            in_doubt: false,
+            hungry: VecDeque::new(),
+            expiring: VecDeque::new(),
+            claiming: false,
+            idle: BTreeSet::new(),
+            working: BTreeSet::new(),
+            opening: 0,
+            connections: 0,
+            claimed: 0,
+            ready: 0,
+            lanes: BTreeSet::new(),
+            dirty: false,
+            waits: Waits::default(),
+            timer: None,
+            stored_state: false,
+        }
+    }
+
+    /// In retry mode, and its time has not come.
+    pub(super) fn is_held(&self, now: Timestamp) -> bool {
+        self.retry.until.is_some_and(|until| until > now)
+    }
+
+    /// A session ended over this message before anything was charged.
+    pub(super) fn suspect(&mut self, message: MessageId) {
+        if self.suspected.contains(&message) {
+            return;
+        }
+        if self.suspected.len() == MOST_SUSPECTED {
+            self.suspected.pop_front();
+        }
+        self.suspected.push_back(message);
+    }
+
+    /// Drops all that holds for moments only.
+    pub(super) fn forget_moments(&mut self) {
+        self.cohort.hold_until = None;
+        self.refusal = None;
+        if matches!(self.route, RouteState::Known { .. }) {
+            self.route = RouteState::Unknown;
+        }
+    }
+
+    /// The route if it still holds, or held until lately.
+    pub(super) fn route_within(&self, now: Timestamp, grace: std::time::Duration) -> Option<&Arc<Route>> {
+        match &self.route {
+            RouteState::Known { route, until } if *until + grace > now => Some(route),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::arena::Arena;
+
+    #[test]
+    fn priorities_are_drawn_16_to_4_to_1() {
+        assert_eq!(drawn(&[Priority::High, Priority::Normal, Priority::Low], 210), [160, 40, 10]);
+        assert_eq!(drawn(&[Priority::Normal, Priority::Low], 100), [80, 20]);
+        assert_eq!(drawn(&[Priority::High, Priority::Low], 170), [160, 10]);
+        assert_eq!(drawn(&[Priority::Low], 7), [7]);
+    }
+
+    /// How often lanes of these priorities are drawn in `turns`.
+    fn drawn(priorities: &[Priority], turns: usize) -> Vec<usize> {
+        let mut arena = Arena::default();
+        let lanes: Vec<_> = priorities
+            .iter()
+            .map(|&priority| {
+                let lane = crate::storage::Lane {
+                    domain: Domain::parse("example.org").unwrap(),
+                    source: "default".into(),
+                    priority,
+                };
+                let queue = Arena::default().insert(crate::scheduler::queue::Queue::for_tests());
+                let destination = Arena::default().insert(Destination::new(queue, lane.domain.clone()));
+                (priority, arena.insert(crate::scheduler::lane::LaneState::new(lane, destination)))
+            })
+            .collect();
+        let mut ring = Ring::default();
+        lanes.iter().for_each(|&(priority, lane)| ring.push(priority, lane));
+        let mut drawn = vec![0; priorities.len()];
+        for _ in 0..turns {
+            let lane = ring.pop().unwrap();
+            let place = lanes.iter().position(|&(_, l)| l == lane).unwrap();
+            drawn[place] += 1;
+            ring.push(lanes[place].0, lane);
+        }
+        drawn
+    }
+
+    #[test]
+    fn concurrency_grows_by_rounds_and_shrinks_by_failures() {
+        let now = Timestamp::from_unix_seconds(0);
+        let mut cohort = Cohort::default();
+        (0..5).for_each(|_| cohort.succeeded());
+        assert_eq!(cohort.allowed, 6);
+        cohort.failed(now);
+        assert_eq!((cohort.allowed, cohort.hold_until), (5, Some(now + FIRST_HOLD_OFF)));
+        cohort.failed(now);
+        assert_eq!(cohort.hold_until, Some(now + FIRST_HOLD_OFF), "opened before the hold-off: one failure");
+        let mut later = now + FIRST_HOLD_OFF;
+        cohort.failed(later);
+        assert_eq!(cohort.hold_until, Some(later + 2 * FIRST_HOLD_OFF));
+        for _ in 0..20 {
+            later = later + LONGEST_HOLD_OFF;
+            cohort.failed(later);
+        }
+        assert_eq!((cohort.allowed, cohort.hold_until), (1, Some(later + LONGEST_HOLD_OFF)));
+    }
+}

@@ -1,0 +1,132 @@
+//! A lane with mail: its head in the store, and what of it is in the window.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::DestinationKey;
+use crate::clock::Timestamp;
+use crate::storage::{ItemId, Lane, LaneHead};
+
+pub(crate) struct LaneState {
+    pub(super) key: Lane,
+    pub(super) destination: DestinationKey,
+    /// What lies unleased in the store. May be earlier than the truth, never later.
+    pub(super) head: Head,
+    /// Set while a claim of this lane is under way: what was put back meanwhile, which its answer may not show.
+    pub(super) claiming: Option<Head>,
+    /// Items that may be tried now: never attempted, and due again. Drawn in turns.
+    pub(super) fresh: VecDeque<ItemId>,
+    pub(super) again: VecDeque<ItemId>,
+    pub(super) again_next: bool,
+    /// Every item in the window that is not in a transaction, by its deadline.
+    pub(super) deadlines: BTreeSet<(Timestamp, ItemId)>,
+    /// Items in transactions, changes not yet durable, and messages being stored.
+    pub(super) pending: usize,
+    /// It stands in its destination's ring of lanes with ready items.
+    pub(super) in_ring: bool,
+    /// It stands in its destination's list of lanes to claim from.
+    pub(super) hungry: bool,
+    /// It stands in its destination's list of lanes with mail that is too old.
+    pub(super) expiring: bool,
+    pub(super) timer: Option<Timestamp>,
+}
+
+/// The earliest of what lies in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) next_due: Option<Timestamp>,
+    pub(super) oldest: Option<Timestamp>,
+    pub(super) first_expiry: Option<Timestamp>,
+}
+
+impl Head {
+    pub(super) fn is_empty(self) -> bool {
+        self.next_due.is_none()
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        let earliest = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        self.next_due = earliest(self.next_due, other.next_due);
+        self.oldest = earliest(self.oldest, other.oldest);
+        self.first_expiry = earliest(self.first_expiry, other.first_expiry);
+    }
+}
+
+impl From<&LaneHead> for Head {
+    fn from(head: &LaneHead) -> Self {
+        Self { next_due: head.next_due, oldest: head.oldest, first_expiry: head.first_expiry }
+    }
+}
+
+impl LaneState {
+    pub(super) fn new(key: Lane, destination: DestinationKey) -> Self {
+        Self {
+            key,
+            destination,
+            head: Head::default(),
+            claiming: None,
+            fresh: VecDeque::new(),
+            again: VecDeque::new(),
+            again_next: false,
+            deadlines: BTreeSet::new(),
+            pending: 0,
+            in_ring: false,
+            hungry: false,
+            expiring: false,
+            timer: None,
+        }
+    }
+
+    /// Mail was put (back) into the store.
+    pub(super) fn put_back(&mut self, head: Head) {
+        self.head.merge(head);
+        if let Some(meanwhile) = &mut self.claiming {
+            meanwhile.merge(head);
+        }
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.fresh.is_empty() || !self.again.is_empty()
+    }
+
+    /// The next item to try: fresh mail and due retries alternate.
+    pub(super) fn draw(&mut self) -> Option<ItemId> {
+        let first_again = self.again_next;
+        self.again_next = !first_again;
+        if first_again {
+            self.again.pop_front().or_else(|| self.fresh.pop_front())
+        } else {
+            self.fresh.pop_front().or_else(|| self.again.pop_front())
+        }
+    }
+
+    /// Takes an item out of the lists. They hold no more than a destination's share of the window.
+    pub(super) fn forget(&mut self, id: ItemId) {
+        for list in [&mut self.fresh, &mut self.again] {
+            if let Some(place) = list.iter().position(|&other| other == id) {
+                list.remove(place);
+                return;
+            }
+        }
+    }
+
+    /// Nothing is left of it, in the store or here.
+    pub(super) fn is_done(&self) -> bool {
+        self.head.is_empty() && self.claiming.is_none() && self.deadlines.is_empty() && self.pending == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_heads_keeps_the_earliest_of_each() {
+        let at = |s| Some(Timestamp::from_unix_seconds(s));
+        let mut head = Head { next_due: at(5), oldest: None, first_expiry: at(9) };
+        head.merge(Head { next_due: at(7), oldest: at(1), first_expiry: at(3) });
+        assert_eq!(head, Head { next_due: at(5), oldest: at(1), first_expiry: at(3) });
+    }
+}

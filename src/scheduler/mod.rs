@@ -1,0 +1,508 @@
+//! The scheduler: decides what is done when, and does nothing itself.
+//!
+//! Pure and synchronous: no I/O, no clock, no async, no randomness but its seed. It is told of events
+//! ([`Scheduler::handle`]) and of time ([`Scheduler::handle_timeout`]), and asked for commands
+//! ([`Scheduler::poll_command`]) and for the next time it wants to be called ([`Scheduler::poll_timeout`]). The
+//! same seed and the same calls give the same commands.
+//!
+//! It alone owns lanes, destinations, queues, limits, retry clocks and connections, so that a limit is exact
+//! because one owner counts it. Each event touches the lane, destination and connection it is about, in
+//! O(log n); nothing scans over queues or messages.
+//!
+//! Where to read: `event.rs` and `command.rs`, then `pump.rs` (what a destination does next), `outcome.rs` (what
+//! a transaction's report means) and `verdict.rs` (the rules of that).
+
+mod arena;
+mod cancel;
+mod command;
+mod connection;
+mod destination;
+mod event;
+mod health;
+mod intake;
+mod lane;
+mod outcome;
+mod pump;
+mod queue;
+mod record;
+mod session;
+mod state;
+mod timers;
+mod verdict;
+mod window;
+mod writes;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use arena::{Arena, Key};
+pub use command::CancelReport;
+pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
+use destination::Destination;
+pub(crate) use event::{Content, Event};
+use lane::LaneState;
+use queue::Queue;
+use session::Connection;
+use timers::Timers;
+
+use crate::clock::Timestamp;
+use crate::message::{EventId, MessageId};
+use crate::policy::Policy;
+use crate::storage::{Lane, Owner};
+
+pub(crate) type LaneKey = Key<LaneState>;
+pub(crate) type DestinationKey = Key<Destination>;
+pub(crate) type QueueKey = Key<Queue>;
+
+/// A connection, from the wish for it to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ConnectionId(pub(crate) u64);
+
+/// A claim under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ClaimId(pub(crate) u64);
+
+/// The bounds of what the scheduler holds in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Items in the window; past it fresh mail goes to the store, and only destinations that can send claim.
+    pub(crate) window: usize,
+    /// Items of one destination in the window.
+    pub(crate) window_per_destination: usize,
+    /// Octets of content held between submission and first attempt; past it bodies are read back.
+    pub(crate) held_octets: usize,
+    /// Octets of content in transactions; one larger is admitted alone.
+    pub(crate) transit_octets: usize,
+    /// Changes not yet durable, past which no transaction starts.
+    pub(crate) unsettled: usize,
+    /// Look-ups at a time.
+    pub(crate) look_ups: usize,
+    /// Claims at a time.
+    pub(crate) claims: usize,
+    /// Messages, and octets, that wait to be stored.
+    pub(crate) submissions: usize,
+    pub(crate) submission_octets: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            window: 16_384,
+            window_per_destination: 128,
+            held_octets: 32 << 20,
+            transit_octets: 64 << 20,
+            unsettled: 4_096,
+            look_ups: 256,
+            claims: 32,
+            submissions: 1_024,
+            submission_octets: 32 << 20,
+        }
+    }
+}
+
+/// Counters since the start, and gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    pub(crate) received: u64,
+    pub(crate) delivered: u64,
+    pub(crate) deferred: u64,
+    pub(crate) bounced: u64,
+    pub(crate) cancelled: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum TimerOwner {
+    Destination(DestinationKey),
+    Lane(LaneKey),
+    Connection(ConnectionId),
+    Storage,
+}
+
+/// See the [module](self).
+pub(crate) struct Scheduler {
+    policy: Policy,
+    hostname: Arc<str>,
+    owner: Owner,
+    bounds: Bounds,
+    rng: fastrand::Rng,
+    pub(crate) counters: Counters,
+
+    lanes: Arena<LaneState>,
+    lane_keys: HashMap<Lane, LaneKey>,
+    destinations: Arena<Destination>,
+    destination_keys: HashMap<(crate::message::Domain, QueueKey), DestinationKey>,
+    queues: Arena<Queue>,
+    queue_keys: HashMap<(Arc<str>, Arc<str>), QueueKey>,
+    connections: HashMap<ConnectionId, Connection>,
+    next_connection: u64,
+    health: health::Health,
+    /// Sources this machine could not send from, until then.
+    resting: HashMap<Arc<str>, Timestamp>,
+    /// No name server could be reached: no look-up until then.
+    resolver_rests: Option<Timestamp>,
+
+    window: window::Window,
+    claims: BTreeMap<ClaimId, intake::ClaimInFlight>,
+    next_claim: u64,
+    /// Destinations whose claims wait until the store answers again.
+    retry_claim_of: BTreeSet<DestinationKey>,
+    cancels: cancel::Cancels,
+    writes: writes::Writes,
+
+    /// Connections that hold a permit of the total.
+    open: usize,
+    /// Of those, the ones that were told to close.
+    closing: usize,
+    /// Connections with a transaction.
+    busy: usize,
+    /// All idle connections, the longest idle first.
+    idle: BTreeSet<(Timestamp, ConnectionId)>,
+    looking_up: usize,
+    transit_octets: usize,
+    waiting: Waiting,
+
+    dirty: VecDeque<DestinationKey>,
+    timers: Timers<TimerOwner>,
+    storage_timer: Option<Timestamp>,
+    commands: VecDeque<Command>,
+    reports_blocked: bool,
+    shutting_down: bool,
+    drained: bool,
+}
+
+/// Destinations that wait for something another one must give back. Each stands in a list at most once.
+#[derive(Default)]
+struct Waiting {
+    total: Turns,
+    /// The destination whose turn it is: while others wait for a permit, it alone may take one, and one only.
+    total_called: Option<DestinationKey>,
+    look_up: Turns,
+    /// For room for a body. Strictly in turn, so that small ones do not keep a large one out.
+    body: VecDeque<DestinationKey>,
+    body_called: Option<DestinationKey>,
+    /// Room was made since the first of them tried.
+    body_freed: bool,
+    /// For one of the claims under way to come back.
+    claim: VecDeque<DestinationKey>,
+    /// For room in the window, without a connection that keeps a share of it.
+    window: VecDeque<DestinationKey>,
+    /// For unsettled changes to become durable, or for reports to be taken.
+    settle: VecDeque<DestinationKey>,
+}
+
+/// First come, first served, but destinations with fresh mail and those without take turns: a flood of retries
+/// after a restart does not bury new mail.
+#[derive(Default)]
+struct Turns {
+    fresh: VecDeque<DestinationKey>,
+    again: VecDeque<DestinationKey>,
+    again_next: bool,
+}
+
+impl Turns {
+    fn push(&mut self, destination: DestinationKey, fresh: bool) {
+        if fresh { &mut self.fresh } else { &mut self.again }.push_back(destination);
+    }
+
+    fn len(&self) -> usize {
+        self.fresh.len() + self.again.len()
+    }
+
+    fn pop(&mut self) -> Option<DestinationKey> {
+        self.again_next = !self.again_next;
+        if self.again_next {
+            self.fresh.pop_front().or_else(|| self.again.pop_front())
+        } else {
+            self.again.pop_front().or_else(|| self.fresh.pop_front())
+        }
+    }
+}
+
+impl Scheduler {
+    /// `owner` names this engine's leases in the store; `seed` makes its choices repeatable.
+    pub(crate) fn new(policy: Policy, hostname: Arc<str>, owner: Owner, seed: u64, bounds: Bounds) -> Self {
+        Self {
+            policy,
+            hostname,
+            owner,
+            bounds,
+            rng: fastrand::Rng::with_seed(seed),
+            counters: Counters::default(),
+            lanes: Arena::default(),
+            lane_keys: HashMap::new(),
+            destinations: Arena::default(),
+            destination_keys: HashMap::new(),
+            queues: Arena::default(),
+            queue_keys: HashMap::new(),
+            connections: HashMap::new(),
+            next_connection: 0,
+            health: health::Health::default(),
+            resting: HashMap::new(),
+            resolver_rests: None,
+            window: window::Window::default(),
+            claims: BTreeMap::new(),
+            next_claim: 0,
+            retry_claim_of: BTreeSet::new(),
+            cancels: cancel::Cancels::default(),
+            writes: writes::Writes::default(),
+            open: 0,
+            closing: 0,
+            busy: 0,
+            idle: BTreeSet::new(),
+            looking_up: 0,
+            transit_octets: 0,
+            waiting: Waiting::default(),
+            dirty: VecDeque::new(),
+            timers: Timers::new(),
+            storage_timer: None,
+            commands: VecDeque::new(),
+            reports_blocked: false,
+            shutting_down: false,
+            drained: false,
+        }
+    }
+
+    /// Takes note of an event. Commands it leads to come from [`Scheduler::poll_command`].
+    pub(crate) fn handle(&mut self, now: Timestamp, event: Event) {
+        match event {
+            Event::Heads(heads) => self.on_heads(now, &heads),
+            Event::State(rows) => self.on_state(now, &rows),
+            Event::Submit { token, message } => self.on_submit(now, token, *message),
+            Event::InsertDone(result) => self.on_insert_done(now, result),
+            Event::CommitDone(result) => self.on_commit_done(now, result),
+            Event::Claimed { claim, result } => self.on_claimed(now, claim, result),
+            Event::Resolved { destination, result } => self.on_resolved(now, destination, result),
+            Event::Connected { connection, tls } => self.on_connected(now, connection, tls),
+            Event::ConnectFailed { connection, error } => self.on_connect_failed(now, connection, &error),
+            Event::TransactionDone { connection, report } => {
+                self.on_transaction_done(now, connection, &report)
+            }
+            Event::BodyFailed { connection, error } => self.on_body_failed(now, connection, &error),
+            Event::SessionEnded { connection, end } => self.on_session_ended(now, connection, &end),
+            Event::Closed { connection } => self.on_connection_gone(now, connection),
+            Event::Cancel { token, message } => self.on_cancel(now, token, message),
+            Event::Listed { token, result } => self.on_listed(now, token, result),
+            Event::ReportsBlocked(blocked) => self.reports_blocked = blocked,
+            Event::Shutdown => self.on_shutdown(now),
+            Event::Interrupted => self.on_interrupted(now),
+            Event::WriteNow => self.writes.resume(),
+            Event::ClockStepped => self.on_clock_stepped(),
+        }
+        self.run(now);
+    }
+
+    /// Does what is due by `now`.
+    pub(crate) fn handle_timeout(&mut self, now: Timestamp) {
+        while let Some(owner) = self.timers.pop(now) {
+            match owner {
+                TimerOwner::Destination(key) => {
+                    if let Some(destination) = self.destinations.get_mut(key) {
+                        destination.timer = None;
+                    }
+                    self.mark(key);
+                }
+                TimerOwner::Lane(key) => {
+                    if let Some(lane) = self.lanes.get_mut(key) {
+                        lane.timer = None;
+                    }
+                    self.on_lane_timer(now, key);
+                }
+                TimerOwner::Connection(id) => {
+                    if let Some(connection) = self.connections.get_mut(&id) {
+                        connection.timer = None;
+                    }
+                    self.close(id);
+                }
+                TimerOwner::Storage => {
+                    self.storage_timer = None;
+                    self.on_storage_timer();
+                }
+            }
+        }
+        self.run(now);
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// When [`Scheduler::handle_timeout`] wants to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
+        self.timers.next()
+    }
+
+    /// Whether it takes another submission at present.
+    pub(crate) fn takes_submissions(&self) -> bool {
+        self.writes.takes_submissions(&self.bounds)
+    }
+
+    /// Nothing is queued, being delivered or being written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lanes.len() == 0 && self.writes.is_quiet() && self.claims.is_empty()
+    }
+
+    /// Items that are in transactions now.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.busy
+    }
+
+    /// Connections that hold a permit.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.open
+    }
+
+    /// Works until nothing more follows from what is known.
+    fn run(&mut self, now: Timestamp) {
+        loop {
+            while let Some(key) = self.dirty.pop_front() {
+                self.pump(now, key);
+            }
+            self.close_for_waiters();
+            match self.next_waiter() {
+                Some(key) => self.mark(key),
+                None => break,
+            }
+        }
+        self.flush_writes(now);
+        if self.shutting_down
+            && !self.drained
+            && self.open == 0
+            && self.claims.is_empty()
+            && self.writes.is_quiet()
+        {
+            self.drained = true;
+            self.commands.push_back(Command::Drained);
+        }
+    }
+
+    /// A destination whose wait is over: what it waited for is to be had.
+    fn next_waiter(&mut self) -> Option<DestinationKey> {
+        self.waiting.total_called = None;
+        self.waiting.body_called = None;
+        if self.shutting_down {
+            return None;
+        }
+        if self.open < self.policy.max_connections() as usize
+            && let Some(key) = self.waiting.total.pop()
+        {
+            self.waiting.total_called = Some(key);
+            self.stop_waiting(key, |waits| waits.total = false);
+            return Some(key);
+        }
+        if self.looking_up < self.bounds.look_ups
+            && let Some(key) = self.waiting.look_up.pop()
+        {
+            self.stop_waiting(key, |waits| waits.look_up = false);
+            return Some(key);
+        }
+        if self.waiting.body_freed {
+            if let Some(key) = self.waiting.body.pop_front() {
+                self.waiting.body_called = Some(key);
+                self.stop_waiting(key, |waits| waits.body = false);
+                return Some(key);
+            }
+            self.waiting.body_freed = false;
+        }
+        if self.window.len() < self.bounds.window
+            && let Some(key) = self.waiting.window.pop_front()
+        {
+            self.stop_waiting(key, |waits| waits.window = false);
+            return Some(key);
+        }
+        if self.claims.len() < self.bounds.claims
+            && let Some(key) = self.waiting.claim.pop_front()
+        {
+            self.stop_waiting(key, |waits| waits.claim = false);
+            return Some(key);
+        }
+        if self.may_start()
+            && let Some(key) = self.waiting.settle.pop_front()
+        {
+            self.stop_waiting(key, |waits| waits.settle = false);
+            return Some(key);
+        }
+        None
+    }
+
+    /// Idle connections make room for destinations that wait for a permit, the longest idle first.
+    fn close_for_waiters(&mut self) {
+        let full = self.open >= self.policy.max_connections() as usize;
+        while full
+            && self.closing < self.waiting.total.len()
+            && let Some(&(_, longest_idle)) = self.idle.first()
+        {
+            self.close(longest_idle);
+        }
+    }
+
+    fn stop_waiting(&mut self, key: DestinationKey, stop: impl FnOnce(&mut destination::Waits)) {
+        if let Some(destination) = self.destinations.get_mut(key) {
+            stop(&mut destination.waits);
+        }
+    }
+
+    /// Transactions may start: outcomes can be written and reported.
+    fn may_start(&self) -> bool {
+        !self.reports_blocked && !self.writes.is_stopped() && self.writes.unsettled() < self.bounds.unsettled
+    }
+
+    /// Puts a destination on the list of those to look at.
+    fn mark(&mut self, key: DestinationKey) {
+        if let Some(destination) = self.destinations.get_mut(key)
+            && !destination.dirty
+        {
+            destination.dirty = true;
+            self.dirty.push_back(key);
+        }
+    }
+
+    fn event_id(&mut self, now: Timestamp) -> EventId {
+        EventId::generate(now, self.random())
+    }
+
+    fn message_id(&mut self, now: Timestamp) -> MessageId {
+        MessageId::generate(now, self.random())
+    }
+
+    fn random(&mut self) -> u128 {
+        self.rng.u128(..)
+    }
+
+    /// Changes that are not durable.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.writes.unsettled()
+    }
+
+    /// What only ever waits for moments begins anew, since its end may lie hours away now. The one scan over
+    /// destinations and connections there is, for an event as rare as it is disruptive.
+    fn on_clock_stepped(&mut self) {
+        self.resting.clear();
+        self.resolver_rests = None;
+        self.writes.resume();
+        self.retry_claims();
+        let all: Vec<DestinationKey> = self.destination_keys.values().copied().collect();
+        for key in all {
+            if let Some(destination) = self.destinations.get_mut(key) {
+                destination.forget_moments();
+            }
+            self.mark(key);
+        }
+        let idle: Vec<ConnectionId> = self.idle.iter().map(|&(_, id)| id).collect();
+        idle.into_iter().for_each(|id| self.close(id));
+    }
+
+    fn on_shutdown(&mut self, now: Timestamp) {
+        if std::mem::replace(&mut self.shutting_down, true) {
+            return;
+        }
+        for id in self.window.waiting_items() {
+            self.put_back(now, id, None);
+        }
+        let idle: Vec<ConnectionId> = self.idle.iter().map(|&(_, id)| id).collect();
+        idle.into_iter().for_each(|id| self.close(id));
+    }
+}

@@ -1,0 +1,529 @@
+//! What becomes of recipients: delivered, deferred, bounced, expired.
+
+use std::collections::BTreeMap;
+
+use super::intake::head_of;
+use super::lane::Head;
+use super::record::{Failed, engine_diagnosis};
+use super::session::{Candidate, Connection, State};
+use super::verdict::{Context, SessionVerdict, Verdict, judge};
+use super::window::WindowItem;
+use super::writes::Effect;
+use super::{ConnectionId, DestinationKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::event::{
+    Bounced, Category, Deferred, Delivered, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason,
+};
+use crate::policy::with_jitter;
+use crate::reply::{EnhancedStatus, Reply, Stage};
+use crate::storage::{Change, ItemId, Recipient, Release, StorageError, StorageErrorKind};
+use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport};
+
+/// When a body that could not be read for the moment is tried again.
+const BODY_RETRY: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// What is left of an item after a transaction.
+#[derive(Default)]
+struct Settlement {
+    settled: Vec<u32>,
+    released: BTreeMap<Timestamp, Vec<Recipient>>,
+    staying: Vec<Recipient>,
+}
+
+impl Scheduler {
+    pub(super) fn on_transaction_done(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        report: &TransactionReport,
+    ) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
+            return;
+        };
+        let key = connection.destination;
+        let candidate = connection.attempt.current.clone();
+        let tls = connection.tls.as_ref().map(ToString::to_string);
+        let reused = connection.has_idled || connection.completed > 0;
+        self.transaction_over(transaction.octets);
+        let earlier = self.window.get(transaction.item).map_or(&[][..], |item| &item.overflowed);
+        let overflowed: Vec<bool> =
+            transaction.recipients.iter().map(|index| earlier.contains(index)).collect();
+        let context = Context { reused, overflowed: &overflowed };
+        let (verdicts, session) = judge(report, context);
+        let took_one = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Delivered(_)));
+        self.settle(
+            now,
+            key,
+            &transaction.item,
+            &transaction.recipients,
+            verdicts,
+            &candidate,
+            tls.as_deref(),
+            &session,
+        );
+        if took_one {
+            self.delivered_to(key);
+        }
+        self.session_after_transaction(now, id, report.end.as_ref(), session);
+        self.mark(key);
+    }
+
+    /// Transactions were cut at the end of a shutdown. The server may have taken what they carried: charged, as
+    /// after a connection lost behind the dot.
+    pub(super) fn on_interrupted(&mut self, now: Timestamp) {
+        let busy = |connection: &Connection| match &connection.state {
+            State::Busy(transaction) => Some(transaction.recipients.len()),
+            _ => None,
+        };
+        let cut: Vec<(ConnectionId, usize)> =
+            self.connections.iter().filter_map(|(&id, connection)| Some((id, busy(connection)?))).collect();
+        for (id, recipients) in cut {
+            let cause = EndCause::Broken("cut at the shutdown's deadline".to_owned());
+            let report = TransactionReport {
+                recipients: vec![RecipientReport::None; recipients],
+                dot_sent: true,
+                end: Some(SessionEnd { stage: Stage::Dot, cause }),
+                ..TransactionReport::default()
+            };
+            self.on_transaction_done(now, id, &report);
+        }
+    }
+
+    /// A message was taken: the destination works.
+    fn delivered_to(&mut self, key: DestinationKey) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        destination.cohort.succeeded();
+        destination.suspected.clear();
+        destination.retry.step = 0;
+        if destination.retry.until.is_some() {
+            // Held all the same, since DNS does not answer.
+            self.store_state(key);
+        } else {
+            destination.retry.last = None;
+            self.forget_state(key);
+        }
+    }
+
+    fn session_after_transaction(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        end: Option<&SessionEnd>,
+        verdict: SessionVerdict,
+    ) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match verdict {
+            SessionVerdict::Usable => {
+                connection.completed += 1;
+                connection.has_idled = false;
+                self.make_idle(now, id);
+            }
+            _ if end.is_none() => {
+                // The server said that it ends the session, and has not done so yet.
+                connection.retired = true;
+                self.make_idle(now, id);
+            }
+            SessionVerdict::Gone => self.on_connection_gone(now, id),
+            SessionVerdict::AsGreetingFailure => {
+                if let Some(end) = end {
+                    self.failed_as_opening(now, id, end);
+                }
+            }
+            SessionVerdict::Local(message) => {
+                let key = connection.destination;
+                self.on_connection_gone(now, id);
+                self.rest(now, key, message);
+            }
+        }
+    }
+
+    /// A session ended before it did any work: the next host, within the same attempt and under the same permits.
+    fn failed_as_opening(&mut self, now: Timestamp, id: ConnectionId, end: &SessionEnd) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        (connection.used, connection.has_idled, connection.tls) = (0, false, None);
+        connection.state = State::Opening;
+        if let Some(destination) = self.destinations.get_mut(connection.destination) {
+            destination.working.remove(&id);
+            destination.opening += 1;
+        }
+        self.next_candidate(now, id, end.stage, &end.cause);
+    }
+
+    /// The server, or the network, ended a session between transactions.
+    pub(super) fn on_session_ended(&mut self, now: Timestamp, id: ConnectionId, end: &SessionEnd) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let is_new = connection.completed == 0 && !connection.has_idled;
+        let State::Busy(transaction) = &connection.state else {
+            return self.on_connection_gone(now, id);
+        };
+        // It ended before the order reached it: nothing of the transaction was sent.
+        let (item, octets, key) = (transaction.item, transaction.octets, connection.destination);
+        connection.state = State::Between;
+        self.transaction_over(octets);
+        if is_new {
+            // A server that greets and goes, for ever: counts as one that does not greet.
+            self.suspect(key, item);
+            self.back_in_line(now, item);
+            self.failed_as_opening(now, id, end);
+        } else {
+            self.back_in_line(now, item);
+            self.on_connection_gone(now, id);
+        }
+        self.mark(key);
+    }
+
+    fn suspect(&mut self, key: DestinationKey, id: ItemId) {
+        if let Some(item) = self.window.get_mut(id)
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            item.suspect = true;
+            destination.suspect(item.item.envelope.id);
+        }
+    }
+
+    /// Gives each recipient of a transaction its verdict, and the item what is left of it.
+    #[allow(clippy::too_many_arguments, reason = "all of it belongs to one transaction")]
+    fn settle(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        id: &ItemId,
+        indices: &[u32],
+        verdicts: Vec<Verdict>,
+        candidate: &Candidate,
+        tls: Option<&str>,
+        session: &SessionVerdict,
+    ) {
+        let Some(mut item) = self.window.remove(*id) else { return };
+        let recipients = std::mem::take(&mut item.item.recipients);
+        let verdicts: BTreeMap<u32, Verdict> = indices.iter().copied().zip(verdicts).collect();
+        let mut left = Settlement::default();
+        for recipient in recipients {
+            match verdicts.get(&recipient.index) {
+                Some(Verdict::Delivered(reply)) => {
+                    self.deliver(now, &item, recipient, reply, candidate, tls, &mut left);
+                }
+                Some(Verdict::Bounced(cause)) => {
+                    let mut recipient = recipient;
+                    recipient.attempts = recipient.attempts.saturating_add(1);
+                    self.bounce(now, &item, &recipient, Some(candidate), cause.diagnosis(), &mut left);
+                }
+                Some(Verdict::Deferred(cause)) => {
+                    self.defer(now, key, &item, recipient, candidate, cause.diagnosis(), &mut left);
+                }
+                Some(Verdict::Overflow) => {
+                    item.overflowed.push(recipient.index);
+                    left.staying.push(recipient);
+                }
+                Some(Verdict::AtOnce) | None => left.staying.push(recipient),
+            }
+        }
+        if self.is_being_cancelled(&item) {
+            for recipient in std::mem::take(&mut left.staying) {
+                self.cancel_recipient(now, &item, &recipient, &mut left.settled);
+            }
+        }
+        item.item.recipients = std::mem::take(&mut left.staying);
+        item.suspect = matches!(session, SessionVerdict::AsGreetingFailure);
+        if item.suspect
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            destination.suspect(item.item.envelope.id);
+        }
+        self.write_settlement(now, item, left);
+    }
+
+    fn is_being_cancelled(&self, item: &WindowItem) -> bool {
+        item.cancelled || self.cancels.is_cancelled(item.item.envelope.id)
+    }
+
+    /// Writes what was decided about an item out of the window, and takes it in again if some of it stays.
+    fn write_settlement(&mut self, now: Timestamp, mut item: WindowItem, left: Settlement) {
+        let id = item.item.id;
+        let stays = !item.item.recipients.is_empty();
+        let mut put_back: Option<Head> = None;
+        for &due in left.released.keys() {
+            put_back.get_or_insert_default().merge(head_of(&item.item.envelope, due));
+        }
+        if !left.settled.is_empty() || !left.released.is_empty() {
+            let released =
+                left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
+            self.writes.change(Change::Update {
+                item: id,
+                lease: item.item.lease,
+                settled: left.settled,
+                released,
+            });
+            // One effect for what was written; the item itself stays pending, or not, below.
+            if let Some(lane) = self.lanes.get_mut(item.lane) {
+                lane.pending += 1;
+            }
+            self.writes.then(Effect::Settled { lane: item.lane, put_back });
+        }
+        let Some(lane) = self.lanes.get_mut(item.lane) else { return };
+        lane.pending = lane.pending.saturating_sub(1);
+        if !stays {
+            if let Some(destination) = self.destinations.get_mut(lane.destination) {
+                destination.claimed = destination.claimed.saturating_sub(1);
+            }
+            let key = item.lane;
+            self.cancels.ended(item.item.envelope.id, id);
+            self.review_lane(now, key);
+            return;
+        }
+        item.busy = false;
+        let (key, deadline, fresh) = (item.lane, item.deadline, item.is_fresh());
+        lane.deadlines.insert((deadline, id));
+        let held =
+            self.destinations.get(lane.destination).is_some_and(|destination| destination.is_held(now));
+        self.window.insert(item);
+        if self.shutting_down || held {
+            self.put_back(now, id, None);
+        } else {
+            self.make_ready(id, fresh, true);
+        }
+        self.review_lane(now, key);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "all of it belongs to one delivery")]
+    fn deliver(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        mut recipient: Recipient,
+        reply: &Reply,
+        candidate: &Candidate,
+        tls: Option<&str>,
+        left: &mut Settlement,
+    ) {
+        recipient.attempts = recipient.attempts.saturating_add(1);
+        let record = self.record(now, item, &recipient, Some(candidate));
+        let delivered = Delivered { record, reply: reply.clone(), tls: tls.map(str::to_owned) };
+        self.counters.delivered += 1;
+        self.finish(&DeliveryEvent::Delivered(delivered));
+        left.settled.push(recipient.index);
+    }
+
+    fn bounce(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        recipient: &Recipient,
+        candidate: Option<&Candidate>,
+        diagnosis: Diagnosis,
+        left: &mut Settlement,
+    ) {
+        let record = self.record(now, item, recipient, candidate);
+        self.counters.bounced += 1;
+        self.finish(&DeliveryEvent::Bounced(Bounced { record, diagnosis }));
+        left.settled.push(recipient.index);
+    }
+
+    /// Charges a recipient an attempt. It waits, unless it is too old, too often tried, or cancelled.
+    #[allow(clippy::too_many_arguments, reason = "all of it belongs to one failure")]
+    fn defer(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        item: &WindowItem,
+        mut recipient: Recipient,
+        candidate: &Candidate,
+        diagnosis: Diagnosis,
+        left: &mut Settlement,
+    ) {
+        recipient.attempts = recipient.attempts.saturating_add(1);
+        let last = LastFailure {
+            at: now,
+            mx: Some(candidate.host.clone()),
+            peer: Some(candidate.peer),
+            diagnosis: diagnosis.clone(),
+        };
+        recipient.last = Some(last);
+        if self.is_being_cancelled(item) {
+            self.cancel_recipient(now, item, &recipient, &mut left.settled);
+            return;
+        }
+        let random = self.rng.u64(..);
+        let Some(settings) = self
+            .destinations
+            .get(key)
+            .and_then(|destination| self.queues.get(destination.queue))
+            .map(|queue| queue.settings.clone())
+        else {
+            return;
+        };
+        if settings.max_attempts.is_some_and(|most| recipient.attempts >= most) {
+            self.expire_recipient(now, key, item, &recipient, Some(Reason::TooManyAttempts), left);
+            return;
+        }
+        if item.deadline <= now {
+            self.expire_recipient(now, key, item, &recipient, None, left);
+            return;
+        }
+        let interval = settings.retry_after.interval(recipient.attempts);
+        let next_attempt = now + with_jitter(interval, settings.retry_jitter, random);
+        let record = self.record(now, item, &recipient, Some(candidate));
+        self.counters.deferred += 1;
+        self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred {
+            record,
+            diagnosis,
+            next_attempt,
+        })));
+        left.released.entry(next_attempt).or_default().push(recipient);
+    }
+
+    /// Bounces what lay too long, with the last thing it met.
+    pub(super) fn expire(&mut self, now: Timestamp, id: ItemId) {
+        self.finish_item(now, id, |scheduler, item, recipient, left| {
+            let Some(key) = scheduler.lanes.get(item.lane).map(|lane| lane.destination) else { return };
+            scheduler.expire_recipient(now, key, item, recipient, None, left);
+        });
+    }
+
+    /// Bounces an item that waits, uncharged: DNS or the hosts said that no mail is taken.
+    pub(super) fn bounce_item(&mut self, now: Timestamp, id: ItemId, diagnosis: &Diagnosis) {
+        self.finish_item(now, id, |scheduler, item, recipient, left| {
+            scheduler.bounce(now, item, recipient, None, diagnosis.clone(), left);
+        });
+    }
+
+    pub(super) fn cancel_item(&mut self, now: Timestamp, id: ItemId) {
+        self.finish_item(now, id, |scheduler, item, recipient, left| {
+            scheduler.cancel_recipient(now, item, recipient, &mut left.settled);
+        });
+    }
+
+    /// Ends all recipients of an item that waits in the window.
+    fn finish_item(
+        &mut self,
+        now: Timestamp,
+        id: ItemId,
+        end: impl Fn(&mut Self, &WindowItem, &Recipient, &mut Settlement),
+    ) {
+        let Some(mut item) = self.leave_window(id) else { return };
+        let mut left = Settlement::default();
+        let recipients = std::mem::take(&mut item.item.recipients);
+        recipients.iter().for_each(|recipient| end(self, &item, recipient, &mut left));
+        self.writes.change(Change::Update {
+            item: id,
+            lease: item.item.lease,
+            settled: left.settled,
+            released: Vec::new(),
+        });
+        self.writes.then(Effect::Settled { lane: item.lane, put_back: None });
+        self.cancels.ended(item.item.envelope.id, id);
+        self.review_lane(now, item.lane);
+    }
+
+    fn expire_recipient(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        item: &WindowItem,
+        recipient: &Recipient,
+        reason: Option<Reason>,
+        left: &mut Settlement,
+    ) {
+        let held = self.destinations.get(key).and_then(|destination| destination.retry.last.clone());
+        let last = recipient.last.as_ref();
+        let age = item.deadline.saturating_since(item.item.envelope.age_from);
+        let failure = match (last.map(|last| &last.diagnosis.failure), &held) {
+            (Some(failure @ Failure::Reply(_)), _) => failure.clone(),
+            (Some(Failure::Engine(message)), _) => Failure::Engine(format!("expired; last: {message}")),
+            (None, Some(held)) => Failure::Engine(match &held.failure {
+                Failure::Reply(reply) => format!("expired before an attempt; its hosts said: {reply}"),
+                Failure::Engine(message) => format!("expired before an attempt; its hosts: {message}"),
+            }),
+            (None, None) => {
+                Failure::Engine(format!("expired at an age of {} s, before an attempt", age.as_secs()))
+            }
+        };
+        let diagnosis = Diagnosis {
+            stage: last.map_or(Stage::Queue, |last| last.diagnosis.stage),
+            status: EnhancedStatus::new(4, 4, 7),
+            category: Category::MessageExpired,
+            reason: reason.or_else(|| last.is_none().then_some(Reason::NeverAttempted)),
+            failure,
+            rule: None,
+        };
+        let candidate = last.and_then(|last| Some(Candidate { host: last.mx.clone()?, peer: last.peer? }));
+        self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
+    }
+
+    /// Writes a final event to the outbox.
+    pub(super) fn finish(&mut self, event: &DeliveryEvent) {
+        if let Some(change) = crate::outbox::entry(event) {
+            self.writes.change(change);
+        }
+    }
+
+    /// A transaction ended: its content makes room.
+    pub(super) fn transaction_over(&mut self, octets: usize) {
+        self.busy = self.busy.saturating_sub(1);
+        self.transit_octets = self.transit_octets.saturating_sub(octets);
+        self.waiting.body_freed = true;
+    }
+
+    /// An item whose transaction did not take place goes first again.
+    pub(super) fn back_in_line(&mut self, now: Timestamp, id: ItemId) {
+        self.out_of_transaction(id);
+        let Some(item) = self.window.get(id) else { return };
+        let (lane, fresh) = (item.lane, item.is_fresh());
+        let is_being_cancelled = self.is_being_cancelled(item);
+        let held = self.lanes.get(lane).and_then(|lane| self.destinations.get(lane.destination));
+        let held = held.is_some_and(|destination| destination.is_held(now));
+        if is_being_cancelled {
+            self.cancel_item(now, id);
+        } else if self.shutting_down || held {
+            self.put_back(now, id, None);
+        } else {
+            self.make_ready(id, fresh, true);
+        }
+        // Its deadline counts again.
+        self.review_lane(now, lane);
+    }
+
+    fn out_of_transaction(&mut self, id: ItemId) {
+        if let Some(item) = self.window.get_mut(id)
+            && let Some(lane) = self.lanes.get_mut(item.lane)
+        {
+            item.busy = false;
+            lane.pending = lane.pending.saturating_sub(1);
+            lane.deadlines.insert((item.deadline, id));
+        }
+    }
+
+    /// The body of a transaction could not be read; the session is as it was.
+    pub(super) fn on_body_failed(&mut self, now: Timestamp, id: ConnectionId, error: &StorageError) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let key = connection.destination;
+        let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
+            return;
+        };
+        self.transaction_over(transaction.octets);
+        self.make_idle(now, id);
+        let item_id = transaction.item;
+        self.out_of_transaction(item_id);
+        if self.window.get(item_id).is_some_and(|item| self.is_being_cancelled(item)) {
+            self.cancel_item(now, item_id);
+            self.mark(key);
+            return;
+        }
+        match error.kind() {
+            StorageErrorKind::Corrupt | StorageErrorKind::NotFound => {
+                let diagnosis = engine_diagnosis(Stage::Queue, Failed::Content, error.to_string());
+                self.bounce_item(now, item_id, &diagnosis);
+            }
+            _ if error.is_temporary() => {
+                self.put_back(now, item_id, Some(now + BODY_RETRY));
+                self.storage_trouble(now, error);
+            }
+            _ => {
+                self.put_back(now, item_id, None);
+                self.stop_writing(now, error);
+            }
+        }
+        self.mark(key);
+    }
+}

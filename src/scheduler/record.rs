@@ -1,0 +1,167 @@
+//! Records: what is said about a recipient or a destination, and in which words.
+
+use super::Scheduler;
+use super::session::Candidate;
+use super::verdict::{Cause, What};
+use super::window::WindowItem;
+use crate::clock::Timestamp;
+use crate::dns::RouteFailure;
+use crate::event::{Category, Diagnosis, Failure, Reason, RecipientRecord};
+use crate::reply::{EnhancedStatus, Reply, Stage};
+use crate::storage::Recipient;
+use crate::transport::EndCause;
+
+/// What failed, where only the engine can say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failed {
+    /// To get a session.
+    ToConnect,
+    /// In a transaction.
+    InTransaction,
+    /// The hosts' addresses are of a family the source has no address of.
+    NoRouteForFamily,
+    /// The stored content.
+    Content,
+}
+
+impl Failed {
+    fn status(self) -> EnhancedStatus {
+        match self {
+            Self::ToConnect => EnhancedStatus::new(4, 4, 1),
+            Self::InTransaction => EnhancedStatus::new(4, 4, 2),
+            Self::NoRouteForFamily => EnhancedStatus::new(4, 4, 4),
+            Self::Content => EnhancedStatus::new(5, 3, 0),
+        }
+    }
+
+    fn category(self) -> Category {
+        match self {
+            Self::ToConnect => Category::NoAnswerFromHost,
+            Self::InTransaction => Category::BadConnection,
+            Self::NoRouteForFamily => Category::RoutingErrors,
+            Self::Content => Category::Other,
+        }
+    }
+
+    fn reason(self) -> Option<Reason> {
+        match self {
+            Self::ToConnect | Self::InTransaction => None,
+            Self::NoRouteForFamily => Some(Reason::NoRouteForFamily),
+            Self::Content => Some(Reason::ContentLost),
+        }
+    }
+}
+
+pub(super) fn engine_diagnosis(stage: Stage, failed: Failed, message: impl Into<String>) -> Diagnosis {
+    Diagnosis {
+        stage,
+        status: failed.status(),
+        category: failed.category(),
+        reason: failed.reason(),
+        failure: Failure::Engine(message.into()),
+        rule: None,
+    }
+}
+
+/// How a session, or the attempt at one, ended.
+pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) -> Diagnosis {
+    match cause {
+        EndCause::Reply(reply) => reply_diagnosis(stage, reply),
+        EndCause::Protocol(_) => Diagnosis {
+            status: EnhancedStatus::new(4, 5, 0),
+            category: Category::ProtocolErrors,
+            ..engine_diagnosis(stage, failed, cause.to_string())
+        },
+        _ => engine_diagnosis(stage, failed, cause.to_string()),
+    }
+}
+
+pub(super) fn reply_diagnosis(stage: Stage, reply: &Reply) -> Diagnosis {
+    let class = if reply.is_permanent() { 5 } else { 4 };
+    let status = reply.enhanced().unwrap_or(EnhancedStatus::new(class, 0, 0));
+    let category = category(stage, status);
+    Diagnosis { stage, status, category, reason: None, failure: Failure::Reply(reply.clone()), rule: None }
+}
+
+pub(super) fn route_diagnosis(failure: &RouteFailure) -> Diagnosis {
+    Diagnosis {
+        stage: Stage::Dns,
+        status: failure.status(),
+        category: failure.category(),
+        reason: failure.reason(),
+        failure: Failure::Engine(failure.message.clone()),
+        rule: None,
+    }
+}
+
+impl Cause {
+    pub(super) fn diagnosis(&self) -> Diagnosis {
+        let mut diagnosis = match &self.what {
+            What::Reply(reply) => reply_diagnosis(self.stage, reply),
+            What::Lost(cause) => cause_diagnosis(self.stage, cause, Failed::InTransaction),
+            What::Unsendable(why) => Diagnosis {
+                status: why.status(),
+                category: Category::ContentRelated,
+                ..engine_diagnosis(self.stage, Failed::InTransaction, why.to_string())
+            },
+        };
+        diagnosis.reason = self.reason.or(diagnosis.reason);
+        diagnosis
+    }
+}
+
+/// The category an enhanced status speaks of (RFC 3463 §3). The words of the reply are not read.
+fn category(stage: Stage, status: EnhancedStatus) -> Category {
+    match (status.subject, status.detail) {
+        (1, 2 | 10) => Category::BadDomain,
+        (1, 7 | 8) => Category::InvalidSender,
+        (1, _) if stage == Stage::Mail => Category::InvalidSender,
+        (1, _) => Category::BadMailbox,
+        (2, 1) => Category::InactiveMailbox,
+        (2, 2) | (3, 1) => Category::QuotaIssues,
+        (3, 4) | (6, _) => Category::ContentRelated,
+        (4, 7) => Category::MessageExpired,
+        (4, 1) => Category::NoAnswerFromHost,
+        (4, 2) => Category::BadConnection,
+        (4, _) => Category::RoutingErrors,
+        (5, 3) => Category::Other,
+        (5, _) => Category::ProtocolErrors,
+        (7, _) => Category::PolicyRelated,
+        _ => Category::Other,
+    }
+}
+
+impl Scheduler {
+    /// What a recipient's records have in common, with a new event id.
+    pub(super) fn record(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        recipient: &Recipient,
+        candidate: Option<&Candidate>,
+    ) -> RecipientRecord {
+        let lane = &item.item.lane;
+        let queue = self
+            .lanes
+            .get(item.lane)
+            .and_then(|lane| self.destinations.get(lane.destination))
+            .and_then(|destination| self.queues.get(destination.queue))
+            .map_or_else(|| lane.domain.as_str().into(), |queue| queue.name.clone());
+        let envelope = &item.item.envelope;
+        RecipientRecord {
+            event: self.event_id(now),
+            time: now,
+            id: envelope.id,
+            reference: envelope.reference.clone(),
+            recipient: recipient.address.clone(),
+            domain: lane.domain.clone(),
+            queue,
+            source: lane.source.clone(),
+            mx: candidate.map(|candidate| candidate.host.clone()),
+            peer: candidate.map(|candidate| candidate.peer),
+            attempts: recipient.attempts,
+            queued: now.saturating_since(envelope.age_from),
+            tags: envelope.tags.clone(),
+        }
+    }
+}

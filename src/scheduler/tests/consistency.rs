@@ -1,0 +1,141 @@
+//! Every counter, recomputed from scratch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::scheduler::intake::Purpose;
+use crate::scheduler::session::State;
+use crate::scheduler::{DestinationKey, LaneKey, Scheduler};
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct OfDestination {
+    connections: usize,
+    opening: usize,
+    working: usize,
+    idle: usize,
+    claimed: usize,
+    ready: usize,
+}
+
+impl Scheduler {
+    /// Panics unless all counters and indices agree with what they count.
+    pub(crate) fn assert_consistent(&self) {
+        let mut of: BTreeMap<DestinationKey, OfDestination> = BTreeMap::new();
+        let (mut busy, mut closing, mut octets) = (0, 0, 0);
+        for (id, connection) in &self.connections {
+            let of = of.entry(connection.destination).or_default();
+            of.connections += 1;
+            match &connection.state {
+                State::Opening => of.opening += 1,
+                State::Idle { since } => {
+                    (of.working, of.idle) = (of.working + 1, of.idle + 1);
+                    assert!(self.idle.contains(&(*since, *id)), "an idle connection is not listed");
+                }
+                State::Busy(transaction) => {
+                    of.working += 1;
+                    busy += 1;
+                    octets += transaction.octets;
+                    let item = self.window.get(transaction.item).expect("what is sent is in the window");
+                    assert!(item.busy && !item.ready);
+                }
+                State::Between => panic!("undecided"),
+                State::Closing => closing += 1,
+            }
+        }
+        assert_eq!(
+            (self.open, self.busy, self.closing),
+            (self.connections.len(), busy, closing),
+            "open, busy, closing"
+        );
+        assert_eq!(self.transit_octets, octets, "octets in transit");
+        assert_eq!(self.idle.len(), of.values().map(|of| of.idle).sum::<usize>(), "idle");
+        assert!(self.open <= self.policy.max_connections() as usize, "max-connections");
+
+        let mut reserved = 0;
+        let mut deadlines: BTreeMap<LaneKey, BTreeSet<_>> = BTreeMap::new();
+        let mut in_transaction: BTreeMap<LaneKey, usize> = BTreeMap::new();
+        for claim in self.claims.values() {
+            reserved += claim.promised();
+            if let Purpose::Deliver(key) = claim.purpose {
+                of.entry(key).or_default().claimed += claim.promised();
+            }
+        }
+        for (lane, promised) in self.writes.promised() {
+            let key = self.lanes.get(lane).expect("a lane that mail is being stored in").destination;
+            reserved += promised;
+            of.entry(key).or_default().claimed += promised;
+        }
+        assert_eq!(self.window.reserved, reserved, "places promised");
+        for item in self.window.all() {
+            let lane = self.lanes.get(item.lane).expect("the lane of an item");
+            let of = of.entry(lane.destination).or_default();
+            of.claimed += 1;
+            of.ready += usize::from(item.ready);
+            if item.busy {
+                *in_transaction.entry(item.lane).or_default() += 1;
+            } else {
+                deadlines.entry(item.lane).or_default().insert((item.deadline, item.item.id));
+            }
+        }
+        let pending = self.writes.pending();
+        for (lane, key) in &self.lane_keys {
+            let state = self.lanes.get(*key).expect("a named lane");
+            assert_eq!(state.key, *lane);
+            assert_eq!(state.deadlines, deadlines.remove(key).unwrap_or_default(), "deadlines of {lane}");
+            let expected =
+                pending.get(key).copied().unwrap_or(0) + in_transaction.get(key).copied().unwrap_or(0);
+            assert_eq!(state.pending, expected, "pending of {lane}");
+            let earliest = state.deadlines.first().map(|&(deadline, _)| deadline);
+            if let Some(earliest) = earliest {
+                let has_timer = state.timer.is_some_and(|at| at <= earliest);
+                assert!(has_timer, "{lane} has a deadline and no timer for it");
+            }
+        }
+        assert_eq!(self.lanes.len(), self.lane_keys.len(), "lanes");
+        assert_eq!(self.destinations.len(), self.destination_keys.len(), "destinations");
+        assert_eq!(self.queues.len(), self.queue_keys.len(), "queues");
+        let mut by_queue = BTreeMap::new();
+        for ((domain, _), key) in &self.destination_keys {
+            let state = self.destinations.get(*key).expect("a named destination");
+            let got = OfDestination {
+                connections: state.connections,
+                opening: state.opening,
+                working: state.working.len(),
+                idle: state.idle.len(),
+                claimed: state.claimed,
+                ready: state.ready,
+            };
+            assert_eq!(got, of.remove(key).unwrap_or_default(), "{domain}");
+            *by_queue.entry(state.queue).or_insert(0) += state.connections;
+            let listed: usize = state
+                .lanes
+                .iter()
+                .filter_map(|&lane| self.lanes.get(lane))
+                .map(|l| l.fresh.len() + l.again.len())
+                .sum();
+            assert_eq!(listed + state.suspects.len(), state.ready, "listed in lanes of {domain}");
+            assert!(state.claimed <= self.bounds.window_per_destination, "window of {domain}");
+        }
+        assert!(of.is_empty(), "of destinations that are gone: {of:?}");
+        for key in self.queue_keys.values() {
+            let queue = self.queues.get(*key).expect("a named queue");
+            assert_eq!(
+                queue.connections,
+                by_queue.get(key).copied().unwrap_or(0),
+                "permits of {}",
+                queue.name
+            );
+            assert!(queue.settings.max_smtp_out.is_none_or(|most| queue.connections <= most as usize));
+        }
+    }
+
+    /// Nothing is left of anything.
+    pub(crate) fn assert_empty(&self) {
+        self.assert_consistent();
+        let lens = (self.lanes.len(), self.destinations.len(), self.queues.len(), self.connections.len());
+        assert_eq!(lens, (0, 0, 0, 0), "lanes, destinations, queues, connections");
+        assert_eq!((self.window.len(), self.window.held_octets(), self.looking_up), (0, 0, 0));
+        assert_eq!(self.claims.len(), 0);
+        assert!(self.is_idle());
+        assert_eq!(self.poll_timeout(), None, "a timer is left");
+    }
+}

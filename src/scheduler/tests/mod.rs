@@ -1,0 +1,13 @@
+//! Rules of the scheduler, by events and commands.
+
+mod cancel;
+mod consistency;
+mod expiry;
+mod harness;
+mod hosts;
+mod limits;
+mod property;
+mod retry;
+mod verdict;
+mod window;
+mod writes;

@@ -1,0 +1,251 @@
+//! Writing: groups, errors, bounds; reports that are blocked; shutdown.
+
+use std::time::Duration;
+
+use super::harness::*;
+use crate::message::{Message, MessageId};
+use crate::scheduler::{Bounds, Event, SubmitFailure};
+use crate::storage::{Change, StorageError, StorageErrorKind};
+
+#[test]
+fn submissions_gather_while_an_insert_is_under_way() {
+    let mut rig = Rig::new("");
+    rig.by_hand.insert = true;
+    (0..5).for_each(|_| {
+        rig.submit_to(&["a@x.example"]);
+    });
+    assert_eq!(rig.inserts[0].len(), 1);
+    assert!(rig.submitted.is_empty(), "not durable, not accepted");
+    rig.insert();
+    assert_eq!((rig.submitted.len(), rig.inserts[0].len()), (1, 4));
+    rig.insert();
+    assert_eq!((rig.submitted.len(), rig.accept_all()), (5, 5));
+}
+
+#[test]
+fn outcomes_gather_while_a_commit_is_under_way() {
+    let mut rig = Rig::new("max-smtp-out = 1");
+    (0..5).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.by_hand.commit = true;
+    rig.connect();
+    (0..5).for_each(|_| {
+        rig.accept();
+    });
+    assert_eq!(rig.commits[0].len(), 2, "an update and its report");
+    assert!(rig.timeline().is_empty(), "reported when durable, not at the 250");
+    rig.commit();
+    assert_eq!((rig.timeline().len(), rig.commits[0].len()), (1, 8));
+    rig.commit();
+    assert_eq!(rig.timeline().len(), 5);
+}
+
+#[test]
+fn a_commit_refused_for_the_moment_is_made_again_and_nothing_sent_twice() {
+    for kind in [StorageErrorKind::Full, StorageErrorKind::Temporary] {
+        let mut rig = Rig::new("max-smtp-out = 1");
+        (0..2).for_each(|_| {
+            rig.submit("a@x.example");
+        });
+        rig.by_hand.commit = true;
+        rig.connect();
+        rig.accept();
+        let first = format!("{:?}", rig.commits[0]);
+        rig.fail_commit(kind);
+        rig.accept();
+        assert!(rig.commits.is_empty(), "not before a pause");
+        rig.pass(Duration::from_secs(1));
+        let again = format!("{:?}", rig.commits[0]);
+        assert!(again.starts_with(first.trim_end_matches(']')), "the same, in order, and then the next");
+        assert_eq!(rig.commits[0].len(), 4);
+        rig.by_hand.commit = false;
+        rig.commit();
+        assert_eq!(
+            rig.timeline(),
+            ["0 storage-trouble", "1 delivered a@x.example", "1 delivered a@x.example"]
+                .map(|line| line.replace("1 del", "0 del"))
+        );
+        assert!(rig.transacts.is_empty() && rig.connects.is_empty());
+        rig.pass(MINUTE);
+        rig.scheduler.assert_empty();
+    }
+}
+
+#[test]
+fn an_unknown_outcome_stops_everything() {
+    let mut rig = Rig::new("max-smtp-out = 1");
+    (0..3).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.by_hand.commit = true;
+    rig.connect();
+    rig.accept();
+    rig.fail_commit(StorageErrorKind::OutcomeUnknown);
+    assert_eq!(rig.last_line(), "0 storage-trouble stopped");
+    rig.accept();
+    assert!(rig.transacts.is_empty(), "no new transaction");
+    let token = rig.submit_to(&["b@y.example"]);
+    let Err(SubmitFailure::Storage(error)) = &rig.submitted[&token] else { panic!() };
+    assert_eq!(error.kind(), StorageErrorKind::Poisoned);
+    let id = MessageId::generate(rig.now, 1);
+    let token = rig.cancel(id);
+    assert!(rig.cancelled[&token].is_err(), "a cancellation is answered too");
+    rig.pass(HOUR);
+    assert!(rig.commits.is_empty() && rig.connects.is_empty() && rig.transacts.is_empty());
+    rig.tell(Event::Shutdown);
+    assert!(rig.drained);
+}
+
+#[test]
+fn an_insert_that_fails_is_refused_and_gives_back_its_places() {
+    for (kind, stops) in [
+        (StorageErrorKind::Full, false),
+        (StorageErrorKind::Temporary, false),
+        (StorageErrorKind::OutcomeUnknown, true),
+    ] {
+        let mut rig = Rig::new("");
+        rig.by_hand.insert = true;
+        let token = rig.submit_to(&["a@x.example", "b@y.example"]);
+        rig.fail_insert(kind);
+        let Err(SubmitFailure::Storage(error)) = &rig.submitted[&token] else { panic!() };
+        assert_eq!(error.kind(), kind);
+        if !stops {
+            rig.scheduler.assert_empty();
+        }
+        rig.by_hand.insert = false;
+        let token = rig.submit_to(&["a@x.example"]);
+        assert_eq!(rig.submitted[&token].is_err(), stops);
+    }
+}
+
+#[test]
+fn a_message_submitted_twice_is_stored_once() {
+    let mut rig = Rig::new("");
+    let id = MessageId::generate(rig.now, 7);
+    let message = || Message::new("", ["a@x.example", "b@y.example"], "").unwrap().with_id(id);
+    let first = rig.submit_message(message());
+    assert_eq!(rig.accept_all(), 2);
+    let second = rig.submit_message(message());
+    assert_eq!(
+        (*rig.submitted[&first].as_ref().unwrap(), *rig.submitted[&second].as_ref().unwrap()),
+        (id, id)
+    );
+    assert_eq!(rig.accept_all(), 0);
+    rig.pass(MINUTE);
+    rig.scheduler.assert_empty();
+}
+
+#[test]
+fn unsettled_changes_have_a_bound_past_which_nothing_starts() {
+    let bounds = Bounds { unsettled: 4, ..Bounds::default() };
+    let mut rig = Rig::with_policy("[domain.\"*\"]\nmax-smtp-out = 1", bounds);
+    (0..10).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.by_hand.commit = true;
+    rig.connect();
+    rig.accept();
+    rig.accept();
+    assert!(rig.transacts.is_empty(), "four changes are not durable");
+    rig.commit();
+    assert_eq!(rig.transacts.len(), 1);
+    rig.by_hand.commit = false;
+    rig.commit();
+    assert_eq!(rig.accept_all(), 8);
+}
+
+#[test]
+fn blocked_reports_stop_new_transactions_until_they_are_taken() {
+    let mut rig = Rig::new("max-smtp-out = 2");
+    (0..4).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.connect();
+    rig.tell(Event::ReportsBlocked(true));
+    rig.connect();
+    rig.accept();
+    assert!(rig.transacts.is_empty());
+    rig.tell(Event::ReportsBlocked(false));
+    assert_eq!(rig.accept_all(), 3);
+}
+
+#[test]
+fn submissions_have_bounds() {
+    let bounds = Bounds { submissions: 3, submission_octets: 100, ..Bounds::default() };
+    let mut rig = Rig::with_policy("", bounds);
+    rig.by_hand.insert = true;
+    for waiting in 0..4 {
+        assert!(rig.scheduler.takes_submissions(), "{waiting}");
+        rig.submit_to(&["a@x.example"]);
+    }
+    assert!(!rig.scheduler.takes_submissions());
+    rig.insert();
+    rig.insert();
+    rig.submit_message(Message::new("", ["a@x.example"], vec![b'x'; 99]).unwrap());
+    rig.submit_message(Message::new("", ["a@x.example"], vec![b'x'; 200]).unwrap());
+    rig.submit_message(Message::new("", ["a@x.example"], "").unwrap());
+    assert!(!rig.scheduler.takes_submissions(), "too many octets");
+}
+
+#[test]
+fn shutdown_lets_transactions_end_and_leaves_the_rest() {
+    let mut rig = Rig::new("max-smtp-out = 2");
+    (0..5).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.submit("b@y.example");
+    rig.connect();
+    rig.tell(Event::Shutdown);
+    let token = rig.submit_to(&["c@z.example"]);
+    assert!(matches!(rig.submitted[&token], Err(SubmitFailure::ShuttingDown)));
+    assert!(!rig.drained);
+    rig.transact(all_rcpts("450 4.2.0 later"));
+    rig.connect();
+    rig.refuse();
+    assert!(rig.drained, "what was opening has gone");
+    assert!(rig.transacts.is_empty() && rig.connects.is_empty());
+    assert_eq!(rig.timeline(), ["0 deferred a@x.example 4.2.0"]);
+    assert_eq!(rig.scheduler.window.len(), 0, "leases are given back");
+    let mut rig = rig.restarted("");
+    assert_eq!(rig.accept_all(), 5);
+    rig.pass(10 * MINUTE);
+    assert_eq!(rig.accept_all(), 1);
+}
+
+#[test]
+fn a_body_that_can_not_be_read() {
+    for (kind, expected) in [
+        (StorageErrorKind::NotFound, "0 bounced a@x.example 5.3.0 content-lost"),
+        (StorageErrorKind::Corrupt, "0 bounced a@x.example 5.3.0 content-lost"),
+        (StorageErrorKind::Temporary, "0 storage-trouble"),
+        (StorageErrorKind::Poisoned, "0 storage-trouble stopped"),
+    ] {
+        let mut rig = Rig::new("");
+        rig.submit("a@x.example");
+        rig.connect();
+        let (connection, _) = rig.transacts.pop_front().unwrap();
+        rig.tell(Event::BodyFailed { connection, error: StorageError::new(kind, "made up") });
+        assert_eq!(rig.last_line(), expected);
+        rig.pass(Duration::from_secs(31));
+        assert_eq!(rig.accept_all(), usize::from(kind == StorageErrorKind::Temporary));
+    }
+}
+
+#[test]
+fn a_commit_holds_what_belongs_together() {
+    let mut rig = Rig::new("");
+    rig.submit("a@x.example");
+    rig.by_hand.commit = true;
+    rig.connect();
+    rig.transact(all_rcpts("550 5.1.1 no"));
+    let kinds: Vec<_> = rig.commits[0]
+        .iter()
+        .map(|change| match change {
+            Change::Update { .. } => "update",
+            Change::Report { .. } => "report",
+            _ => "other",
+        })
+        .collect();
+    assert_eq!(kinds, ["report", "update"], "the outcome and its report in one flush");
+}

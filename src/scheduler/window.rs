@@ -1,0 +1,97 @@
+//! The window: items taken out of the store to be worked on.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::LaneKey;
+use crate::clock::Timestamp;
+use crate::storage::{Item, ItemId};
+
+/// An item under our lease.
+pub(super) struct WindowItem {
+    pub(super) item: Item,
+    pub(super) lane: LaneKey,
+    /// The content, kept from its submission for the first attempt.
+    pub(super) body: Option<Bytes>,
+    /// When it expires.
+    pub(super) deadline: Timestamp,
+    /// Recipients (by index) refused once for being too many; refused so again they are deferred.
+    pub(super) overflowed: Vec<u32>,
+    /// A session ended over it before anything was charged: it is tried when nothing else is left, and stands in
+    /// its destination's list of those.
+    pub(super) suspect: bool,
+    /// It stands in its lane's list of items to try.
+    pub(super) ready: bool,
+    /// It is in a transaction.
+    pub(super) busy: bool,
+    /// The host cancelled it while it was in a transaction.
+    pub(super) cancelled: bool,
+}
+
+impl WindowItem {
+    /// Never attempted.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.item.recipients.iter().all(|recipient| recipient.attempts == 0)
+    }
+}
+
+/// All items under our leases, with the octets of content held for them.
+#[derive(Default)]
+pub(super) struct Window {
+    items: HashMap<ItemId, WindowItem>,
+    /// Places promised to messages that are being stored, and to claims under way.
+    pub(super) reserved: usize,
+    held_octets: usize,
+}
+
+impl Window {
+    pub(super) fn len(&self) -> usize {
+        self.items.len() + self.reserved
+    }
+
+    pub(super) fn held_octets(&self) -> usize {
+        self.held_octets
+    }
+
+    /// Those that are in no transaction, in order.
+    pub(super) fn waiting_items(&self) -> Vec<ItemId> {
+        let mut waiting: Vec<_> =
+            self.items.values().filter(|item| !item.busy).map(|item| item.item.id).collect();
+        waiting.sort_unstable();
+        waiting
+    }
+
+    #[cfg(test)]
+    pub(super) fn all(&self) -> impl Iterator<Item = &WindowItem> {
+        self.items.values()
+    }
+
+    pub(super) fn insert(&mut self, item: WindowItem) {
+        self.held_octets += item.body.as_ref().map_or(0, Bytes::len);
+        if let Some(old) = self.items.insert(item.item.id, item) {
+            self.held_octets -= old.body.as_ref().map_or(0, Bytes::len);
+        }
+    }
+
+    pub(super) fn get(&self, id: ItemId) -> Option<&WindowItem> {
+        self.items.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ItemId) -> Option<&mut WindowItem> {
+        self.items.get_mut(&id)
+    }
+
+    pub(super) fn remove(&mut self, id: ItemId) -> Option<WindowItem> {
+        let item = self.items.remove(&id)?;
+        self.held_octets -= item.body.as_ref().map_or(0, Bytes::len);
+        Some(item)
+    }
+
+    /// Takes the content out of an item, for its transaction.
+    pub(super) fn take_body(&mut self, id: ItemId) -> Option<Bytes> {
+        let body = self.items.get_mut(&id)?.body.take()?;
+        self.held_octets -= body.len();
+        Some(body)
+    }
+}

@@ -1,0 +1,311 @@
+//! What is to be written: submissions and changes, grouped into one insert and one commit at a time.
+//!
+//! While one is under way the next gathers, so that a group is as large as the store is slow.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::command::{Answer, Command, SubmitFailure, Token};
+use super::lane::Head;
+use super::{Bounds, LaneKey, Scheduler, TimerOwner};
+use crate::clock::Timestamp;
+use crate::event::{DeliveryEvent, StorageTrouble};
+use crate::message::MessageId;
+use crate::storage::{Change, ChangeOutcome, NewMessage, StorageError, StorageErrorKind};
+
+/// How long to wait after a store refused for the moment.
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub(super) struct Writes {
+    submissions: VecDeque<Submission>,
+    submission_octets: usize,
+    pub(super) inserting: Vec<Submission>,
+    changes: Vec<Change>,
+    effects: Vec<Effect>,
+    /// The commit under way; its changes are kept until it is durable.
+    committing: Option<(Vec<Change>, Vec<Effect>)>,
+    /// Parts of a group that the store refused as a whole over one of its changes.
+    parts: VecDeque<(Vec<Change>, Vec<Effect>)>,
+    /// The store refused for the moment: nothing before the timer.
+    paused: bool,
+    /// The store refuses for good.
+    stopped: bool,
+}
+
+/// A message on its way into the store.
+pub(super) struct Submission {
+    pub(super) token: Token,
+    pub(super) id: MessageId,
+    pub(super) message: NewMessage,
+    /// The lane of each item.
+    pub(super) lanes: Vec<LaneKey>,
+}
+
+/// What follows once a change is durable.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "they lie in one list, most of them reports")]
+pub(super) enum Effect {
+    /// A lane's item was put back, or is gone.
+    Settled { lane: LaneKey, put_back: Option<Head> },
+    /// The observers are told.
+    Report(DeliveryEvent),
+    /// The host gets its answer.
+    Answer(Token, Answer),
+    /// A message's items are listed, to cancel them.
+    List(Token),
+}
+
+impl Writes {
+    pub(super) fn takes_submissions(&self, bounds: &Bounds) -> bool {
+        self.submissions.len() < bounds.submissions && self.submission_octets < bounds.submission_octets
+    }
+
+    pub(super) fn submit(&mut self, submission: Submission) {
+        self.submission_octets += submission.message.body.len();
+        self.submissions.push_back(submission);
+    }
+
+    pub(super) fn change(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    pub(super) fn then(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Changes not yet durable.
+    pub(super) fn unsettled(&self) -> usize {
+        let parts = self.committing.iter().chain(&self.parts);
+        self.changes.len() + parts.map(|(changes, _)| changes.len()).sum::<usize>()
+    }
+
+    /// What follows once all changes made so far are durable; given back if they are.
+    fn after_all(&mut self, effect: Effect) -> Option<Effect> {
+        if !self.changes.is_empty() || !self.effects.is_empty() {
+            self.effects.push(effect);
+        } else if let Some((_, effects)) = self.parts.back_mut().or(self.committing.as_mut()) {
+            effects.push(effect);
+        } else {
+            return Some(effect);
+        }
+        None
+    }
+
+    /// The store refused a moment ago.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Writes again, whatever the store said a moment ago.
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Places in the window promised to messages being stored, by lane.
+    #[cfg(test)]
+    pub(super) fn promised(&self) -> impl Iterator<Item = (LaneKey, usize)> {
+        self.submissions.iter().chain(&self.inserting).flat_map(|submission| {
+            let promised = submission.message.items.iter().map(|item| usize::from(item.claim_for.is_some()));
+            submission.lanes.iter().copied().zip(promised)
+        })
+    }
+
+    /// What each lane waits for to become durable.
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> std::collections::BTreeMap<LaneKey, usize> {
+        let mut pending = std::collections::BTreeMap::new();
+        for &lane in self.submissions.iter().chain(&self.inserting).flat_map(|submission| &submission.lanes) {
+            *pending.entry(lane).or_default() += 1;
+        }
+        let committing = self.committing.iter().chain(&self.parts).flat_map(|(_, effects)| effects);
+        for effect in self.effects.iter().chain(committing) {
+            if let Effect::Settled { lane, .. } = effect {
+                *pending.entry(*lane).or_default() += 1;
+            }
+        }
+        pending
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.stopped
+            || (self.submissions.is_empty()
+                && self.inserting.is_empty()
+                && self.changes.is_empty()
+                && self.effects.is_empty()
+                && self.committing.is_none()
+                && self.parts.is_empty())
+    }
+}
+
+impl Scheduler {
+    /// Does something once all changes made so far are durable.
+    pub(super) fn after_writes(&mut self, now: Timestamp, effect: Effect) {
+        if let Some(effect) = self.writes.after_all(effect) {
+            self.take_effect(now, effect);
+        }
+    }
+
+    /// Starts an insert and a commit if there is something to write and none is under way.
+    pub(super) fn flush_writes(&mut self, now: Timestamp) {
+        let writes = &mut self.writes;
+        if writes.stopped {
+            for submission in std::mem::take(&mut writes.submissions) {
+                self.refuse(now, submission, &poisoned());
+            }
+            return;
+        }
+        if writes.paused {
+            return;
+        }
+        if writes.inserting.is_empty() && !writes.submissions.is_empty() {
+            writes.inserting = writes.submissions.drain(..).collect();
+            writes.submission_octets = 0;
+            let messages = writes.inserting.iter().map(|s| s.message.clone()).collect();
+            self.commands.push_back(Command::Insert(messages));
+        }
+        if writes.committing.is_none()
+            && let Some(part) = writes.parts.pop_front()
+        {
+            self.commands.push_back(Command::Commit(part.0.clone()));
+            writes.committing = Some(part);
+        }
+        if writes.committing.is_none() && !(writes.changes.is_empty() && writes.effects.is_empty()) {
+            let group = (std::mem::take(&mut writes.changes), std::mem::take(&mut writes.effects));
+            let changes = group.0.clone();
+            writes.committing = Some(group);
+            self.commands.push_back(Command::Commit(changes));
+        }
+    }
+
+    pub(super) fn on_commit_done(
+        &mut self,
+        now: Timestamp,
+        result: Result<Vec<ChangeOutcome>, StorageError>,
+    ) {
+        let Some((changes, effects)) = self.writes.committing.take() else { return };
+        match result {
+            Ok(outcomes) => {
+                let stale = outcomes.iter().filter(|outcome| **outcome == ChangeOutcome::Stale).count();
+                if stale > 0 {
+                    tracing::warn!(stale, "changes came after their lease was lost and were not applied");
+                }
+                effects.into_iter().for_each(|effect| self.take_effect(now, effect));
+            }
+            Err(error) if error.is_temporary() => {
+                // Nothing was applied. The same again, and what came meanwhile behind it.
+                let later_changes = std::mem::replace(&mut self.writes.changes, changes);
+                let later_effects = std::mem::replace(&mut self.writes.effects, effects);
+                self.writes.changes.extend(later_changes);
+                self.writes.effects.extend(later_effects);
+                self.storage_trouble(now, &error);
+            }
+            Err(error) if is_about_one_change(&error) => self.divide(now, changes, effects, &error),
+            Err(error) => {
+                // Unknown or refused for good: delivery stops, so that nothing is sent a second time for it.
+                self.writes.changes.splice(0..0, changes);
+                self.writes.effects.splice(0..0, effects);
+                self.stop_writing(now, &error);
+            }
+        }
+    }
+
+    /// The store refused a group, of which it applied nothing, over one of its changes: the halves by themselves,
+    /// until that one is found. It is left out, and its item stays aside until the store is opened anew.
+    fn divide(
+        &mut self,
+        now: Timestamp,
+        mut changes: Vec<Change>,
+        effects: Vec<Effect>,
+        error: &StorageError,
+    ) {
+        // An item's reports stand before its update and stay with it.
+        let ends: Vec<usize> = (1..changes.len())
+            .filter(|&end| !matches!(changes.get(end - 1), Some(Change::Report { .. })))
+            .collect();
+        match ends.get(ends.len() / 2) {
+            Some(&middle) => {
+                let second = changes.split_off(middle);
+                self.writes.parts.push_front((second, effects));
+                self.writes.parts.push_front((changes, Vec::new()));
+            }
+            None => {
+                self.report_storage_trouble(now, error, false);
+                effects.into_iter().for_each(|effect| self.take_effect(now, effect));
+            }
+        }
+    }
+
+    fn take_effect(&mut self, now: Timestamp, effect: Effect) {
+        match effect {
+            Effect::Settled { lane, put_back } => {
+                if let Some(state) = self.lanes.get_mut(lane) {
+                    state.pending = state.pending.saturating_sub(1);
+                    if let Some(head) = put_back {
+                        state.put_back(head);
+                    }
+                }
+                self.review_lane(now, lane);
+            }
+            Effect::Report(event) => self.commands.push_back(Command::Report(event)),
+            Effect::Answer(token, answer) => self.commands.push_back(Command::Answer { token, answer }),
+            Effect::List(token) => self.list_for_cancel(token),
+        }
+    }
+
+    /// Pauses writing for a moment and says so.
+    pub(super) fn storage_trouble(&mut self, now: Timestamp, error: &StorageError) {
+        self.writes.paused = true;
+        self.timers.arm(&mut self.storage_timer, Some(now + PAUSE), TimerOwner::Storage);
+        self.report_storage_trouble(now, error, false);
+    }
+
+    pub(super) fn on_storage_timer(&mut self) {
+        self.writes.paused = false;
+        self.retry_claims();
+    }
+
+    /// The store can not be trusted any more: no further transaction, no further write.
+    pub(super) fn stop_writing(&mut self, now: Timestamp, error: &StorageError) {
+        if !self.writes.stopped {
+            self.writes.stopped = true;
+            self.report_storage_trouble(now, error, true);
+        }
+        for effect in std::mem::take(&mut self.writes.effects) {
+            match effect {
+                Effect::Answer(token, Answer::Cancelled(_)) => {
+                    let answer = Answer::Cancelled(Err(error.clone()));
+                    self.commands.push_back(Command::Answer { token, answer });
+                }
+                other => self.writes.effects.push(other),
+            }
+        }
+        self.fail_cancels(error);
+    }
+
+    fn report_storage_trouble(&mut self, now: Timestamp, error: &StorageError, stopped: bool) {
+        let event = self.event_id(now);
+        let trouble = StorageTrouble { event, time: now, error: error.to_string(), stopped };
+        self.commands.push_back(Command::Report(DeliveryEvent::StorageTrouble(trouble)));
+    }
+
+    pub(super) fn refuse(&mut self, now: Timestamp, submission: Submission, error: &StorageError) {
+        self.abandon(now, &submission);
+        let answer = Answer::Submitted(Err(SubmitFailure::Storage(error.clone())));
+        self.commands.push_back(Command::Answer { token: submission.token, answer });
+    }
+}
+
+/// The store itself is sound: something in the request is not.
+pub(super) fn is_about_one_change(error: &StorageError) -> bool {
+    use StorageErrorKind::{Corrupt, Invalid, NotFound};
+    matches!(error.kind(), Corrupt | Invalid | NotFound)
+}
+
+pub(super) fn poisoned() -> StorageError {
+    StorageError::new(StorageErrorKind::Poisoned, "the store refuses since an earlier flush failed")
+}
