@@ -2,18 +2,18 @@
 
 pub mod clock;
 pub mod dns;
+pub mod engine;
 pub mod event;
 pub mod message;
-#[allow(dead_code, reason = "the engine comes next")]
 mod outbox;
 pub mod policy;
 pub mod reply;
-#[allow(dead_code, unused_imports, reason = "the engine comes next")]
 mod scheduler;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;
 
+pub use engine::{DeliveryEngine, EngineBuilder, Stats};
 pub use message::Message;
 pub use policy::Policy;

@@ -1,0 +1,208 @@
+//! Configuring and starting an engine.
+
+use std::sync::Arc;
+
+use super::DeliveryEngine;
+use super::driver::{Driver, Parts};
+use super::reporter::{Reporter, Streams};
+use crate::clock::Clock;
+use crate::dns::Resolver;
+use crate::event::EventSink;
+use crate::message::{Domain, DomainError};
+use crate::policy::Policy;
+use crate::scheduler::{Bounds, Event, Scheduler};
+use crate::storage::{OutboxPosition, Owner, Storage, StorageError};
+use crate::transport::Transport;
+use crate::transport::smtp::SmtpTransport;
+
+/// Submissions, and other requests of the host, that wait for the driver.
+const SUBMISSIONS: usize = 256;
+const REQUESTS: usize = 64;
+/// Rows and heads read at a time on starting.
+const PAGE: usize = 1_000;
+
+/// Configures a [`DeliveryEngine`].
+#[must_use = "an engine runs once it is started"]
+pub struct EngineBuilder {
+    hostname: String,
+    storage: Option<Arc<dyn Storage>>,
+    resolver: Option<Arc<dyn Resolver>>,
+    transport: Arc<dyn Transport>,
+    policy: Policy,
+    sink: Arc<dyn EventSink>,
+    clock: Option<Clock>,
+    seed: Option<u64>,
+    bounds: Bounds,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The host name for EHLO.
+    #[error("hostname: {0}")]
+    Hostname(#[source] DomainError),
+    /// No store was given. Mail is worth a decision where it lies.
+    #[error(
+        "an engine needs a store: give DiskStorage, or MemoryStorage if mail may be lost with the process"
+    )]
+    NoStorage,
+    /// No resolver was given.
+    #[error("an engine needs a resolver: give HickoryResolver, or StaticResolver in tests")]
+    NoResolver,
+    /// The store could not be read.
+    #[error("the store: {0}")]
+    Storage(#[from] StorageError),
+}
+
+impl EngineBuilder {
+    pub(super) fn new(hostname: String) -> Self {
+        Self {
+            hostname,
+            storage: None,
+            resolver: None,
+            transport: Arc::new(SmtpTransport::default()),
+            policy: Policy::default(),
+            sink: Arc::new(()),
+            clock: None,
+            seed: None,
+            bounds: Bounds::default(),
+        }
+    }
+
+    /// Where mail lies until it is delivered. Required.
+    pub fn storage(mut self, storage: impl Storage) -> Self {
+        self.storage = Some(Arc::new(storage));
+        self
+    }
+
+    /// Who answers DNS questions. Default with the feature `hickory`: the system's name servers.
+    pub fn resolver(mut self, resolver: impl Resolver) -> Self {
+        self.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Who talks to receivers. Default: [`SmtpTransport`] over TCP.
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.transport = Arc::new(transport);
+        self
+    }
+
+    /// How mail is sent. Default: [`Policy::default`].
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Who is told of events. Default: nobody, and outcomes are acknowledged at once.
+    pub fn event_sink(mut self, sink: impl EventSink) -> Self {
+        self.sink = Arc::new(sink);
+        self
+    }
+
+    /// Where the time comes from. Default: [`Clock::system`].
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Makes ids and choices repeatable: for tests only, since two engines of one seed make the same ids.
+    /// Default: drawn from the system.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// The most octets of message content in memory: one half for messages being sent, one quarter for fresh ones
+    /// that wait for their first attempt, one quarter for those being stored. A message larger than its part is
+    /// admitted alone. Default: 128 MiB.
+    pub fn body_memory(mut self, octets: usize) -> Self {
+        self.bounds.transit_octets = octets / 2;
+        self.bounds.held_octets = octets / 4;
+        self.bounds.submission_octets = (octets / 4).max(1);
+        self
+    }
+
+    /// Starts the engine on the current tokio runtime. Mail in the store goes on where it stood.
+    ///
+    /// # Cancel safety
+    /// May be dropped; nothing was started then.
+    ///
+    /// # Errors
+    /// [`StartError`], before anything was started.
+    pub async fn start(self) -> Result<DeliveryEngine, StartError> {
+        let hostname = Domain::parse(&self.hostname).map_err(StartError::Hostname)?;
+        let storage = self.storage.ok_or(StartError::NoStorage)?;
+        let resolver = match self.resolver {
+            Some(resolver) => resolver,
+            None => default_resolver()?,
+        };
+        let seed = self.seed.unwrap_or_else(random);
+        let mut seeds = fastrand::Rng::with_seed(seed);
+        let owner = Owner(seeds.u64(..));
+        let clock = self.clock.unwrap_or_else(Clock::system);
+        let hostname: Arc<str> = hostname.as_str().into();
+        let mut scheduler =
+            Scheduler::new(self.policy.clone(), hostname.clone(), owner, seeds.u64(..), self.bounds);
+        let usage = storage.usage().await?;
+        let outbox = storage.outbox(OutboxPosition::default(), 1).await?;
+        recover(&mut scheduler, &*storage, &clock).await?;
+
+        let (submissions, submitted) = tokio::sync::mpsc::channel(SUBMISSIONS);
+        let (requests, requested) = tokio::sync::mpsc::channel(REQUESTS);
+        let streams = Streams::default();
+        let parts =
+            Parts { storage: storage.clone(), resolver, transport: self.transport, clock, hostname, owner };
+        let (driver, handover) =
+            Driver::new(scheduler, parts, self.policy, (submitted, requested), usage.outbox);
+        let reporter = Reporter::new(storage, self.sink, streams.clone(), handover, !outbox.is_empty());
+        tokio::spawn(driver.run(reporter, streams.clone()));
+        Ok(DeliveryEngine { submissions, requests, streams })
+    }
+}
+
+/// Reads retry clocks and the heads of lanes, a page at a time: as much as there are destinations, not messages.
+async fn recover(scheduler: &mut Scheduler, storage: &dyn Storage, clock: &Clock) -> Result<(), StartError> {
+    let mut after = None;
+    loop {
+        let rows = storage.state(after, PAGE).await?;
+        let Some(last) = rows.last() else { break };
+        after = Some(last.key.clone());
+        scheduler.handle(clock.now(), Event::State(rows));
+    }
+    let mut after = None;
+    loop {
+        let heads = storage.heads(after, PAGE).await?;
+        let Some(last) = heads.last() else { break };
+        after = Some(last.lane.clone());
+        scheduler.handle(clock.now(), Event::Heads(heads));
+    }
+    Ok(())
+}
+
+#[cfg(feature = "hickory")]
+fn default_resolver() -> Result<Arc<dyn Resolver>, StartError> {
+    match crate::dns::HickoryResolver::from_system() {
+        Ok(resolver) => Ok(Arc::new(resolver)),
+        Err(error) => {
+            tracing::warn!(%error, "the system's name servers are not known");
+            Err(StartError::NoResolver)
+        }
+    }
+}
+
+#[cfg(not(feature = "hickory"))]
+fn default_resolver() -> Result<Arc<dyn Resolver>, StartError> {
+    Err(StartError::NoResolver)
+}
+
+fn random() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low.rotate_left(32)
+}
+
+impl std::fmt::Debug for EngineBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineBuilder").field("hostname", &self.hostname).finish_non_exhaustive()
+    }
+}

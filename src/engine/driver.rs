@@ -1,0 +1,604 @@
+//! The driver: one task that feeds the scheduler and carries out its commands.
+//!
+//! The loop waits for one of: a result of I/O, a request of the host, a timer. It tells the scheduler, then takes
+//! every command the scheduler has and starts it in a task of its own, whose result comes back as an event. The
+//! driver itself waits for no I/O.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::reporter::{Handover, Reporter, Streams};
+use super::session::{Order, Phase, SessionTask};
+use super::{ShutdownReport, Stats};
+use crate::clock::{self, Clock, Timestamp};
+use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
+use crate::event::DeliveryEvent;
+use crate::message::{Message, MessageId};
+use crate::policy::Policy;
+use crate::scheduler::{Answer, CancelReport, Command, ConnectionId, Event, Scheduler, SubmitFailure, Token};
+use crate::storage::{
+    Change, ClaimRequest, Filter, ItemSummary, Owner, Storage, StorageError, StorageErrorKind,
+};
+use crate::transport::Transport;
+
+/// Results of I/O that wait for the driver.
+const RESULTS: usize = 1_024;
+/// Events that are not final and wait for the reporter; past it no new transaction starts.
+const REPORTS: usize = 1_024;
+/// Inputs taken in one round before commands are carried out.
+const ROUND: usize = 256;
+/// How long leases hold, and how often they are renewed.
+const LEASE: Duration = Duration::from_secs(300);
+const RENEW: Duration = Duration::from_secs(60);
+/// How long the reporter's last round may take.
+const LAST_ROUND: Duration = Duration::from_secs(10);
+/// Items listed at a time for a cancellation.
+const LIST_PAGE: usize = 1_000;
+
+/// A message the host hands in.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub(super) message: Box<Message>,
+    pub(super) reply: oneshot::Sender<Result<MessageId, SubmitFailure>>,
+}
+
+/// What else the host asks for. Always answered, also while submissions wait.
+#[derive(Debug)]
+pub(super) enum Request {
+    Cancel { message: MessageId, reply: oneshot::Sender<Result<CancelReport, StorageError>> },
+    Stats { reply: oneshot::Sender<Stats> },
+    WaitIdle { reply: oneshot::Sender<()> },
+    Shutdown { deadline: Duration, reply: oneshot::Sender<ShutdownReport> },
+}
+
+/// What tasks tell the driver.
+#[derive(Debug)]
+pub(super) enum Input {
+    Event(Event),
+    /// So many outcomes were taken by the sink and acknowledged.
+    Acknowledged(u64),
+}
+
+/// The parts a host may swap, and what the driver adds.
+pub(super) struct Parts {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) resolver: Arc<dyn Resolver>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) clock: Clock,
+    pub(super) hostname: Arc<str>,
+    pub(super) owner: Owner,
+}
+
+enum Waiter {
+    Submit(oneshot::Sender<Result<MessageId, SubmitFailure>>),
+    Cancel(oneshot::Sender<Result<CancelReport, StorageError>>),
+}
+
+pub(super) struct Driver {
+    scheduler: Scheduler,
+    parts: Parts,
+    policy: Policy,
+    submissions: mpsc::Receiver<Submission>,
+    submissions_done: bool,
+    requests: mpsc::Receiver<Request>,
+    results: mpsc::Receiver<Input>,
+    to_driver: mpsc::Sender<Input>,
+    events: mpsc::Sender<DeliveryEvent>,
+    /// Events the reporter had no room for.
+    unsent: VecDeque<DeliveryEvent>,
+    committed: Arc<Notify>,
+    /// Outcomes in the commit under way, and outcomes committed and not yet acknowledged.
+    committing_outcomes: u64,
+    /// An acknowledgement may come before the commit's own answer: below zero for that moment.
+    outcomes: i64,
+    waiters: HashMap<Token, Waiter>,
+    next_token: u64,
+    idle_waiters: Vec<oneshot::Sender<()>>,
+    sessions: HashMap<ConnectionId, mpsc::Sender<Order>>,
+    session_tasks: JoinSet<()>,
+    storage_tasks: JoinSet<()>,
+    look_ups: JoinSet<()>,
+    next_renewal: Instant,
+    maintaining: Option<tokio::task::JoinHandle<()>>,
+    shutdown: Option<Shutdown>,
+    drained: bool,
+    requests_done: bool,
+}
+
+enum Woken {
+    Input(Option<Input>),
+    Submission(Option<Submission>),
+    Request(Option<Request>),
+    Other,
+}
+
+struct Shutdown {
+    /// On the runtime's clock: a step of the wall clock does not move it. `None`: when all has ended.
+    deadline: Option<Instant>,
+    replies: Vec<oneshot::Sender<ShutdownReport>>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        scheduler: Scheduler,
+        parts: Parts,
+        policy: Policy,
+        (submissions, requests): (mpsc::Receiver<Submission>, mpsc::Receiver<Request>),
+        outcomes: u64,
+    ) -> (Self, Handover) {
+        let (to_driver, results) = mpsc::channel(RESULTS);
+        let (events, reported) = mpsc::channel(REPORTS);
+        let committed = Arc::new(Notify::new());
+        let handover =
+            Handover { events: reported, committed: committed.clone(), results: to_driver.clone() };
+        let next_renewal = clock::instant() + RENEW;
+        let driver = Self {
+            scheduler,
+            parts,
+            policy,
+            submissions,
+            submissions_done: false,
+            requests,
+            results,
+            to_driver,
+            events,
+            unsent: VecDeque::new(),
+            committed,
+            committing_outcomes: 0,
+            outcomes: i64::try_from(outcomes).unwrap_or(i64::MAX),
+            waiters: HashMap::new(),
+            next_token: 0,
+            idle_waiters: Vec::new(),
+            sessions: HashMap::new(),
+            session_tasks: JoinSet::new(),
+            storage_tasks: JoinSet::new(),
+            look_ups: JoinSet::new(),
+            next_renewal,
+            maintaining: None,
+            shutdown: None,
+            drained: false,
+            requests_done: false,
+        };
+        (driver, handover)
+    }
+
+    /// Runs until it is shut down, or until every handle is gone and its transactions have ended.
+    #[allow(clippy::disallowed_methods, reason = "the driver is what waits for time")]
+    pub(super) async fn run(mut self, reporter: Reporter, streams: Streams) {
+        let reporter = tokio::spawn(reporter.run());
+        self.renew_and_maintain(self.parts.clock.now());
+        self.carry_out();
+        loop {
+            let timer = tokio::time::sleep_until(self.next_wake());
+            let takes_submissions = self.takes_submissions() && !self.submissions_done;
+            let woken = tokio::select! {
+                biased;
+                input = self.results.recv() => Woken::Input(input),
+                request = self.requests.recv(), if !self.requests_done => Woken::Request(request),
+                permit = self.events.reserve(), if !self.unsent.is_empty() => {
+                    if let (Ok(permit), Some(event)) = (permit, self.unsent.pop_front()) {
+                        permit.send(event);
+                    }
+                    Woken::Other
+                }
+                submission = self.submissions.recv(), if takes_submissions => Woken::Submission(submission),
+                () = timer => Woken::Other,
+            };
+            match woken {
+                Woken::Input(Some(input)) => self.take(input),
+                Woken::Request(Some(request)) => self.ask(request),
+                Woken::Submission(Some(submission)) => self.submit(submission),
+                // Every handle is gone, or what was sent before a shutdown is all taken.
+                Woken::Request(None) => {
+                    self.requests_done = true;
+                    self.begin_shutdown(None);
+                }
+                Woken::Submission(None) => self.submissions_done = true,
+                Woken::Input(None) | Woken::Other => {}
+            }
+            self.take_more();
+            self.on_time();
+            self.carry_out();
+            self.tell_idle_waiters();
+            if self.drained && self.unsent.is_empty() {
+                break;
+            }
+            if self.deadline().is_some_and(|deadline| deadline <= clock::instant()) {
+                break;
+            }
+        }
+        self.end(reporter, streams).await;
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.shutdown.as_ref().and_then(|shutdown| shutdown.deadline)
+    }
+
+    fn next_wake(&self) -> Instant {
+        let scheduler = self.scheduler.poll_timeout().map(|at| self.parts.clock.instant_at(at));
+        [scheduler, self.deadline()].into_iter().flatten().fold(self.next_renewal, Instant::min)
+    }
+
+    /// Submissions wait while too many are being stored, or while nobody takes the events they cause.
+    fn takes_submissions(&self) -> bool {
+        self.scheduler.takes_submissions() && self.unsent.is_empty()
+    }
+
+    /// What else is at hand, so that commands are made for many inputs at once.
+    fn take_more(&mut self) {
+        for _ in 0..ROUND {
+            let Ok(input) = self.results.try_recv() else { break };
+            self.take(input);
+        }
+        while let Some(event) = self.unsent.pop_front() {
+            if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+                self.unsent.push_front(event);
+                break;
+            }
+        }
+        for _ in 0..ROUND {
+            if !self.takes_submissions() {
+                break;
+            }
+            let Ok(submission) = self.submissions.try_recv() else { break };
+            self.submit(submission);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => {
+                match &event {
+                    Event::CommitDone(result) => {
+                        let outcomes = std::mem::take(&mut self.committing_outcomes);
+                        if result.is_ok() && outcomes > 0 {
+                            self.outcomes = self.outcomes.saturating_add_unsigned(outcomes);
+                            self.committed.notify_one();
+                        }
+                    }
+                    Event::ConnectFailed { connection, .. }
+                    | Event::SessionEnded { connection, .. }
+                    | Event::Closed { connection } => {
+                        self.sessions.remove(connection);
+                    }
+                    Event::TransactionDone { connection, report } if report.end.is_some() => {
+                        self.sessions.remove(connection);
+                    }
+                    _ => {}
+                }
+                self.scheduler.handle(self.parts.clock.now(), event);
+            }
+            Input::Acknowledged(count) => self.outcomes = self.outcomes.saturating_sub_unsigned(count),
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let token = self.wait(Waiter::Submit(submission.reply));
+        self.scheduler.handle(self.parts.clock.now(), Event::Submit { token, message: submission.message });
+    }
+
+    fn ask(&mut self, request: Request) {
+        let now = self.parts.clock.now();
+        match request {
+            Request::Cancel { message, reply } => {
+                let token = self.wait(Waiter::Cancel(reply));
+                self.scheduler.handle(now, Event::Cancel { token, message });
+            }
+            Request::Stats { reply } => self.answer_stats(reply),
+            Request::WaitIdle { reply } => {
+                self.idle_waiters.retain(|waiter| !waiter.is_closed());
+                self.idle_waiters.push(reply);
+            }
+            Request::Shutdown { deadline, reply } => self.begin_shutdown(Some((deadline, reply))),
+        }
+    }
+
+    fn wait(&mut self, waiter: Waiter) -> Token {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        self.waiters.insert(token, waiter);
+        token
+    }
+
+    fn begin_shutdown(&mut self, asked: Option<(Duration, oneshot::Sender<ShutdownReport>)>) {
+        let now = self.parts.clock.now();
+        let shutdown = self.shutdown.get_or_insert_with(|| Shutdown { deadline: None, replies: Vec::new() });
+        if let Some((deadline, reply)) = asked {
+            if let Some(deadline) = clock::instant().checked_add(deadline) {
+                shutdown.deadline = Some(shutdown.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+            }
+            shutdown.replies.push(reply);
+        }
+        self.submissions.close();
+        self.requests.close();
+        self.scheduler.handle(now, Event::Shutdown);
+    }
+
+    fn on_time(&mut self) {
+        let now = self.parts.clock.now();
+        if self.scheduler.poll_timeout().is_some_and(|at| at <= now) {
+            self.scheduler.handle_timeout(now);
+        }
+        if self.next_renewal <= clock::instant() {
+            self.next_renewal = clock::instant() + RENEW;
+            if self.parts.clock.reanchor() {
+                tracing::warn!("the wall clock was stepped; the engine follows it");
+                self.scheduler.handle(self.parts.clock.now(), Event::ClockStepped);
+            }
+            self.renew_and_maintain(self.parts.clock.now());
+        }
+        self.reap();
+    }
+
+    fn renew_and_maintain(&mut self, now: Timestamp) {
+        let (storage, owner) = (self.parts.storage.clone(), self.parts.owner);
+        self.storage_tasks.spawn(async move {
+            if let Err(error) = storage.renew(owner, now + LEASE).await {
+                tracing::error!(%error, "leases could not be renewed");
+            }
+        });
+        if self.maintaining.as_ref().is_none_or(|task| task.is_finished()) {
+            let storage = self.parts.storage.clone();
+            self.maintaining = Some(tokio::spawn(async move {
+                if let Err(error) = storage.maintain(now).await {
+                    tracing::warn!(%error, "the store could not be maintained");
+                }
+            }));
+        }
+    }
+
+    /// Finished tasks; their results came over the channel.
+    fn reap(&mut self) {
+        while self.session_tasks.try_join_next().is_some() {}
+        while self.storage_tasks.try_join_next().is_some() {}
+        while self.look_ups.try_join_next().is_some() {}
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(command) = self.scheduler.poll_command() {
+            self.start(command);
+        }
+        let blocked = !self.unsent.is_empty();
+        self.scheduler.handle(self.parts.clock.now(), Event::ReportsBlocked(blocked));
+        while let Some(command) = self.scheduler.poll_command() {
+            self.start(command);
+        }
+    }
+
+    fn start(&mut self, command: Command) {
+        let storage = self.parts.storage.clone();
+        match command {
+            Command::Insert(messages) => {
+                self.store(async move { storage.insert(messages).await }, Event::InsertDone)
+            }
+            Command::Commit(changes) => {
+                let outcomes =
+                    changes.iter().filter(|change| matches!(change, Change::Report { .. })).count();
+                self.committing_outcomes = outcomes as u64;
+                self.store(async move { storage.commit(changes).await }, Event::CommitDone);
+            }
+            Command::Claim { claim, what } => {
+                let now = self.parts.clock.now();
+                let request = ClaimRequest { owner: self.parts.owner, now, until: now + LEASE, what };
+                self.store(async move { storage.claim(request).await }, move |result| Event::Claimed {
+                    claim,
+                    result,
+                });
+            }
+            Command::List { token, message } => {
+                self.store(async move { list(&*storage, message).await }, move |result| Event::Listed {
+                    token,
+                    result,
+                });
+            }
+            Command::Resolve { destination, domain, source, settings, freshness } => {
+                let (resolver, policy) = (self.parts.resolver.clone(), self.policy.clone());
+                let hostname = self.parts.hostname.clone();
+                let results = self.to_driver.clone();
+                self.look_ups.spawn(async move {
+                    let look_up = super::route::look_up(
+                        &*resolver, &policy, &hostname, &domain, &source, &settings, freshness,
+                    );
+                    let result = unless_panicked(look_up).await.unwrap_or_else(|| {
+                        Err(RouteFailure {
+                            kind: RouteFailureKind::LookUp(DnsErrorKind::ServFail),
+                            message: format!("{domain}: the resolver panicked"),
+                        })
+                    });
+                    let _ = results.send(Input::Event(Event::Resolved { destination, result })).await;
+                });
+            }
+            Command::Connect { connection, target } => {
+                let (orders, incoming) = mpsc::channel(1);
+                self.sessions.insert(connection, orders);
+                let task = SessionTask {
+                    connection,
+                    target,
+                    transport: self.parts.transport.clone(),
+                    storage,
+                    orders: incoming,
+                    results: self.to_driver.clone(),
+                    phase: Phase::Opening,
+                };
+                self.session_tasks.spawn(task.run());
+            }
+            Command::Transact { connection, transaction } => {
+                self.order(connection, Order::Transact(transaction))
+            }
+            Command::Close { connection } => self.order(connection, Order::Close),
+            Command::Report(event) => self.report(event),
+            Command::Answer { token, answer } => self.answer(token, answer),
+            Command::Drained => self.drained = true,
+        }
+    }
+
+    /// An order to a session. One that ended meanwhile has said so, which reaches the scheduler next.
+    fn order(&mut self, connection: ConnectionId, order: Order) {
+        if let Some(session) = self.sessions.get(&connection)
+            && session.try_send(order).is_err()
+        {
+            tracing::debug!(?connection, "the session ended before its order");
+        }
+    }
+
+    fn store<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = Result<T, StorageError>> + Send + 'static,
+        event: impl FnOnce(Result<T, StorageError>) -> Event + Send + 'static,
+    ) {
+        let results = self.to_driver.clone();
+        self.storage_tasks.spawn(async move {
+            let result = unless_panicked(work).await.unwrap_or_else(|| {
+                Err(StorageError::new(StorageErrorKind::OutcomeUnknown, "the store panicked"))
+            });
+            let _ = results.send(Input::Event(event(result))).await;
+        });
+    }
+
+    fn report(&mut self, event: DeliveryEvent) {
+        if !self.unsent.is_empty() {
+            self.unsent.push_back(event);
+        } else if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
+            self.unsent.push_back(event);
+        }
+    }
+
+    fn answer(&mut self, token: Token, answer: Answer) {
+        // A host that dropped its call does not wait for the answer.
+        match (self.waiters.remove(&token), answer) {
+            (Some(Waiter::Submit(reply)), Answer::Submitted(answer)) => drop(reply.send(answer)),
+            (Some(Waiter::Cancel(reply)), Answer::Cancelled(answer)) => drop(reply.send(answer)),
+            _ => {}
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let counters = self.scheduler.counters;
+        Stats {
+            queued: 0,
+            in_flight: self.scheduler.in_flight() as u64,
+            connections: self.scheduler.open_connections() as u64,
+            outbox: u64::try_from(self.outcomes).unwrap_or(0),
+            received: counters.received,
+            delivered: counters.delivered,
+            deferred: counters.deferred,
+            bounced: counters.bounced,
+            cancelled: counters.cancelled,
+        }
+    }
+
+    fn answer_stats(&mut self, reply: oneshot::Sender<Stats>) {
+        let (storage, stats) = (self.parts.storage.clone(), self.stats());
+        self.storage_tasks.spawn(async move {
+            let queued = storage.usage().await.map_or(0, |usage| usage.items);
+            let _ = reply.send(Stats { queued, ..stats });
+        });
+    }
+
+    fn tell_idle_waiters(&mut self) {
+        if self.idle_waiters.is_empty() || !self.is_idle() {
+            return;
+        }
+        for waiter in self.idle_waiters.drain(..) {
+            // A host that dropped its call does not wait any more.
+            let _ = waiter.send(());
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+            && self.outcomes <= 0
+            && self.committing_outcomes == 0
+            && self.unsent.is_empty()
+    }
+
+    /// Cuts what is still going on, lets writes end, and waits for the reporter's last round.
+    async fn end(mut self, reporter: tokio::task::JoinHandle<()>, streams: Streams) {
+        let interrupted = self.scheduler.in_flight() as u64;
+        self.session_tasks.shutdown().await;
+        self.look_ups.shutdown().await;
+        self.scheduler.handle(self.parts.clock.now(), Event::Interrupted);
+        // Writes are not cut: their outcome would be unknown. What they settle is taken note of.
+        self.finish_writes().await;
+        // What is not final and finds no room is not waited for.
+        for event in std::mem::take(&mut self.unsent) {
+            if self.events.try_send(event).is_err() {
+                break;
+            }
+        }
+        if let Some(task) = self.maintaining.take() {
+            let _ = task.await;
+        }
+        let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
+        let unsettled = self.scheduler.unsettled() as u64;
+        let report = ShutdownReport { interrupted, queued, unsettled };
+        let replies = self.shutdown.take().map(|shutdown| shutdown.replies).unwrap_or_default();
+        let Self { events, results, to_driver, .. } = self;
+        // Closes the reporter's inputs: it takes its last round and ends.
+        drop((events, results, to_driver));
+        // A sink or stream that takes nothing does not hold the shutdown up: its outcomes stay in the outbox.
+        let aborter = reporter.abort_handle();
+        if tokio::time::timeout(LAST_ROUND, reporter).await.is_err() {
+            aborter.abort();
+        }
+        streams.close();
+        for reply in replies {
+            let _ = reply.send(report);
+        }
+    }
+
+    async fn finish_writes(&mut self) {
+        let mut tries = 3;
+        loop {
+            while let Ok(input) = self.results.try_recv() {
+                self.take(input);
+            }
+            while let Some(command) = self.scheduler.poll_command() {
+                // Only what is written or told: no new session, no new look-up.
+                match command {
+                    Command::Insert(_) | Command::Commit(_) | Command::Report(_) | Command::Answer { .. } => {
+                        self.start(command);
+                    }
+                    _ => {}
+                }
+            }
+            if self.storage_tasks.is_empty() {
+                if tries == 0 || self.scheduler.unsettled() == 0 {
+                    return;
+                }
+                // The store refused for the moment: once more, at once.
+                tries -= 1;
+                self.scheduler.handle(self.parts.clock.now(), Event::WriteNow);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                input = self.results.recv() => if let Some(input) = input { self.take(input) },
+                _ = self.storage_tasks.join_next() => {}
+            }
+        }
+    }
+}
+
+/// Every item of a message.
+async fn list(storage: &dyn Storage, message: MessageId) -> Result<Vec<ItemSummary>, StorageError> {
+    let mut items = Vec::new();
+    loop {
+        let after = items.last().map(|item: &ItemSummary| item.id);
+        let page = storage.list(Filter::Message(message), after, LIST_PAGE).await?;
+        let whole = page.len() < LIST_PAGE;
+        items.extend(page);
+        if whole {
+            return Ok(items);
+        }
+    }
+}
+
+async fn unless_panicked<T>(work: impl Future<Output = T>) -> Option<T> {
+    futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(work)).await.ok()
+}

@@ -1,0 +1,260 @@
+//! The engine: a [`DeliveryEngine`] handle to one driver task.
+//!
+//! Start reading in `driver.rs`: its loop feeds the pure scheduler with events and carries out its commands.
+//! `session.rs` is one connection's task, `reporter.rs` takes outcomes from the durable outbox to the sink.
+
+mod builder;
+mod driver;
+mod reporter;
+mod route;
+mod session;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use builder::{EngineBuilder, StartError};
+use driver::{Request, Submission};
+pub use reporter::EventStream;
+
+use crate::message::{Message, MessageError, MessageId};
+use crate::policy::UnknownSource;
+pub use crate::scheduler::CancelReport;
+use crate::scheduler::SubmitFailure;
+use crate::storage::StorageError;
+
+/// A running delivery engine. Clones are handles to the same one.
+///
+/// When the last handle is dropped the engine shuts down as by [`shutdown`](Self::shutdown) without a deadline:
+/// it takes nothing up any more and ends once its transactions have.
+///
+/// # Backpressure
+///
+/// [`submit`](Self::submit) waits while more messages wait to be stored than the engine holds in memory
+/// ([`try_submit`](Self::try_submit) fails instead). Mail that is stored does not count: the backlog is bounded by
+/// the store alone.
+#[derive(Clone, Debug)]
+pub struct DeliveryEngine {
+    submissions: mpsc::Sender<Submission>,
+    requests: mpsc::Sender<Request>,
+    streams: reporter::Streams,
+}
+
+/// Why a message was not accepted. It was not stored, save after [`SubmitError::is_unknown`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The message itself.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// It names a source or pool that the policy does not have.
+    #[error(transparent)]
+    UnknownSource(#[from] UnknownSource),
+    /// The store refused.
+    #[error("not stored: {0}")]
+    Storage(#[from] StorageError),
+    /// Too many messages wait to be stored ([`DeliveryEngine::try_submit`] only).
+    #[error("the engine has too many submissions in hand: try again later")]
+    Busy,
+    /// The engine is shutting down or has ended.
+    #[error("the engine has been shut down")]
+    Stopped,
+}
+
+impl SubmitError {
+    /// Whether it was stored is not known: a flush failed. Submitting again with the same id is safe.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Storage(error) if error.kind() == crate::storage::StorageErrorKind::OutcomeUnknown)
+    }
+}
+
+/// The engine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has been shut down")]
+#[non_exhaustive]
+pub struct Stopped;
+
+/// Why a cancellation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CancelError {
+    /// The store refused.
+    #[error("not cancelled: {0}")]
+    Storage(#[from] StorageError),
+    /// The engine has ended.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// What the engine has done since it was started, and what it has in hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Items in the store: recipients of one message, domain and due time count as one.
+    pub queued: u64,
+    /// Transactions under way.
+    pub in_flight: u64,
+    /// Connections open or being opened or closed.
+    pub connections: u64,
+    /// Outcomes the sink has not taken yet.
+    pub outbox: u64,
+    /// Messages accepted.
+    pub received: u64,
+    /// Recipients delivered.
+    pub delivered: u64,
+    /// Attempts that failed transiently, per recipient.
+    pub deferred: u64,
+    /// Recipients bounced.
+    pub bounced: u64,
+    /// Recipients cancelled.
+    pub cancelled: u64,
+}
+
+/// How a shutdown went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Transactions that had not ended at the deadline and were cut. Their mail is still queued; where the final
+    /// dot had been sent, it may be delivered twice.
+    pub interrupted: u64,
+    /// Items that stay queued.
+    pub queued: u64,
+    /// Outcomes and other changes that the store did not take: what was delivered of these is sent again.
+    pub unsettled: u64,
+}
+
+impl DeliveryEngine {
+    /// Configures an engine that introduces itself as `hostname` (EHLO).
+    pub fn builder(hostname: impl Into<String>) -> EngineBuilder {
+        EngineBuilder::new(hostname.into())
+    }
+
+    /// Accepts a message: when this returns `Ok`, the message is durable. It does not wait for DNS or any receiver.
+    ///
+    /// A host-given id that is known already (queued, or finished within [`ID_MEMORY`](crate::storage::ID_MEMORY))
+    /// is returned, and nothing is stored twice. Submit concurrently: submissions share flushes.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returned, the message may or may not be accepted; give it an id of your own to be able
+    /// to submit it again.
+    ///
+    /// # Errors
+    /// [`SubmitError`]: the message was not accepted, save where [`SubmitError::is_unknown`].
+    pub async fn submit(&self, message: Message) -> Result<MessageId, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let submission = Submission { message: Box::new(message), reply };
+        self.submissions.send(submission).await.map_err(|_| SubmitError::Stopped)?;
+        submitted(answer).await
+    }
+
+    /// As [`submit`](Self::submit), but fails with [`SubmitError::Busy`] when the line of submissions is full.
+    ///
+    /// # Cancel safety
+    /// As [`submit`](Self::submit).
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    pub async fn try_submit(&self, message: Message) -> Result<MessageId, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        self.submissions.try_send(Submission { message: Box::new(message), reply }).map_err(|error| {
+            match error {
+                mpsc::error::TrySendError::Full(_) => SubmitError::Busy,
+                mpsc::error::TrySendError::Closed(_) => SubmitError::Stopped,
+            }
+        })?;
+        submitted(answer).await
+    }
+
+    /// Accepts many messages, each on its own: the answers are in the order of the messages.
+    ///
+    /// # Cancel safety
+    /// As [`submit`](Self::submit), for each message.
+    pub async fn submit_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId, SubmitError>> {
+        let mut answers = Vec::with_capacity(messages.len());
+        for message in messages {
+            let (reply, answer) = oneshot::channel();
+            let sent = self.submissions.send(Submission { message: Box::new(message), reply }).await;
+            answers.push(sent.map(|()| answer));
+        }
+        let each = answers.into_iter().map(|answer| async {
+            match answer {
+                Ok(answer) => submitted(answer).await,
+                Err(_) => Err(SubmitError::Stopped),
+            }
+        });
+        futures::future::join_all(each).await
+    }
+
+    /// Gives a message up: its recipients that wait are not tried any more and end as
+    /// [`Cancelled`](crate::event::Cancelled). A transaction under way ends first; what it leaves over is cancelled.
+    /// Durable on return. An unknown id cancels nothing.
+    ///
+    /// # Cancel safety
+    /// Dropped, the cancellation still takes place.
+    ///
+    /// # Errors
+    /// [`CancelError`]: what waited may still be delivered.
+    pub async fn cancel(&self, message: MessageId) -> Result<CancelReport, CancelError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Cancel { message, reply }).await.map_err(|_| Stopped)?;
+        Ok(answer.await.map_err(|_| Stopped)??)
+    }
+
+    /// What the engine has done and has in hand.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the engine has ended.
+    pub async fn stats(&self) -> Result<Stats, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Stats { reply }).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Waits until nothing is queued and the sink has taken every outcome. Mail that waits for its next attempt
+    /// is queued.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the engine ended before.
+    pub async fn wait_idle(&self) -> Result<(), Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::WaitIdle { reply }).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// A live stream of events, beside the sink. Holds up to `capacity` events (at least 1) that the host has not
+    /// taken; while it is full the engine takes up no new work. Final events come after the sink had them.
+    pub fn events(&self, capacity: usize) -> EventStream {
+        self.streams.subscribe(capacity.max(1))
+    }
+
+    /// Takes nothing up any more, lets transactions end until `deadline` from now, and ends. What is queued stays
+    /// queued; outcomes the sink has not taken stay in the outbox. Other calls fail with [`Stopped`] from now on.
+    ///
+    /// # Cancel safety
+    /// Dropped, the shutdown still takes place.
+    pub async fn shutdown(&self, deadline: Duration) -> ShutdownReport {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Shutdown { deadline, reply }).await.is_err() {
+            return ShutdownReport::default();
+        }
+        answer.await.unwrap_or_default()
+    }
+}
+
+async fn submitted(
+    answer: oneshot::Receiver<Result<MessageId, SubmitFailure>>,
+) -> Result<MessageId, SubmitError> {
+    match answer.await {
+        Ok(Ok(id)) => Ok(id),
+        Ok(Err(SubmitFailure::Message(error))) => Err(error.into()),
+        Ok(Err(SubmitFailure::UnknownSource(error))) => Err(error.into()),
+        Ok(Err(SubmitFailure::Storage(error))) => Err(error.into()),
+        Ok(Err(SubmitFailure::ShuttingDown)) | Err(_) => Err(SubmitError::Stopped),
+    }
+}

@@ -1,0 +1,153 @@
+//! One connection's task: opens a session, carries transactions over it, closes it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use tokio::sync::mpsc;
+
+use super::driver::Input;
+use crate::reply::Stage;
+use crate::scheduler::{ConnectionId, Content, Event, Outgoing};
+use crate::storage::{Storage, StorageError, StorageErrorKind};
+use crate::transport::{
+    ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction, TransactionReport,
+    Transport,
+};
+
+/// What a session's task is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    Transact(Outgoing),
+    Close,
+}
+
+pub(super) struct SessionTask {
+    pub(super) connection: ConnectionId,
+    pub(super) target: Target,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) results: mpsc::Sender<Input>,
+    pub(super) phase: Phase,
+}
+
+/// How far a session has come: what a panic in a host's part means depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Opening,
+    Open,
+    /// So many recipients are in a transaction.
+    InTransaction(usize),
+}
+
+impl SessionTask {
+    /// Runs to the connection's end and always tells it, whatever a host's part does.
+    pub(super) async fn run(mut self) {
+        let connection = self.connection;
+        if AssertUnwindSafe(self.open_and_serve()).catch_unwind().await.is_ok() {
+            return;
+        }
+        let event = match self.phase {
+            Phase::Opening => {
+                let error = ConnectError { stage: Stage::Connect, cause: panicked() };
+                Event::ConnectFailed { connection, error }
+            }
+            Phase::Open => {
+                let end = SessionEnd { stage: Stage::Mail, cause: panicked() };
+                Event::SessionEnded { connection, end }
+            }
+            Phase::InTransaction(recipients) => {
+                Event::TransactionDone { connection, report: panic_report(recipients) }
+            }
+        };
+        self.tell(event).await;
+    }
+
+    async fn open_and_serve(&mut self) {
+        let connection = self.connection;
+        let session = match self.transport.connect(&self.target).await {
+            Ok(session) => session,
+            Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
+        };
+        let tls = session.tls().map(Into::into);
+        self.tell(Event::Connected { connection, tls }).await;
+        self.phase = Phase::Open;
+        self.serve(session).await;
+    }
+
+    async fn serve(&mut self, mut session: Box<dyn Session>) {
+        let connection = self.connection;
+        loop {
+            let order = tokio::select! {
+                biased;
+                order = self.orders.recv() => order,
+                end = session.closed() => {
+                    drop(session);
+                    return self.tell(Event::SessionEnded { connection, end }).await;
+                }
+            };
+            match order {
+                Some(Order::Transact(outgoing)) => {
+                    let transaction = match self.load(outgoing).await {
+                        Ok(transaction) => transaction,
+                        Err(error) => {
+                            self.tell(Event::BodyFailed { connection, error }).await;
+                            continue;
+                        }
+                    };
+                    self.phase = Phase::InTransaction(transaction.recipients.len());
+                    let report = session.transact(&transaction).await;
+                    self.phase = Phase::Open;
+                    let ended = report.end.is_some();
+                    if ended {
+                        // The socket is closed before its permits are given back.
+                        drop(session);
+                        return self.tell(Event::TransactionDone { connection, report }).await;
+                    }
+                    self.tell(Event::TransactionDone { connection, report }).await;
+                }
+                Some(Order::Close) | None => {
+                    session.quit().await;
+                    return self.tell(Event::Closed { connection }).await;
+                }
+            }
+        }
+    }
+
+    async fn load(&self, outgoing: Outgoing) -> Result<Transaction, StorageError> {
+        let body = match outgoing.content {
+            Content::Held(body) => body,
+            Content::Stored(key) => {
+                let missing =
+                    || StorageError::new(StorageErrorKind::NotFound, "the store gave no answer for a body");
+                self.storage.bodies(vec![key]).await?.pop().ok_or_else(missing)??
+            }
+        };
+        Ok(Transaction {
+            reverse_path: outgoing.reverse_path,
+            recipients: outgoing.recipients,
+            body,
+            eight_bit: outgoing.eight_bit,
+        })
+    }
+
+    async fn tell(&self, event: Event) {
+        // The driver is gone only when the engine has ended.
+        let _ = self.results.send(Input::Event(event)).await;
+    }
+}
+
+fn panicked() -> EndCause {
+    EndCause::Broken("the transport panicked".to_owned())
+}
+
+/// A transport that panicked may have sent everything.
+fn panic_report(recipients: usize) -> TransactionReport {
+    TransactionReport {
+        recipients: vec![RecipientReport::None; recipients],
+        dot_sent: true,
+        end: Some(SessionEnd { stage: Stage::Dot, cause: panicked() }),
+        ..TransactionReport::default()
+    }
+}

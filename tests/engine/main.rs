@@ -1,0 +1,10 @@
+//! The whole engine on paused time: in-process servers, a zone in text, the stores.
+
+#![allow(clippy::disallowed_methods, reason = "virtual time passes in sleeps")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod basics;
+mod failures;
+mod lifecycle;
+mod retry;
+mod support;
