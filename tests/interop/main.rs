@@ -1,0 +1,30 @@
+//! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink)
+//! and one that keeps what it gets octet for octet, all on loopback.
+//!
+//! Where knotd or smtp-sink is missing the tests skip and say so; with `POSTRIDER_INTEROP=require` they fail.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test panics when something is wrong"
+)]
+
+mod delivery;
+mod failures;
+mod process;
+mod recorder;
+mod restarts;
+mod site;
+
+use serde_json::{Value, json};
+
+/// A line of input.
+fn submission(reference: &str, to: &str, data: &str) -> String {
+    json!({ "ref": reference, "from": "sender@sender.example", "to": [to], "data": data }).to_string()
+}
+
+/// A text field of a record, empty if it is not there.
+fn text<'a>(record: &'a Value, field: &str) -> &'a str {
+    record[field].as_str().unwrap_or_default()
+}

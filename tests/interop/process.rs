@@ -1,0 +1,211 @@
+//! The mailer as a process.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// No test waits longer for a single record.
+const RECORD: Duration = Duration::from_secs(30);
+/// No process lives longer: a test is bounded even if records keep coming.
+const LIFE: Duration = Duration::from_secs(55);
+
+/// The example's executable. Built here, because Cargo names only binaries to tests, never examples, and
+/// `cargo test --test interop` does not build examples.
+fn executable() -> &'static Path {
+    static EXECUTABLE: OnceLock<PathBuf> = OnceLock::new();
+    EXECUTABLE.get_or_init(|| {
+        // .../<target>/<profile>/deps/interop-<hash>: the same folder and profile, to build nothing twice.
+        let own = std::env::current_exe().unwrap();
+        let profile_dir = own.parent().and_then(Path::parent).unwrap();
+        let profile = match profile_dir.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            other => other,
+        };
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let output = Command::new(cargo)
+            .args(["build", "--all-features", "--example", "mailer", "--message-format", "json", "--profile"])
+            .arg(profile)
+            .arg("--target-dir")
+            .arg(profile_dir.parent().unwrap())
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "building the mailer failed");
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|message| message["target"]["name"] == "mailer")
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .expect("cargo names the mailer's executable")
+    })
+}
+
+/// A running mailer. Killed when dropped.
+pub(crate) struct Mailer {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    records: Vec<Value>,
+    stderr: Option<JoinHandle<String>>,
+    /// Dropped with the mailer, which tells the watchdog to stand down.
+    _alive: Sender<()>,
+}
+
+/// What is left of a mailer.
+pub(crate) struct Ended {
+    /// `None`: killed.
+    pub(crate) code: Option<i32>,
+    /// All records, those already looked at included.
+    pub(crate) records: Vec<Value>,
+    pub(crate) stderr: String,
+}
+
+impl Mailer {
+    pub(crate) fn start(config: &Path, args: &[&str]) -> Self {
+        Self::spawn(config, args, true)
+    }
+
+    /// Nobody reads its stdout: the pipe is closed from the start.
+    pub(crate) fn start_unheard(config: &Path, args: &[&str]) -> Self {
+        Self::spawn(config, args, false)
+    }
+
+    fn spawn(config: &Path, args: &[&str], heard: bool) -> Self {
+        let mut child = Command::new(executable())
+            .arg("--config")
+            .arg(config)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (line, lines) = channel();
+        if let Some(stdout) = child.stdout.take().filter(|_| heard) {
+            let mut texts = BufReader::new(stdout).lines().map_while(Result::ok);
+            std::thread::spawn(move || texts.try_for_each(|text| line.send(text)));
+        } else {
+            drop(line);
+        }
+        let mut stderr = child.stderr.take().unwrap();
+        let stderr = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let (alive, watchdog) = channel::<()>();
+        let pid = child.id();
+        std::thread::spawn(move || {
+            if watchdog.recv_timeout(LIFE) == Err(RecvTimeoutError::Timeout) {
+                send_signal("KILL", pid);
+            }
+        });
+        let stdin = child.stdin.take();
+        Self { child, stdin, lines, records: Vec::new(), stderr: Some(stderr), _alive: alive }
+    }
+
+    /// Writes lines on a thread of their own, since the mailer may take them slowly; then ends the input.
+    pub(crate) fn feed_all(&mut self, lines: Vec<String>) {
+        let mut stdin = self.stdin.take().unwrap();
+        std::thread::spawn(move || {
+            for line in lines {
+                // A mailer that was killed reads no more, as some tests want.
+                if stdin.write_all(format!("{line}\n").as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Writes lines and leaves the input open.
+    pub(crate) fn feed(&mut self, lines: impl IntoIterator<Item = impl AsRef<[u8]>>) {
+        let stdin = self.stdin.as_mut().unwrap();
+        for line in lines {
+            stdin.write_all(&[line.as_ref(), b"\n"].concat()).unwrap();
+        }
+    }
+
+    /// Reads records until one of them is the one.
+    pub(crate) fn until(&mut self, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+        loop {
+            let line = match self.lines.recv_timeout(RECORD) {
+                Ok(line) => line,
+                Err(error) => panic!("waiting for {what}: {error}; so far {:#?}", self.records),
+            };
+            let record = parse(&line);
+            self.records.push(record.clone());
+            if wanted(&record) {
+                return record;
+            }
+        }
+    }
+
+    /// Until so many records of a type have come.
+    pub(crate) fn until_count(&mut self, kind: &str, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            self.until(kind, |record| record["type"] == kind);
+            left -= 1;
+        }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        send_signal(name, self.child.id());
+    }
+
+    /// Ends the input, and reads until the process has ended.
+    pub(crate) fn finish(mut self) -> Ended {
+        drop(self.stdin.take());
+        self.until_ended()
+    }
+
+    /// Reads until the process has ended.
+    pub(crate) fn until_ended(mut self) -> Ended {
+        loop {
+            match self.lines.recv_timeout(LIFE) {
+                Ok(line) => self.records.push(parse(&line)),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("the mailer does not end: {:#?}", self.records),
+            }
+        }
+        let code = self.child.wait().unwrap().code();
+        let stderr = self.stderr.take().unwrap().join().unwrap();
+        Ended { code, records: std::mem::take(&mut self.records), stderr }
+    }
+}
+
+impl Drop for Mailer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn parse(line: &str) -> Value {
+    // A killed mailer may leave half a record behind.
+    serde_json::from_str(line).unwrap_or_else(|_| serde_json::json!({ "type": "torn", "line": line }))
+}
+
+/// By the shell's own `kill`: a crate that forbids unsafe code sends no signal itself.
+fn send_signal(name: &str, pid: u32) {
+    let status = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status().unwrap();
+    assert!(status.success(), "kill -{name} {pid}");
+}
+
+impl Ended {
+    pub(crate) fn of_type<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.records.iter().filter(move |record| record["type"] == kind)
+    }
+
+    /// How many records of a type.
+    pub(crate) fn count(&self, kind: &str) -> usize {
+        self.of_type(kind).count()
+    }
+}

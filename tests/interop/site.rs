@@ -1,0 +1,193 @@
+//! A test's own corner of 127.0.0.0/8: addresses, a port, a DNS server, a folder.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// Where servers start at last.
+const START: Duration = Duration::from_secs(20);
+
+/// Killed when dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) struct Site {
+    dir: TempDir,
+    net: (u8, u8),
+    pub(crate) port: u16,
+    dns: u16,
+    servers: Vec<Server>,
+}
+
+impl Site {
+    /// `None`, and a visible line, where the servers are missing and nobody requires them.
+    pub(crate) fn new() -> Option<Self> {
+        let missing: Vec<_> =
+            ["knotd", "smtp-sink"].into_iter().filter(|name| program(name).is_none()).collect();
+        if !missing.is_empty() {
+            let line = format!("SKIPPED interop: {} not found", missing.join(" and "));
+            assert!(std::env::var_os("POSTRIDER_INTEROP").is_none_or(|mode| mode != "require"), "{line}");
+            // Past the capture of test output: a skipped test must not look like a passed one.
+            let _ = writeln!(std::io::stderr(), "{line}");
+            return None;
+        }
+        // Two runs at a time on one machine keep apart by process, two tests of a run by number.
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let net = (2 + u8::try_from(std::process::id() % 250).unwrap(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let free = |host| TcpListener::bind((Ipv4Addr::new(127, net.0, net.1, host), 0)).unwrap();
+        let [port, dns] = [free(1), free(53)].map(|probe| probe.local_addr().unwrap().port());
+        let dir = tempfile::tempdir().unwrap();
+        // smtp-sink gives up root's rights and must still reach its folder.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        Some(Self { dir, net, port, dns, servers: Vec::new() })
+    }
+
+    pub(crate) fn ip(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, self.net.0, self.net.1, host)
+    }
+
+    pub(crate) fn smtp(&self, host: u8) -> SocketAddr {
+        (self.ip(host), self.port).into()
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A configuration with `all` in `[domain."*"]`; retries come after a second.
+    pub(crate) fn config(&self, engine: &str, all: &str) -> PathBuf {
+        let path = self.path("mailer.toml");
+        let text = format!(
+            "[engine]\nhostname = \"mta.sender.example\"\n{engine}\n\
+             [storage]\npath = {spool:?}\n\
+             [dns]\nnameservers = [\"{dns_ip}:{dns}\"]\n\
+             [smtp]\nport = {port}\nprohibited-addresses = []\n\
+             [domain.\"*\"]\nretry-after = [\"1s\"]\nuse-starttls = \"off\"\n{all}\n",
+            spool = self.path("spool"),
+            dns_ip = self.ip(53),
+            dns = self.dns,
+            port = self.port,
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// knotd with one zone, `example.`; in `zone`, names are relative to it and `@N` is host N's address.
+    pub(crate) fn serve_dns(&mut self, zone: &str) {
+        let folder = self.path("knot");
+        std::fs::create_dir(&folder).unwrap();
+        let mut text =
+            "$ORIGIN example.\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 5\n@ NS ns\nns A @53\n"
+                .to_owned();
+        text.push_str(zone);
+        text.push('\n');
+        let prefix = format!("A 127.{}.{}.", self.net.0, self.net.1);
+        std::fs::write(folder.join("example.zone"), text.replace("A @", &prefix)).unwrap();
+        let config = folder.join("knot.conf");
+        let listen = format!("{}@{}", self.ip(53), self.dns);
+        let text = format!(
+            "server:\n  rundir: {folder:?}\n  listen: \"{listen}\"\n  udp-workers: 1\n  tcp-workers: 1\n\
+             log:\n  - target: stderr\n    any: info\n\
+             database:\n  storage: {folder:?}\n\
+             template:\n  - id: default\n    storage: {folder:?}\n    journal-content: none\n    zonefile-sync: -1\n\
+             zone:\n  - domain: example\n    file: example.zone\n",
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut child = Command::new(program("knotd").unwrap())
+            .arg("-c")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        self.servers.push(Server(child));
+        let (line, lines) = channel();
+        // Reads to the end even after the test listens no more, so that knotd never blocks on its log.
+        std::thread::spawn(move || {
+            log.lines().map_while(Result::ok).for_each(|text| line.send(text).unwrap_or(()))
+        });
+        let mut said = Vec::new();
+        while !said.last().is_some_and(|line: &String| line.contains("server started")) {
+            match lines.recv_timeout(START) {
+                Ok(line) => said.push(line),
+                Err(error) => panic!("knotd does not start: {error}\n{}", said.join("\n")),
+            }
+        }
+    }
+
+    /// smtp-sink on host `host`; each message becomes a file in the folder this returns.
+    pub(crate) fn serve_sink(&mut self, host: u8) -> PathBuf {
+        let folder = self.path(&format!("sink{host}"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+        let mut command = Command::new(program("smtp-sink").unwrap());
+        if is_root() {
+            command.args(["-u", "nobody"]);
+        }
+        let address = self.smtp(host);
+        command.arg("-d").arg(folder.join("m.")).arg(address.to_string()).arg("100");
+        self.servers.push(Server(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()));
+        // It says nothing when it is ready; a connection is the only sign.
+        let (_keep, pause) = channel::<()>();
+        let ready = (0..1000).any(|_| {
+            TcpStream::connect(address).is_ok() || pause.recv_timeout(Duration::from_millis(10)).is_ok()
+        });
+        assert!(ready, "smtp-sink does not start on {address}");
+        folder
+    }
+}
+
+/// Servers often lie outside a user's search path.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(usual).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output().unwrap();
+    output.stdout.trim_ascii() == b"0"
+}
+
+/// The messages smtp-sink kept: recipients, and content with LF as it writes them.
+pub(crate) fn read_sink(folder: &Path) -> Vec<(Vec<String>, Vec<u8>)> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|file| parse_dump(&std::fs::read(file).unwrap())).collect()
+}
+
+/// `X-…` lines of its own, a `Received:` of three lines, the content, an empty line.
+fn parse_dump(dump: &[u8]) -> (Vec<String>, Vec<u8>) {
+    let mut to = Vec::new();
+    let mut rest = dump;
+    let mut next = || {
+        let end = rest.iter().position(|&octet| octet == b'\n').expect("a whole line") + 1;
+        let (line, after) = rest.split_at(end);
+        rest = after;
+        String::from_utf8_lossy(line).trim_end().to_owned()
+    };
+    loop {
+        let line = next();
+        if let Some(path) = line.strip_prefix("X-Rcpt-Args: ") {
+            to.push(path.trim_matches(['<', '>']).to_owned());
+        } else if line.starts_with("Received: ") {
+            next();
+            next();
+            break;
+        }
+    }
+    (to, rest.strip_suffix(b"\n").expect("an empty line at the end").to_vec())
+}
