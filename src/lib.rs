@@ -1,4 +1,61 @@
 //! An email delivery engine to embed.
+//!
+//! A host program hands it messages. It stores them durably, finds where they go, delivers them over SMTP within
+//! limits, retries, bounces, and reports every outcome. It listens on no port, writes no bounce messages, never
+//! alters content, and speaks no TLS yet.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use postrider::event::{DeliveryEvent, EventSink};
+//! use postrider::storage::DiskStorage;
+//! use postrider::{DeliveryEngine, Message};
+//!
+//! struct Log;
+//!
+//! impl EventSink for Log {
+//!     fn on_event(&self, event: &DeliveryEvent) {
+//!         println!("{event:?}");
+//!     }
+//! }
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = DeliveryEngine::builder("mta.example.org")
+//!     .storage(DiskStorage::open("spool").await?)
+//!     .event_sink(Log)
+//!     .start()
+//!     .await?;
+//! let content = "Subject: Hello\r\n\r\nHello, Ann.\r\n";
+//! engine.submit(Message::new("news@example.org", ["ann@example.net"], content)?).await?; // Ok: durable
+//! engine.shutdown(Duration::from_secs(30)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Parts a host may swap
+//!
+//! | Trait | What it does | Bundled |
+//! |---|---|---|
+//! | [`Storage`](storage::Storage) | keeps accepted mail | `DiskStorage`, [`MemoryStorage`](storage::MemoryStorage) |
+//! | [`Resolver`](dns::Resolver) | answers DNS questions | `HickoryResolver`, [`CachingResolver`](dns::CachingResolver), [`StaticResolver`](dns::StaticResolver) |
+//! | [`Transport`](transport::Transport) | talks to receivers | [`SmtpTransport`](transport::smtp::SmtpTransport) |
+//!
+//! [`EventSink`](event::EventSink) takes reports; a [`Policy`] says how mail is sent; a [`Clock`](clock::Clock) says
+//! what time it is, so that a test can run the whole engine on tokio's paused clock.
+//!
+//! # Features
+//!
+//! | Feature | Default | Brings |
+//! |---|---|---|
+//! | `disk` | yes | `DiskStorage` |
+//! | `hickory` | yes | `HickoryResolver` |
+//! | `testing` | no | `postrider::testing`: SMTP servers in the process, a network of pipes, a scripted transport |
+//!
+//! # Cancel safety
+//!
+//! Every public async function says what happens when its future is dropped. In short: a submission may or may not
+//! have been accepted (give it an id of your own to submit it again), a cancellation or shutdown still takes place,
+//! and everything else may be dropped at any time.
 
 pub mod clock;
 pub mod dns;
@@ -17,3 +74,8 @@ pub mod transport;
 pub use engine::{DeliveryEngine, EngineBuilder, Stats};
 pub use message::Message;
 pub use policy::Policy;
+
+/// The README's example compiles.
+#[cfg(all(doctest, feature = "disk", feature = "hickory"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
