@@ -47,7 +47,7 @@ fn a_transaction_under_way_ends_first() {
 
 #[test]
 fn parts_not_yet_sent_of_a_message_in_flight() {
-    let mut rig = Rig::new("max-rcpt-per-transaction = 1");
+    let mut rig = Rig::new("max-rcpt-per-transaction = 1\nmax-smtp-out = 1");
     let token = rig.submit_to(&["a@x.example", "b@x.example"]);
     let id = *rig.submitted[&token].as_ref().unwrap();
     rig.connect();
