@@ -32,7 +32,7 @@ use crate::storage::StorageError;
 ///
 /// [`submit`](Self::submit) waits while more messages wait to be stored than the engine holds in memory
 /// ([`try_submit`](Self::try_submit) fails instead). Mail that is stored does not count: the backlog is bounded by
-/// the store alone.
+/// the store alone. It waits, too, while the sink or a live stream ([`events`](Self::events)) takes no events.
 #[derive(Clone, Debug)]
 pub struct DeliveryEngine {
     submissions: mpsc::Sender<Submission>,

@@ -1,10 +1,11 @@
 //! The whole engine on paused time: in-process servers, a zone in text, the stores.
 
 #![allow(clippy::disallowed_methods, reason = "virtual time passes in sleeps")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod basics;
 mod failures;
 mod lifecycle;
+mod regressions;
 mod retry;
 mod support;
