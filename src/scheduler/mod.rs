@@ -65,6 +65,10 @@ pub(crate) struct ConnectionId(pub(crate) u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClaimId(pub(crate) u64);
 
+/// So many items may wait for their outcome to become durable however few connections there are, so that a commit
+/// is worth its flush.
+const FEWEST_UNSETTLED: usize = 64;
+
 /// The bounds of what the scheduler holds in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
@@ -76,7 +80,8 @@ pub(crate) struct Bounds {
     pub(crate) held_octets: usize,
     /// Octets of content in transactions; one larger is admitted alone.
     pub(crate) transit_octets: usize,
-    /// Changes not yet durable, past which no transaction starts.
+    /// Items whose outcome is not yet durable, past which no transaction starts: what a crash sends again. With
+    /// few connections fewer, see [`FEWEST_UNSETTLED`].
     pub(crate) unsettled: usize,
     /// Look-ups at a time.
     pub(crate) look_ups: usize,
@@ -94,7 +99,7 @@ impl Default for Bounds {
             window_per_destination: 128,
             held_octets: 32 << 20,
             transit_octets: 64 << 20,
-            unsettled: 4_096,
+            unsettled: 1_024,
             look_ups: 256,
             claims: 32,
             submissions: 1_024,
@@ -447,7 +452,9 @@ impl Scheduler {
 
     /// Transactions may start: outcomes can be written and reported.
     fn may_start(&self) -> bool {
-        !self.reports_blocked && !self.writes.is_stopped() && self.writes.unsettled() < self.bounds.unsettled
+        // One for each connection keeps all of them at work while a commit is under way.
+        let most = self.open.max(FEWEST_UNSETTLED).min(self.bounds.unsettled);
+        !self.reports_blocked && !self.writes.is_stopped() && self.writes.unsettled_items() < most
     }
 
     /// Puts a destination on the list of those to look at.

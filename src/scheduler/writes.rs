@@ -23,6 +23,8 @@ pub(super) struct Writes {
     pub(super) inserting: Vec<Submission>,
     changes: Vec<Change>,
     effects: Vec<Effect>,
+    /// Items among all changes not yet durable.
+    unsettled_items: usize,
     /// The commit under way; its changes are kept until it is durable.
     committing: Option<(Vec<Change>, Vec<Effect>)>,
     /// Parts of a group that the store refused as a whole over one of its changes.
@@ -67,6 +69,7 @@ impl Writes {
     }
 
     pub(super) fn change(&mut self, change: Change) {
+        self.unsettled_items += usize::from(is_about_item(&change));
         self.changes.push(change);
     }
 
@@ -78,6 +81,17 @@ impl Writes {
     pub(super) fn unsettled(&self) -> usize {
         let parts = self.committing.iter().chain(&self.parts);
         self.changes.len() + parts.map(|(changes, _)| changes.len()).sum::<usize>()
+    }
+
+    /// Of these, items: what a crash now would have sent again.
+    pub(super) fn unsettled_items(&self) -> usize {
+        self.unsettled_items
+    }
+
+    /// Changes became durable, or are given up.
+    fn settled(&mut self, changes: &[Change]) {
+        let items = changes.iter().filter(|change| is_about_item(change)).count();
+        self.unsettled_items = self.unsettled_items.saturating_sub(items);
     }
 
     /// What follows once all changes made so far are durable; given back if they are.
@@ -194,6 +208,7 @@ impl Scheduler {
                 if stale > 0 {
                     tracing::warn!(stale, "changes came after their lease was lost and were not applied");
                 }
+                self.writes.settled(&changes);
                 effects.into_iter().for_each(|effect| self.take_effect(now, effect));
             }
             Err(error) if error.is_temporary() => {
@@ -234,6 +249,7 @@ impl Scheduler {
                 self.writes.parts.push_front((changes, Vec::new()));
             }
             None => {
+                self.writes.settled(&changes);
                 self.report_storage_trouble(now, error, false);
                 effects.into_iter().for_each(|effect| self.take_effect(now, effect));
             }
@@ -298,6 +314,10 @@ impl Scheduler {
         let answer = Answer::Submitted(Err(SubmitFailure::Storage(error.clone())));
         self.commands.push_back(Command::Answer { token: submission.token, answer });
     }
+}
+
+fn is_about_item(change: &Change) -> bool {
+    matches!(change, Change::Update { .. })
 }
 
 /// The store itself is sound: something in the request is not.

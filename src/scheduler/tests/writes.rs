@@ -137,8 +137,8 @@ fn a_message_submitted_twice_is_stored_once() {
 }
 
 #[test]
-fn unsettled_changes_have_a_bound_past_which_nothing_starts() {
-    let bounds = Bounds { unsettled: 4, ..Bounds::default() };
+fn unsettled_outcomes_have_a_bound_past_which_nothing_starts() {
+    let bounds = Bounds { unsettled: 2, ..Bounds::default() };
     let mut rig = Rig::with_policy("[domain.\"*\"]\nmax-smtp-out = 1", bounds);
     (0..10).for_each(|_| {
         rig.submit("a@x.example");
@@ -147,12 +147,28 @@ fn unsettled_changes_have_a_bound_past_which_nothing_starts() {
     rig.connect();
     rig.accept();
     rig.accept();
-    assert!(rig.transacts.is_empty(), "four changes are not durable");
+    assert!(rig.transacts.is_empty(), "two outcomes are not durable");
     rig.commit();
     assert_eq!(rig.transacts.len(), 1);
     rig.by_hand.commit = false;
     rig.commit();
     assert_eq!(rig.accept_all(), 8);
+}
+
+#[test]
+fn with_few_connections_few_outcomes_are_unsettled() {
+    let mut rig = Rig::new("max-smtp-out = 1\nmax-msg-per-connection = \"unlimited\"");
+    (0..100).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.by_hand.commit = true;
+    rig.connect();
+    let mut accepted = 0;
+    while !rig.transacts.is_empty() {
+        rig.accept();
+        accepted += 1;
+    }
+    assert_eq!(accepted, 64, "a crash now sends no more than these again");
 }
 
 #[test]
