@@ -30,7 +30,7 @@ impl Scheduler {
         let Some(destination) = self.destinations.get(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let source = self.policy.source(&queue.source);
-        let candidate = &connection.attempt.current;
+        let candidate = &connection.current;
         let target = Target {
             peer: candidate.peer,
             host: candidate.host.clone(),
@@ -54,8 +54,10 @@ impl Scheduler {
         match result {
             Ok(route) => {
                 destination.refusal = None;
+                destination.suspended = None;
                 destination.route =
                     RouteState::Known { route: route.clone(), until: now + route.ttl.max(SHORTEST_ROUTE) };
+                self.stop_waiting_to_connect(key);
                 self.retire_strays(key, &route);
             }
             Err(failure) if matches!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Unreachable)) => {
@@ -75,7 +77,7 @@ impl Scheduler {
         let working: Vec<_> = destination.working.iter().copied().collect();
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if belongs(connection.attempt.current.peer) {
+            if belongs(connection.current.peer) {
                 continue;
             }
             connection.retired = true;
@@ -89,13 +91,10 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.tls = tls;
         let key = connection.destination;
-        let peer = connection.attempt.current.peer;
+        let peer = connection.current.peer;
         if let Some(destination) = self.destinations.get_mut(key) {
             destination.opening = destination.opening.saturating_sub(1);
-            destination.working.insert(id);
-            // An EHLO that succeeds ends retry mode. The step stays until a message is taken.
-            destination.retry.until = None;
-            destination.in_doubt = false;
+            destination.session_opened(id);
             if let Some(queue) = self.queues.get(destination.queue) {
                 self.health.worked(&queue.source, peer);
             }
@@ -116,7 +115,7 @@ impl Scheduler {
             return;
         }
         destination.idle.insert((now, id));
-        self.idle.insert((now, id));
+        self.newly_idle.push(id);
         // At zero the session ends as soon as it has nothing to do.
         let until = now + queue.settings.connection_idle_timeout;
         self.timers.arm(&mut connection.timer, Some(until), TimerOwner::Connection(id));
@@ -126,10 +125,11 @@ impl Scheduler {
     pub(super) fn close(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let State::Idle { since } = connection.state else { return };
+        self.unlist_idle(id);
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.state = State::Closing;
-        self.closing += 1;
+        self.limits.now_closing(&connection.holds);
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
-        self.idle.remove(&(since, id));
         if let Some(destination) = self.destinations.get_mut(connection.destination) {
             destination.idle.remove(&(since, id));
             destination.working.remove(&id);
@@ -139,11 +139,12 @@ impl Scheduler {
 
     /// The socket is closed.
     pub(super) fn on_connection_gone(&mut self, now: Timestamp, id: ConnectionId) {
+        self.unlist_idle(id);
         let Some(mut connection) = self.connections.remove(&id) else { return };
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
         let key = connection.destination;
         match &connection.state {
-            State::Closing => self.closing = self.closing.saturating_sub(1),
+            State::Closing => self.limits.not_closing(&connection.holds),
             State::Busy(transaction) => {
                 // Nobody says what became of its transaction, so nothing of it was sent.
                 let (item, octets) = (transaction.item, transaction.octets);
@@ -156,28 +157,14 @@ impl Scheduler {
             destination.working.remove(&id);
             if let State::Idle { since } = connection.state {
                 destination.idle.remove(&(since, id));
-                self.idle.remove(&(since, id));
             }
             if matches!(connection.state, State::Opening) {
                 destination.opening = destination.opening.saturating_sub(1);
             }
-        }
-        self.give_back_permits(key);
-    }
-
-    /// Gives back a connection's permits and wakes who waits for them.
-    pub(super) fn give_back_permits(&mut self, key: DestinationKey) {
-        self.open = self.open.saturating_sub(1);
-        if let Some(destination) = self.destinations.get_mut(key) {
             destination.connections = destination.connections.saturating_sub(1);
-            if let Some(queue) = self.queues.get_mut(destination.queue) {
-                queue.connections = queue.connections.saturating_sub(1);
-                if let Some(waiter) = queue.waiters.pop_front() {
-                    self.stop_waiting(waiter, |waits| waits.queue = false);
-                    self.mark(waiter);
-                }
-            }
         }
+        self.open = self.open.saturating_sub(1);
+        connection.holds.iter().for_each(|&slot| self.limits.give_back(slot));
         self.mark(key);
     }
 
@@ -200,8 +187,8 @@ impl Scheduler {
             EndCause::Reply(reply) => Some(reply.code()),
             _ => None,
         };
+        let failed = connection.current.clone();
         let attempt = &mut connection.attempt;
-        let failed = attempt.current.clone();
         attempt.all_521 &= code == Some(521);
         attempt.all_5xx &= code.is_some_and(|code| code >= 500);
         attempt.all_local &= is_local;
@@ -209,16 +196,13 @@ impl Scheduler {
         if !is_local || attempt.last.is_none() || attempt.all_local {
             attempt.last = Some((failed.clone(), cause_diagnosis(stage, cause, Failed::ToConnect)));
         }
-        let goes_on = !self.shutting_down && attempt.advance();
         if !is_local
             && let Some(queue) =
                 self.destinations.get(key).and_then(|destination| self.queues.get(destination.queue))
         {
             self.health.failed(now, &queue.source, failed.peer);
         }
-        if goes_on {
-            self.open_current(id);
-        } else {
+        if self.shutting_down || !self.open_next(now, id) {
             self.attempt_failed(now, id);
         }
     }
@@ -313,6 +297,8 @@ impl Scheduler {
         clock.until = Some(until);
         clock.last = Some(diagnosis.clone());
         destination.in_doubt = false;
+        destination.suspended = None;
+        destination.skipped.clear();
         destination.cohort.reset();
         let (name, source, domain) = (queue.name.clone(), queue.source.clone(), destination.domain.clone());
         let event = self.event_id(now);

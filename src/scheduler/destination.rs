@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::limits::{Place, SlotKey};
+use super::session::Attempt;
 use super::{ConnectionId, LaneKey, QueueKey};
 use crate::clock::Timestamp;
 use crate::dns::Route;
@@ -31,6 +33,12 @@ pub(crate) struct Destination {
     pub(super) expiring: VecDeque<LaneKey>,
     /// A claim is under way.
     pub(super) claiming: bool,
+    /// An attempt that failed somewhere and waits for a permit to go on.
+    pub(super) suspended: Option<Attempt>,
+    /// Hosts passed over by a reply rule until then.
+    pub(super) skipped: Vec<(Arc<str>, Timestamp)>,
+    /// Recipients it may offer, taken from its queue's rates in advance.
+    pub(super) grant: Option<Grant>,
     pub(super) idle: BTreeSet<(Timestamp, ConnectionId)>,
     /// Connections that are open, their EHLO done, not closing.
     pub(super) working: BTreeSet<ConnectionId>,
@@ -43,18 +51,25 @@ pub(crate) struct Destination {
     pub(super) ready: usize,
     pub(super) lanes: BTreeSet<LaneKey>,
     pub(super) dirty: bool,
-    /// In the queue of those that wait: for a total permit, for a queue's, for a look-up, for room
-    /// for a body, for outcomes to become durable, for room in the window.
     pub(super) waits: Waits,
     pub(super) timer: Option<Timestamp>,
     /// A state row of it is in the store.
     pub(super) stored_state: bool,
 }
 
+/// Recipients that may be offered, charged to these slots.
+pub(super) struct Grant {
+    pub(super) slots: Vec<SlotKey>,
+    pub(super) units: u32,
+}
+
+/// What it stands in line for.
 #[derive(Default)]
 pub(super) struct Waits {
-    pub(super) total: bool,
-    pub(super) queue: bool,
+    /// For permits of a connection.
+    pub(super) connect: Vec<Place>,
+    /// For a rate to allow recipients.
+    pub(super) rate: Vec<Place>,
     pub(super) look_up: bool,
     pub(super) body: bool,
     pub(super) settle: bool,
@@ -198,6 +213,9 @@ impl Destination {
             hungry: VecDeque::new(),
             expiring: VecDeque::new(),
             claiming: false,
+            suspended: None,
+            skipped: Vec::new(),
+            grant: None,
             idle: BTreeSet::new(),
             working: BTreeSet::new(),
             opening: 0,
@@ -215,6 +233,19 @@ impl Destination {
     /// In retry mode, and its time has not come.
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
         self.retry.until.is_some_and(|until| until > now)
+    }
+
+    /// A reply rule passes over this host.
+    pub(super) fn skips(&self, now: Timestamp, host: &str) -> bool {
+        self.skipped.iter().any(|(skipped, until)| **skipped == *host && *until > now)
+    }
+
+    /// A session is open. An EHLO that succeeds ends retry mode; the step stays until a message is taken.
+    pub(super) fn session_opened(&mut self, id: ConnectionId) {
+        self.working.insert(id);
+        self.retry.until = None;
+        self.in_doubt = false;
+        self.suspended = None;
     }
 
     /// A session ended over this message before anything was charged.

@@ -7,6 +7,7 @@ use super::cancel::CancelKey;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
 use super::lane::{Head, LaneState};
+use super::limits::LimitKey;
 use super::queue::Queue;
 use super::window::WindowItem;
 use super::writes::{Effect, Submission, is_about_one_change};
@@ -118,7 +119,7 @@ impl Scheduler {
         Ok(Submission { token, id, message, lanes })
     }
 
-    fn recipients_per_transaction(&self, lane: LaneKey) -> usize {
+    pub(super) fn recipients_per_transaction(&self, lane: LaneKey) -> usize {
         let destination = self.lanes.get(lane).and_then(|lane| self.destinations.get(lane.destination));
         let queue = destination.and_then(|destination| self.queues.get(destination.queue));
         queue.map_or(1, |queue| queue.settings.max_rcpt_per_transaction.max(1) as usize)
@@ -268,7 +269,11 @@ impl Scheduler {
             return queue;
         }
         let settings = Arc::new(self.policy.settings(&key.0, &key.1));
-        let queue = self.queues.insert(Queue::new(key.0.clone(), key.1.clone(), settings));
+        let total = self.total;
+        let queue = self.queues.insert(Queue::new(key.0.clone(), key.1.clone(), settings, total));
+        if let Some(state) = self.queues.get_mut(queue) {
+            state.slot = self.limits.count(LimitKey::Queue(queue), state.connection_limit());
+        }
         self.queue_keys.insert(key, queue);
         queue
     }

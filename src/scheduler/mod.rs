@@ -21,7 +21,10 @@ mod event;
 mod health;
 mod intake;
 mod lane;
+mod limits;
 mod outcome;
+mod pace;
+mod permits;
 mod pump;
 mod queue;
 mod record;
@@ -44,6 +47,7 @@ pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
 use destination::Destination;
 pub(crate) use event::{Content, Event};
 use lane::LaneState;
+use limits::Call;
 use queue::Queue;
 use session::Connection;
 use timers::Timers;
@@ -123,6 +127,7 @@ enum TimerOwner {
     Destination(DestinationKey),
     Lane(LaneKey),
     Connection(ConnectionId),
+    Slot(limits::SlotKey),
     Storage,
 }
 
@@ -157,14 +162,19 @@ pub(crate) struct Scheduler {
     cancels: cancel::Cancels,
     writes: writes::Writes,
 
-    /// Connections that hold a permit of the total.
+    limits: limits::Limits,
+    /// The limit of all connections.
+    total: limits::SlotKey,
+    /// The destination whose turn it is: it alone does not stand behind those in line.
+    called: Option<limits::Call>,
+    /// Connections that hold permits.
     open: usize,
-    /// Of those, the ones that were told to close.
-    closing: usize,
     /// Connections with a transaction.
     busy: usize,
-    /// All idle connections, the longest idle first.
-    idle: BTreeSet<(Timestamp, ConnectionId)>,
+    /// Connections that became idle and may be used before anybody else is told.
+    newly_idle: Vec<ConnectionId>,
+    /// Idle connections by source and address, the longest idle first.
+    idle_at: HashMap<(Arc<str>, std::net::SocketAddr), BTreeSet<(Timestamp, ConnectionId)>>,
     looking_up: usize,
     transit_octets: usize,
     waiting: Waiting,
@@ -181,9 +191,6 @@ pub(crate) struct Scheduler {
 /// Destinations that wait for something another one must give back. Each stands in a list at most once.
 #[derive(Default)]
 struct Waiting {
-    total: Turns,
-    /// The destination whose turn it is: while others wait for a permit, it alone may take one, and one only.
-    total_called: Option<DestinationKey>,
     look_up: Turns,
     /// For room for a body. Strictly in turn, so that small ones do not keep a large one out.
     body: VecDeque<DestinationKey>,
@@ -229,6 +236,8 @@ impl Turns {
 impl Scheduler {
     /// `owner` names this engine's leases in the store; `seed` makes its choices repeatable.
     pub(crate) fn new(policy: Policy, hostname: Arc<str>, owner: Owner, seed: u64, bounds: Bounds) -> Self {
+        let mut limits = limits::Limits::default();
+        let total = limits.count(limits::LimitKey::Total, policy.max_connections() as usize);
         Self {
             policy,
             hostname,
@@ -253,10 +262,13 @@ impl Scheduler {
             retry_claim_of: BTreeSet::new(),
             cancels: cancel::Cancels::default(),
             writes: writes::Writes::default(),
+            limits,
+            total,
+            called: None,
             open: 0,
-            closing: 0,
             busy: 0,
-            idle: BTreeSet::new(),
+            newly_idle: Vec::new(),
+            idle_at: HashMap::new(),
             looking_up: 0,
             transit_octets: 0,
             waiting: Waiting::default(),
@@ -321,6 +333,7 @@ impl Scheduler {
                     }
                     self.close(id);
                 }
+                TimerOwner::Slot(slot) => self.limits.on_timer(slot, now, &mut self.timers),
                 TimerOwner::Storage => {
                     self.storage_timer = None;
                     self.on_storage_timer();
@@ -366,7 +379,11 @@ impl Scheduler {
             while let Some(key) = self.dirty.pop_front() {
                 self.pump(now, key);
             }
-            self.close_for_waiters();
+            self.list_idle();
+            self.call_next(now);
+            if !self.dirty.is_empty() {
+                continue;
+            }
             match self.next_waiter() {
                 Some(key) => self.mark(key),
                 None => break,
@@ -386,17 +403,9 @@ impl Scheduler {
 
     /// A destination whose wait is over: what it waited for is to be had.
     fn next_waiter(&mut self) -> Option<DestinationKey> {
-        self.waiting.total_called = None;
         self.waiting.body_called = None;
         if self.shutting_down {
             return None;
-        }
-        if self.open < self.policy.max_connections() as usize
-            && let Some(key) = self.waiting.total.pop()
-        {
-            self.waiting.total_called = Some(key);
-            self.stop_waiting(key, |waits| waits.total = false);
-            return Some(key);
         }
         if self.looking_up < self.bounds.look_ups
             && let Some(key) = self.waiting.look_up.pop()
@@ -433,14 +442,18 @@ impl Scheduler {
         None
     }
 
-    /// Idle connections make room for destinations that wait for a permit, the longest idle first.
-    fn close_for_waiters(&mut self) {
-        let full = self.open >= self.policy.max_connections() as usize;
-        while full
-            && self.closing < self.waiting.total.len()
-            && let Some(&(_, longest_idle)) = self.idle.first()
+    /// Calls the next of those in line for a limit.
+    fn call_next(&mut self, now: Timestamp) {
+        if let Some(Call { destination, nudged: true, place }) = self.called.take() {
+            let stands = self.destinations.get(destination).is_some_and(|d| d.waits.connect.contains(&place));
+            if !stands {
+                self.limits.pass_nudge_on(place.slot);
+            }
+        }
+        if !self.shutting_down
+            && let Some(call) = self.limits.call(now, &mut self.timers)
         {
-            self.close(longest_idle);
+            self.answer_call(call);
         }
     }
 
@@ -498,7 +511,18 @@ impl Scheduler {
             }
             self.mark(key);
         }
-        let idle: Vec<ConnectionId> = self.idle.iter().map(|&(_, id)| id).collect();
+        self.close_all_idle();
+    }
+
+    fn close_all_idle(&mut self) {
+        let is_idle = |connection: &Connection| matches!(connection.state, session::State::Idle { .. });
+        let mut idle: Vec<ConnectionId> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| is_idle(connection))
+            .map(|(&id, _)| id)
+            .collect();
+        idle.sort_unstable();
         idle.into_iter().for_each(|id| self.close(id));
     }
 
@@ -509,7 +533,6 @@ impl Scheduler {
         for id in self.window.waiting_items() {
             self.put_back(now, id, None);
         }
-        let idle: Vec<ConnectionId> = self.idle.iter().map(|&(_, id)| id).collect();
-        idle.into_iter().for_each(|id| self.close(id));
+        self.close_all_idle();
     }
 }

@@ -42,7 +42,7 @@ impl Scheduler {
             return;
         };
         let key = connection.destination;
-        let candidate = connection.attempt.current.clone();
+        let candidate = connection.current.clone();
         let tls = connection.tls.as_ref().map(ToString::to_string);
         let reused = connection.has_idled || connection.completed > 0;
         self.transaction_over(transaction.octets);
@@ -143,6 +143,7 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         (connection.used, connection.has_idled, connection.tls) = (0, false, None);
         connection.state = State::Opening;
+        connection.listed = false;
         if let Some(destination) = self.destinations.get_mut(connection.destination) {
             destination.working.remove(&id);
             destination.opening += 1;

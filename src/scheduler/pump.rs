@@ -1,25 +1,20 @@
 //! What a destination does next: claim, look up, connect, send, or wait for what is missing.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::command::{Command, Outgoing};
 use super::destination::RouteState;
 use super::event::Content;
-use super::record::{Failed, engine_diagnosis};
-use super::session::{Attempt, Candidate, Connection, InTransaction, State};
+use super::session::{InTransaction, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::dns::{Freshness, Route};
+use crate::dns::Freshness;
 use crate::policy::Source;
-use crate::reply::Stage;
 use crate::storage::{BodyKey, ItemId};
 
-/// Addresses of one attempt.
-const MOST_CANDIDATES: usize = 32;
 /// How long a route serves past its time for a destination that had to wait for its turn.
-const ROUTE_GRACE: Duration = Duration::from_secs(300);
+pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(300);
 /// Items a destination may claim when the window is full, so that one that can send always can.
 const GUARANTEED_WINDOW: usize = 8;
 
@@ -36,6 +31,7 @@ impl Scheduler {
         self.claim_if_wanted(now, key);
         self.send_over_idle(now, key);
         self.connect_if_wanted(now, key);
+        self.drop_unused_grant(key);
         self.arm_destination(now, key);
         self.remove_destination_if_done(now, key);
     }
@@ -112,8 +108,9 @@ impl Scheduler {
             let waits = &destination.waits;
             // One at its limit waits for more connections and sends over those it has.
             let to_connect =
-                waits.total || waits.queue || waits.look_up || self.is_resting(now, destination.queue);
-            destination.ready > 0 && (waits.body || to_connect && destination.connections == 0)
+                !waits.connect.is_empty() || waits.look_up || self.is_resting(now, destination.queue);
+            let to_send = waits.body || !waits.rate.is_empty();
+            destination.ready > 0 && (to_send || to_connect && destination.connections == 0)
         })
     }
 
@@ -126,6 +123,9 @@ impl Scheduler {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
             if destination.ready == 0 || destination.is_held(now) {
+                return;
+            }
+            if !destination.waits.rate.is_empty() && !self.is_called(key) {
                 return;
             }
             // The one used last: the others may go.
@@ -203,19 +203,27 @@ impl Scheduler {
             return false;
         }
         self.waiting.body_called = None;
-        let Some(destination) = self.destinations.get_mut(key) else { return true };
-        let most =
-            self.queues.get(destination.queue).map_or(1, |q| q.settings.max_rcpt_per_transaction.max(1));
+        let most = self.recipients_per_transaction(item.lane);
+        let wanted = u32::try_from(item.item.recipients.len().min(most)).unwrap_or(u32::MAX);
+        let fresh = item.is_fresh();
+        let local = self.local_of(connection_id);
+        let Some(recipients) = self.acquire_rate(now, key, wanted, local) else {
+            self.stand_in_line(id, fresh, true);
+            return false;
+        };
+        self.use_grant(key, recipients);
+        let Some(item) = self.window.get(id) else { return true };
         let envelope = item.item.envelope.clone();
-        let chosen: Vec<_> = item.item.recipients.iter().take(most as usize).collect();
+        let chosen: Vec<_> = item.item.recipients.iter().take(recipients as usize).collect();
         let recipients: Vec<u32> = chosen.iter().map(|recipient| recipient.index).collect();
         let addresses = chosen.into_iter().map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
+        self.unlist_idle(connection_id);
+        let Some(destination) = self.destinations.get_mut(key) else { return true };
         let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
         if let State::Idle { since } = connection.state {
             connection.has_idled |= since < now;
             destination.idle.remove(&(since, connection_id));
-            self.idle.remove(&(since, connection_id));
         }
         connection.state = State::Busy(InTransaction { item: id, recipients, octets });
         connection.used += 1;
@@ -262,7 +270,7 @@ impl Scheduler {
                 return;
             }
             // A connection that can not send would be closed for one that waits, and that one for it, without end.
-            if destination.waits.body {
+            if destination.waits.body || !destination.waits.rate.is_empty() && !self.is_called(key) {
                 return;
             }
             if !self.may_start() {
@@ -271,7 +279,8 @@ impl Scheduler {
             }
             // In retry mode one connection probes, until its EHLO succeeds.
             let probing = destination.retry.until.is_some();
-            if destination.in_doubt && destination.opening > 0 {
+            // One finds out whether it works, before others are opened.
+            if destination.opening > 0 && (destination.in_doubt || destination.working.is_empty()) {
                 return;
             }
             let allowed = if probing { 1 } else { destination.cohort.allowed };
@@ -282,8 +291,7 @@ impl Scheduler {
             }
             // Its turn came after it waited: a route that ran out meanwhile serves once more, or it would go to
             // the end of the line again and again.
-            let called = self.waiting.total_called == Some(key);
-            let grace = if called { ROUTE_GRACE } else { Duration::ZERO };
+            let grace = if self.is_called(key) { ROUTE_GRACE } else { Duration::ZERO };
             if destination.route_within(now, grace).is_none() {
                 if self.resolver_rests.is_none_or(|until| until <= now) {
                     self.look_up_if_possible(key);
@@ -293,11 +301,15 @@ impl Scheduler {
             if self.is_resting(now, destination.queue) {
                 return;
             }
-            if !self.take_permits(key) {
+            if self.acquire_rate(now, key, 1, None).is_none() || !self.seek_session(now, key) {
                 return;
             }
-            self.connect(now, key);
+            self.send_over_idle(now, key);
         }
+    }
+
+    pub(super) fn is_called(&self, key: DestinationKey) -> bool {
+        self.called.is_some_and(|call| call.destination == key)
     }
 
     fn look_up_if_possible(&mut self, key: DestinationKey) {
@@ -323,103 +335,6 @@ impl Scheduler {
             settings: queue.settings.clone(),
             freshness: Freshness::Cached,
         });
-    }
-
-    fn has_fresh(&self, key: DestinationKey) -> bool {
-        let Some(destination) = self.destinations.get(key) else { return false };
-        destination.lanes.iter().filter_map(|&lane| self.lanes.get(lane)).any(|lane| !lane.fresh.is_empty())
-    }
-
-    /// All permits of one connection, or none and a place among those that wait.
-    fn take_permits(&mut self, key: DestinationKey) -> bool {
-        let has_fresh = self.has_fresh(key);
-        let Some(destination) = self.destinations.get_mut(key) else { return false };
-        let Some(queue) = self.queues.get_mut(destination.queue) else { return false };
-        // A destination that gives a permit back does not take it again before those that wait.
-        let in_turn = self.waiting.total.len() == 0 || self.waiting.total_called == Some(key);
-        if self.open >= self.policy.max_connections() as usize || !in_turn {
-            if !destination.waits.total {
-                destination.waits.total = true;
-                self.waiting.total.push(key, has_fresh);
-            }
-            return false;
-        }
-        if !queue.has_permit() {
-            if !destination.waits.queue {
-                destination.waits.queue = true;
-                queue.waiters.push_back(key);
-            }
-            return false;
-        }
-        queue.connections += 1;
-        destination.connections += 1;
-        self.open += 1;
-        self.waiting.total_called = None;
-        true
-    }
-
-    /// Opens a connection; the permits are taken.
-    fn connect(&mut self, now: Timestamp, key: DestinationKey) {
-        let Some(destination) = self.destinations.get(key) else { return };
-        let Some(route) = destination.route_within(now, ROUTE_GRACE).cloned() else { return };
-        let queue = destination.queue;
-        let candidates = self.candidates(now, queue, &route);
-        let id = ConnectionId(self.next_connection);
-        self.next_connection += 1;
-        let Some(attempt) = Attempt::new(candidates) else {
-            self.give_back_permits(key);
-            let message = "the hosts have no address of a family this source can send from";
-            let diagnosis = engine_diagnosis(Stage::Dns, Failed::NoRouteForFamily, message);
-            self.fail_step(now, key, None, diagnosis);
-            return;
-        };
-        if let Some(destination) = self.destinations.get_mut(key) {
-            destination.opening += 1;
-        }
-        self.connections.insert(
-            id,
-            Connection {
-                destination: key,
-                attempt,
-                state: State::Opening,
-                used: 0,
-                completed: 0,
-                has_idled: false,
-                retired: false,
-                tls: None,
-                timer: None,
-            },
-        );
-        self.open_current(id);
-    }
-
-    /// Addresses by preference, hosts of one preference in random order (RFC 5321 §5.1), dead ones last.
-    fn candidates(&mut self, now: Timestamp, queue: super::QueueKey, route: &Arc<Route>) -> Vec<Candidate> {
-        let Some(queue) = self.queues.get(queue) else { return Vec::new() };
-        let source = queue.source.clone();
-        let policy = self.policy.clone();
-        let can_reach = |peer: &SocketAddr| match policy.source(&source) {
-            Some(source) if source.ipv4().is_some() || source.ipv6().is_some() => {
-                local_address(source, peer.ip()).is_some()
-            }
-            _ => true,
-        };
-        let (mut alive, mut dead) = (Vec::new(), Vec::new());
-        for hosts in &route.preferences {
-            let mut order: Vec<_> = hosts.iter().collect();
-            self.rng.shuffle(&mut order);
-            for host in order {
-                let start = self.rng.usize(..host.addresses.len().max(1));
-                let rotated = host.addresses.iter().cycle().skip(start).take(host.addresses.len());
-                for &peer in rotated.filter(|peer| can_reach(peer)) {
-                    let list = if self.health.is_dead(now, &source, peer) { &mut dead } else { &mut alive };
-                    list.push(Candidate { host: host.name.clone(), peer });
-                }
-            }
-        }
-        alive.append(&mut dead);
-        alive.truncate(MOST_CANDIDATES);
-        alive
     }
 
     /// When the destination wants to be looked at again by itself.
@@ -448,11 +363,14 @@ impl Scheduler {
         let Some(mut destination) = self.destinations.remove(key) else { return };
         self.timers.arm(&mut destination.timer, None, TimerOwner::Destination(key));
         self.destination_keys.remove(&(destination.domain.clone(), destination.queue));
+        let places = destination.waits.connect.drain(..).chain(destination.waits.rate.drain(..));
+        places.for_each(|place| self.limits.leave_line(place));
         if let Some(queue) = self.queues.get_mut(destination.queue) {
             queue.destinations -= 1;
             if queue.destinations == 0
                 && let Some(queue) = self.queues.remove(destination.queue)
             {
+                self.limits.remove(queue.slot);
                 self.queue_keys.remove(&(queue.name, queue.source));
             }
         }

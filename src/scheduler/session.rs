@@ -1,9 +1,11 @@
 //! Connections, from the wish for one to its end.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::DestinationKey;
+use super::limits::SlotKey;
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::storage::ItemId;
@@ -17,8 +19,8 @@ pub(super) struct Candidate {
 
 /// One attempt to reach a destination: its addresses in order, until one takes us.
 pub(super) struct Attempt {
-    candidates: std::vec::IntoIter<Candidate>,
-    pub(super) current: Candidate,
+    /// Addresses not tried yet. A group is tried when those before it are used up.
+    groups: VecDeque<Vec<Candidate>>,
     /// What the last candidate met.
     pub(super) last: Option<(Candidate, Diagnosis)>,
     /// Every failure so far was this machine's own.
@@ -31,36 +33,62 @@ pub(super) struct Attempt {
     pub(super) all_5xx: bool,
 }
 
-impl Attempt {
-    pub(super) fn new(candidates: Vec<Candidate>) -> Option<Self> {
-        let mut candidates = candidates.into_iter();
-        let current = candidates.next()?;
-        Some(Self {
-            candidates,
-            current,
+impl Default for Attempt {
+    fn default() -> Self {
+        Self {
+            groups: VecDeque::new(),
             last: None,
             all_local: true,
             all_ipv6: true,
             all_521: true,
             all_5xx: true,
-        })
+        }
+    }
+}
+
+impl Attempt {
+    pub(super) fn new(groups: impl IntoIterator<Item = Vec<Candidate>>) -> Self {
+        let mut attempt = Self { groups: groups.into_iter().collect(), ..Self::default() };
+        attempt.next_group();
+        attempt
     }
 
-    /// Goes on to the next address. `false`: there is none.
-    pub(super) fn advance(&mut self) -> bool {
-        match self.candidates.next() {
-            Some(next) => {
-                self.current = next;
-                true
-            }
-            None => false,
+    /// The addresses that may be tried now, in order.
+    pub(super) fn group(&self) -> &[Candidate] {
+        self.groups.front().map_or(&[], Vec::as_slice)
+    }
+
+    /// Goes on to a worse group if this one is used up.
+    pub(super) fn next_group(&mut self) {
+        while self.groups.front().is_some_and(Vec::is_empty) {
+            self.groups.pop_front();
         }
+    }
+
+    /// Every address was tried.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Takes out one of the group, to try it.
+    pub(super) fn take(&mut self, index: usize) -> Option<Candidate> {
+        let group = self.groups.front_mut()?;
+        (index < group.len()).then(|| group.remove(index))
+    }
+
+    /// Leaves out all addresses of a host.
+    pub(super) fn skip(&mut self, host: &str) {
+        self.groups.iter_mut().for_each(|group| group.retain(|candidate| *candidate.host != *host));
     }
 }
 
 pub(super) struct Connection {
     pub(super) destination: DestinationKey,
     pub(super) attempt: Attempt,
+    /// Where it leads, or is to lead.
+    pub(super) current: Candidate,
+    /// The permits it holds.
+    pub(super) holds: Vec<SlotKey>,
     pub(super) state: State,
     /// Transactions begun on it.
     pub(super) used: u32,
@@ -70,6 +98,8 @@ pub(super) struct Connection {
     pub(super) has_idled: bool,
     /// Its address no longer belongs to the destination: no new transaction.
     pub(super) retired: bool,
+    /// It is idle and stands where others find it.
+    pub(super) listed: bool,
     pub(super) tls: Option<Arc<str>>,
     pub(super) timer: Option<Timestamp>,
 }

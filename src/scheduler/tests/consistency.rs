@@ -20,15 +20,18 @@ impl Scheduler {
     /// Panics unless all counters and indices agree with what they count.
     pub(crate) fn assert_consistent(&self) {
         let mut of: BTreeMap<DestinationKey, OfDestination> = BTreeMap::new();
-        let (mut busy, mut closing, mut octets) = (0, 0, 0);
+        let (mut busy, mut octets, mut listed) = (0, 0, 0);
+        let mut held: BTreeMap<_, usize> = BTreeMap::new();
         for (id, connection) in &self.connections {
             let of = of.entry(connection.destination).or_default();
             of.connections += 1;
+            connection.holds.iter().for_each(|&slot| *held.entry(slot).or_default() += 1);
+            listed += usize::from(connection.listed);
             match &connection.state {
                 State::Opening => of.opening += 1,
-                State::Idle { since } => {
+                State::Idle { .. } => {
                     (of.working, of.idle) = (of.working + 1, of.idle + 1);
-                    assert!(self.idle.contains(&(*since, *id)), "an idle connection is not listed");
+                    assert!(connection.listed, "{id:?} is idle and not listed");
                 }
                 State::Busy(transaction) => {
                     of.working += 1;
@@ -38,17 +41,18 @@ impl Scheduler {
                     assert!(item.busy && !item.ready);
                 }
                 State::Between => panic!("undecided"),
-                State::Closing => closing += 1,
+                State::Closing => assert!(!connection.listed),
             }
         }
-        assert_eq!(
-            (self.open, self.busy, self.closing),
-            (self.connections.len(), busy, closing),
-            "open, busy, closing"
-        );
+        assert_eq!((self.open, self.busy), (self.connections.len(), busy), "open, busy");
+        for (key, slot, used, limit, idle) in self.limits.all() {
+            assert_eq!(used, held.remove(&slot).unwrap_or(0), "{key:?}");
+            assert!(used <= limit, "{key:?}: {used} of {limit}");
+            assert!(idle <= used, "{key:?}: {idle} idle of {used}");
+        }
+        assert!(held.is_empty(), "held of no limit");
+        assert_eq!(self.idle_at.values().map(BTreeSet::len).sum::<usize>(), listed, "listed by address");
         assert_eq!(self.transit_octets, octets, "octets in transit");
-        assert_eq!(self.idle.len(), of.values().map(|of| of.idle).sum::<usize>(), "idle");
-        assert!(self.open <= self.policy.max_connections() as usize, "max-connections");
 
         let mut reserved = 0;
         let mut deadlines: BTreeMap<LaneKey, BTreeSet<_>> = BTreeMap::new();
@@ -93,7 +97,6 @@ impl Scheduler {
         assert_eq!(self.lanes.len(), self.lane_keys.len(), "lanes");
         assert_eq!(self.destinations.len(), self.destination_keys.len(), "destinations");
         assert_eq!(self.queues.len(), self.queue_keys.len(), "queues");
-        let mut by_queue = BTreeMap::new();
         for ((domain, _), key) in &self.destination_keys {
             let state = self.destinations.get(*key).expect("a named destination");
             let got = OfDestination {
@@ -105,7 +108,6 @@ impl Scheduler {
                 ready: state.ready,
             };
             assert_eq!(got, of.remove(key).unwrap_or_default(), "{domain}");
-            *by_queue.entry(state.queue).or_insert(0) += state.connections;
             let listed: usize = state
                 .lanes
                 .iter()
@@ -116,16 +118,6 @@ impl Scheduler {
             assert!(state.claimed <= self.bounds.window_per_destination, "window of {domain}");
         }
         assert!(of.is_empty(), "of destinations that are gone: {of:?}");
-        for key in self.queue_keys.values() {
-            let queue = self.queues.get(*key).expect("a named queue");
-            assert_eq!(
-                queue.connections,
-                by_queue.get(key).copied().unwrap_or(0),
-                "permits of {}",
-                queue.name
-            );
-            assert!(queue.settings.max_smtp_out.is_none_or(|most| queue.connections <= most as usize));
-        }
     }
 
     /// Nothing is left of anything.
@@ -136,6 +128,7 @@ impl Scheduler {
         assert_eq!((self.window.len(), self.window.held_octets(), self.looking_up), (0, 0, 0));
         assert_eq!(self.claims.len(), 0);
         assert!(self.is_idle());
+        assert_eq!(self.limits.all().count(), 1, "the total alone");
         assert_eq!(self.poll_timeout(), None, "a timer is left");
     }
 }

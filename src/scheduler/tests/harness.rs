@@ -52,7 +52,7 @@ pub(crate) struct Rig {
     pub(crate) now: Timestamp,
     pub(crate) store: MemoryStorage,
     pub(crate) by_hand: ByHand,
-    /// By domain; unlisted: one host `mx.<domain>` at 192.0.2.1.
+    /// By domain; unlisted: one host `mx.<domain>` at [`address_of`] it.
     pub(crate) routes: HashMap<String, Result<Arc<Route>, RouteFailure>>,
     pub(crate) inserts: VecDeque<Vec<NewMessage>>,
     pub(crate) commits: VecDeque<Vec<Change>>,
@@ -278,7 +278,8 @@ impl Rig {
     pub(crate) fn resolve(&mut self) -> &mut Self {
         let (destination, domain) = self.resolves.pop_front().expect("a look-up");
         let result = self.routes.get(&domain).cloned();
-        let result = result.unwrap_or_else(|| Ok(route(&[&[(&format!("mx.{domain}"), &["192.0.2.1:25"])]])));
+        let result =
+            result.unwrap_or_else(|| Ok(route(&[&[(&format!("mx.{domain}"), &[&address_of(&domain)])]])));
         self.tell(Event::Resolved { destination, result })
     }
 
@@ -401,6 +402,12 @@ fn line(event: &DeliveryEvent) -> Option<String> {
         _ => return None,
     };
     Some(format!("{} {text}", at.saturating_since(start()).as_secs()))
+}
+
+/// An address of its own for each domain.
+pub(crate) fn address_of(domain: &str) -> String {
+    let hash = domain.bytes().fold(7_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    format!("198.{}.{}.{}:25", 18 + (hash >> 16 & 1), hash >> 8 & 255, hash & 255)
 }
 
 /// Preferences of hosts with their addresses; holds for an hour.

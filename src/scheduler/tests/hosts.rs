@@ -137,8 +137,9 @@ fn while_others_work_a_failure_shrinks_and_holds_off() {
     for _ in 0..6 {
         rig.submit("a@x.example");
     }
-    assert_eq!(rig.connects.len(), 5, "a destination starts with a few");
+    assert_eq!(rig.connects.len(), 1, "one finds out whether it works");
     rig.connect();
+    assert_eq!(rig.connects.len(), 4, "a destination starts with a few");
     rig.refuse();
     assert_eq!(rig.timeline().len(), 0, "no step");
     while !rig.connects.is_empty() {
@@ -187,11 +188,13 @@ fn parallel_failures_are_one_step() {
     (0..20).for_each(|_| {
         rig.submit("a@x.example");
     });
-    for _ in 0..5 {
-        assert_eq!(rig.timeline().len(), 0);
+    rig.connect();
+    rig.transact(cut(EndCause::Closed));
+    for _ in 0..4 {
+        assert_eq!(rig.timeline().len(), 1);
         rig.refuse();
     }
-    assert_eq!(rig.timeline(), ["0 queue-deferred x.example 4.4.1"]);
+    assert_eq!(rig.timeline().get(1..), Some(&["0 queue-deferred x.example 4.4.1".to_owned()][..]));
     assert!(rig.connects.is_empty());
     rig.pass(5 * MINUTE);
     assert_eq!(rig.connects.len(), 1);

@@ -238,7 +238,7 @@ impl World {
         let connection = if !self.rig.transacts.is_empty() && self.random.bool() {
             self.rig.transacts.pop_front().map(|(connection, _)| connection)
         } else {
-            self.rig.scheduler.idle.first().map(|&(_, connection)| connection)
+            self.rig.scheduler.idle_at.values().flatten().min().map(|&(_, connection)| connection)
         };
         if let Some(connection) = connection {
             self.rig.tell(Event::SessionEnded { connection, end: SessionEnd { stage: Stage::Mail, cause } });

@@ -1,0 +1,559 @@
+//! How a destination comes to a session: by one that is idle, or by a new connection once every limit allows it.
+//!
+//! All permits of a connection are taken in one step or none is. What is missing decides where the destination
+//! stands in line; waiting charges nobody and is no failure.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::destination::Grant;
+use super::limits::{Call, LimitKey, Local, Place, SlotKey};
+use super::pump::{ROUTE_GRACE, local_address};
+use super::record::{Failed, engine_diagnosis};
+use super::session::{Attempt, Candidate, Connection, State};
+use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::dns::Route;
+use crate::reply::Stage;
+
+/// Addresses of one attempt.
+const MOST_CANDIDATES: usize = 32;
+/// Lines one destination stands in at a time for full addresses.
+const MOST_LINES: usize = 16;
+
+/// What a new connection to a candidate takes.
+struct Permits {
+    counts: Vec<SlotKey>,
+    paces: Vec<SlotKey>,
+}
+
+impl Scheduler {
+    /// Takes over an idle session or opens a connection. `false`: neither can be had now.
+    pub(super) fn seek_session(&mut self, now: Timestamp, key: DestinationKey) -> bool {
+        let call = self.called.filter(|call| call.destination == key);
+        let Some(destination) = self.destinations.get_mut(key) else { return false };
+        if call.is_none() && !destination.waits.connect.is_empty() {
+            return false;
+        }
+        let queue = destination.queue;
+        let attempt = match destination.suspended.take() {
+            Some(attempt) => attempt,
+            None => {
+                let Some(route) = destination.route_within(now, ROUTE_GRACE).cloned() else { return false };
+                self.new_attempt(now, key, queue, &route)
+            }
+        };
+        if attempt.is_exhausted() {
+            let message = "the hosts have no address of a family this source can send from";
+            let diagnosis = engine_diagnosis(Stage::Dns, Failed::NoRouteForFamily, message);
+            self.fail_step(now, key, None, diagnosis);
+            return false;
+        }
+        if self.take_over_idle(now, key, queue, &attempt) {
+            self.called = None;
+            return true;
+        }
+        match self.choose(now, queue, &attempt, call) {
+            Ok((candidate, permits)) => {
+                self.take_permits(now, &permits);
+                self.called = None;
+                self.open_connection(key, attempt, candidate, permits.counts);
+                true
+            }
+            Err(full) => {
+                self.suspend(key, attempt);
+                self.wait_to_connect(key, &full, call);
+                false
+            }
+        }
+    }
+
+    /// An attempt that failed somewhere goes on later where it stopped; one that has not begun is made anew.
+    fn suspend(&mut self, key: DestinationKey, attempt: Attempt) {
+        if attempt.last.is_some()
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            destination.suspended = Some(attempt);
+        }
+    }
+
+    fn wait_to_connect(&mut self, key: DestinationKey, full: &[SlotKey], call: Option<Call>) {
+        let fresh = self.has_fresh(key);
+        let old = call.map(|call| call.place);
+        for &slot in full {
+            let Some(place) = self.limits.stand_in_line(slot, key, 1, fresh, old) else { continue };
+            if let Some(destination) = self.destinations.get_mut(key) {
+                destination.waits.connect.push(place);
+            }
+            self.limits.list(slot);
+            if let Some(idle) = self.limits.to_close(slot) {
+                self.close(idle);
+            }
+        }
+    }
+
+    /// The first candidate of the best group that every limit allows, or where to stand in line. A worse group is
+    /// not an answer to a limit of our own.
+    fn choose(
+        &mut self,
+        now: Timestamp,
+        queue: QueueKey,
+        attempt: &Attempt,
+        call: Option<Call>,
+    ) -> Result<(usize, Permits), Vec<SlotKey>> {
+        let called = call.is_some();
+        let base = self.queue_permits(now, queue);
+        let free = |limits: &super::limits::Limits, slot: SlotKey| {
+            limits.has_room(slot, now, 1) && (called || !limits.has_line(slot))
+        };
+        if let Some(&full) = base.counts.iter().chain(&base.paces).find(|&&slot| !free(&self.limits, slot)) {
+            return Err(vec![full]);
+        }
+        let mut full = Vec::new();
+        for (index, candidate) in attempt.group().iter().enumerate() {
+            let own = self.candidate_permits(now, queue, candidate);
+            let blocker = own.counts.iter().chain(&own.paces).find(|&&slot| !free(&self.limits, slot));
+            match blocker {
+                None => {
+                    let counts = base.counts.iter().chain(&own.counts).copied().collect();
+                    let paces = base.paces.iter().chain(&own.paces).copied().collect();
+                    return Ok((index, Permits { counts, paces }));
+                }
+                Some(&slot) => {
+                    let seen = full.contains(&slot) || full.len() >= MOST_LINES;
+                    own.counts.iter().for_each(|&slot| self.limits.forget_unused(slot));
+                    if !seen {
+                        full.push(slot);
+                    }
+                }
+            }
+        }
+        Err(full)
+    }
+
+    fn take_permits(&mut self, now: Timestamp, permits: &Permits) {
+        for &slot in permits.counts.iter().chain(&permits.paces) {
+            self.limits.take(slot, now, 1, &mut self.timers);
+        }
+    }
+
+    /// What every connection of a queue takes.
+    fn queue_permits(&mut self, now: Timestamp, queue: QueueKey) -> Permits {
+        let mut permits = Permits { counts: vec![self.total], paces: Vec::new() };
+        if let Some(state) = self.queues.get(queue) {
+            permits.counts.push(state.slot);
+            if let Some(rate) = state.settings.max_connect_rate {
+                let key = LimitKey::ConnectRate(state.name.clone(), state.source.clone());
+                permits.paces.push(self.limits.pace(now, key, rate));
+            }
+        }
+        permits
+    }
+
+    /// What a connection to this candidate takes besides.
+    fn candidate_permits(&mut self, now: Timestamp, queue: QueueKey, candidate: &Candidate) -> Permits {
+        let mut permits = Permits { counts: Vec::new(), paces: Vec::new() };
+        let Some(queue) = self.queues.get(queue) else { return permits };
+        let local = self.local(&queue.source, candidate.peer);
+        let address = candidate.peer.ip().to_canonical();
+        if let Some(limit) = queue.settings.source_ip_max_smtp_out {
+            let key = LimitKey::SourceIp(queue.name.clone(), local);
+            permits.counts.push(self.limits.count(key, limit as usize));
+        }
+        if let Some(limit) = self.policy.mx_connection_limits().iter().find(|l| l.mx.matches(&candidate.host))
+        {
+            let key = LimitKey::Mx(limit.mx.clone(), candidate.host.clone());
+            permits.counts.push(self.limits.count(key, limit.limit as usize));
+        }
+        if let Some(limit) = self.policy.ip_connection_limit(address) {
+            let one = (!limit.shared).then_some(address);
+            let key = LimitKey::Ip(limit.cidr, one, limit.per_source.then_some(local));
+            permits.counts.push(self.limits.count(key, limit.limit as usize));
+        }
+        if let Some(rate) = queue.settings.source_ip_max_connect_rate {
+            let key = LimitKey::SourceIpConnectRate(queue.name.clone(), local);
+            permits.paces.push(self.limits.pace(now, key, rate));
+        }
+        permits
+    }
+
+    pub(super) fn local(&self, source: &str, peer: SocketAddr) -> Local {
+        let address = self.policy.source(source).and_then(|source| local_address(source, peer.ip()));
+        address.map_or(Local::System { ipv6: peer.is_ipv6() }, Local::Address)
+    }
+
+    /// The address a connection goes out from.
+    pub(super) fn local_of(&self, id: ConnectionId) -> Option<Local> {
+        let connection = self.connections.get(&id)?;
+        let destination = self.destinations.get(connection.destination)?;
+        let queue = self.queues.get(destination.queue)?;
+        Some(self.local(&queue.source, connection.current.peer))
+    }
+
+    fn open_connection(
+        &mut self,
+        key: DestinationKey,
+        mut attempt: Attempt,
+        candidate: usize,
+        holds: Vec<SlotKey>,
+    ) {
+        let Some(current) = attempt.take(candidate) else { return };
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        destination.opening += 1;
+        destination.connections += 1;
+        self.open += 1;
+        let id = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        self.connections.insert(
+            id,
+            Connection {
+                destination: key,
+                attempt,
+                current,
+                holds,
+                state: State::Opening,
+                used: 0,
+                completed: 0,
+                has_idled: false,
+                retired: false,
+                listed: false,
+                tls: None,
+                timer: None,
+            },
+        );
+        self.open_current(id);
+    }
+
+    /// The next address of an attempt whose last one failed, under permits of its own. `false`: there is none, or
+    /// none that the limits allow now; then the attempt waits.
+    pub(super) fn open_next(&mut self, now: Timestamp, id: ConnectionId) -> bool {
+        let Some(connection) = self.connections.get_mut(&id) else { return false };
+        let key = connection.destination;
+        connection.attempt.next_group();
+        if connection.attempt.is_exhausted() {
+            return false;
+        }
+        let Some(queue) = self.destinations.get(key).map(|destination| destination.queue) else {
+            return false;
+        };
+        // The permits of the last address are free for the next one.
+        let holds = std::mem::take(&mut connection.holds);
+        let attempt = std::mem::take(&mut connection.attempt);
+        holds.iter().for_each(|&slot| self.limits.give_back(slot));
+        match self.choose(now, queue, &attempt, None) {
+            Ok((candidate, permits)) => {
+                self.take_permits(now, &permits);
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.attempt = attempt;
+                    connection.holds = permits.counts;
+                    if let Some(next) = connection.attempt.take(candidate) {
+                        connection.current = next;
+                    }
+                }
+                self.open_current(id);
+            }
+            Err(full) => {
+                self.on_connection_gone(now, id);
+                self.suspend(key, attempt);
+                let waits = self.destinations.get(key).is_some_and(|d| !d.waits.connect.is_empty());
+                if !waits {
+                    self.wait_to_connect(key, &full, None);
+                }
+                self.mark(key);
+            }
+        }
+        true
+    }
+
+    /// Addresses by preference, hosts of one preference in random order (RFC 5321 §5.1), dead ones last.
+    fn new_attempt(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        queue: QueueKey,
+        route: &Arc<Route>,
+    ) -> Attempt {
+        let Some(queue) = self.queues.get(queue) else { return Attempt::default() };
+        let source = queue.source.clone();
+        let policy = self.policy.clone();
+        let can_reach = |peer: &SocketAddr| match policy.source(&source) {
+            Some(source) if source.ipv4().is_some() || source.ipv6().is_some() => {
+                local_address(source, peer.ip()).is_some()
+            }
+            _ => true,
+        };
+        let (mut alive, mut dead) = (VecDeque::new(), Vec::new());
+        let mut left = MOST_CANDIDATES;
+        for hosts in &route.preferences {
+            let mut order: Vec<_> = hosts.iter().collect();
+            self.rng.shuffle(&mut order);
+            let mut group = Vec::new();
+            for host in order {
+                if self.destinations.get(key).is_some_and(|d| d.skips(now, &host.name)) {
+                    continue;
+                }
+                let start = self.rng.usize(..host.addresses.len().max(1));
+                let rotated = host.addresses.iter().cycle().skip(start).take(host.addresses.len());
+                for &peer in rotated.filter(|peer| can_reach(peer)).take(left) {
+                    let candidate = Candidate { host: host.name.clone(), peer };
+                    let is_dead = self.health.is_dead(now, &source, peer);
+                    if is_dead { &mut dead } else { &mut group }.push(candidate);
+                    left -= 1;
+                }
+            }
+            alive.push_back(group);
+        }
+        alive.push_back(dead);
+        Attempt::new(alive)
+    }
+
+    /// An idle session of another destination to an address of this one's best group: used as if it were its own,
+    /// charged to the limits of this one's queue. The permit moves in one step, or the session stays where it is.
+    fn take_over_idle(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        queue: QueueKey,
+        attempt: &Attempt,
+    ) -> bool {
+        if self.idle_at.is_empty() {
+            return false;
+        }
+        let Some(state) = self.queues.get(queue) else { return false };
+        let (source, most) = (state.source.clone(), state.settings.max_msg_per_connection);
+        for candidate in attempt.group() {
+            let Some(idle) = self.idle_at.get(&(source.clone(), candidate.peer)) else { continue };
+            // The one used last: the others may go.
+            let usable = idle.iter().rev().map(|&(_, id)| id).find(|id| {
+                self.connections.get(id).is_some_and(|connection| {
+                    connection.destination != key && most.is_none_or(|most| connection.used < most)
+                })
+            });
+            if let Some(id) = usable
+                && self.hand_over(now, id, key, queue, candidate)
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn hand_over(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        key: DestinationKey,
+        queue: QueueKey,
+        candidate: &Candidate,
+    ) -> bool {
+        let mut wanted = self.queue_permits(now, queue).counts;
+        wanted.extend(self.candidate_permits(now, queue, candidate).counts);
+        let Some(connection) = self.connections.get(&id) else { return false };
+        let held = connection.holds.clone();
+        let missing: Vec<_> = wanted.iter().copied().filter(|slot| !held.contains(slot)).collect();
+        if missing.iter().any(|&slot| !self.limits.has_room(slot, now, 1)) {
+            missing.iter().for_each(|&slot| self.limits.forget_unused(slot));
+            return false;
+        }
+        let old = connection.destination;
+        let State::Idle { since } = connection.state else { return false };
+        self.unlist_idle(id);
+        missing.iter().for_each(|&slot| self.limits.take(slot, now, 1, &mut self.timers));
+        held.iter().filter(|slot| !wanted.contains(slot)).for_each(|&slot| self.limits.give_back(slot));
+        if let Some(destination) = self.destinations.get_mut(old) {
+            destination.idle.remove(&(since, id));
+            destination.working.remove(&id);
+            destination.connections = destination.connections.saturating_sub(1);
+        }
+        self.mark(old);
+        let Some(connection) = self.connections.get_mut(&id) else { return false };
+        connection.destination = key;
+        connection.current = candidate.clone();
+        connection.holds = wanted;
+        connection.has_idled = true;
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.connections += 1;
+            destination.idle.insert((since, id));
+            destination.session_opened(id);
+        }
+        self.newly_idle.push(id);
+        true
+    }
+
+    /// Idle connections that were not used at once are listed where others find them.
+    pub(super) fn list_idle(&mut self) {
+        for id in std::mem::take(&mut self.newly_idle) {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let State::Idle { since } = connection.state else { continue };
+            if connection.listed {
+                continue;
+            }
+            connection.listed = true;
+            // Addresses first: who waits there can use the session itself.
+            let slots: Vec<_> = connection.holds.iter().rev().copied().collect();
+            self.limits.now_idle(&slots, since, id);
+            let source = self
+                .destinations
+                .get(connection.destination)
+                .and_then(|destination| self.queues.get(destination.queue))
+                .map(|queue| queue.source.clone());
+            if let Some(source) = source
+                && !connection.retired
+            {
+                self.idle_at.entry((source, connection.current.peer)).or_default().insert((since, id));
+            }
+        }
+    }
+
+    /// The connection is not idle any more.
+    pub(super) fn unlist_idle(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let State::Idle { since } = connection.state else { return };
+        if !std::mem::take(&mut connection.listed) {
+            return;
+        }
+        self.limits.not_idle(&connection.holds, since, id);
+        let source = self
+            .destinations
+            .get(connection.destination)
+            .and_then(|destination| self.queues.get(destination.queue))
+            .map(|queue| queue.source.clone());
+        if let Some(source) = source {
+            let key = (source, connection.current.peer);
+            if let Some(idle) = self.idle_at.get_mut(&key) {
+                idle.remove(&(since, id));
+                if idle.is_empty() {
+                    self.idle_at.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Leaves the lines it stands in for a connection.
+    pub(super) fn stop_waiting_to_connect(&mut self, key: DestinationKey) {
+        let places = self.destinations.get_mut(key).map(|d| std::mem::take(&mut d.waits.connect));
+        places.into_iter().flatten().for_each(|place| self.limits.leave_line(place));
+    }
+
+    pub(super) fn stop_waiting_for_rate(&mut self, key: DestinationKey) {
+        let places = self.destinations.get_mut(key).map(|d| std::mem::take(&mut d.waits.rate));
+        places.into_iter().flatten().for_each(|place| self.limits.leave_line(place));
+    }
+
+    /// Called from a line: it leaves the others it stands in for the same thing.
+    pub(super) fn answer_call(&mut self, call: Call) {
+        let Some(destination) = self.destinations.get_mut(call.destination) else { return };
+        let is_this = |place: &Place| *place == call.place;
+        if destination.waits.connect.iter().any(is_this) {
+            self.stop_waiting_to_connect(call.destination);
+        } else if destination.waits.rate.iter().any(is_this) {
+            self.stop_waiting_for_rate(call.destination);
+        }
+        self.called = Some(call);
+        self.mark(call.destination);
+    }
+
+    /// The slots of the rates at which a queue may offer recipients.
+    fn message_paces(&mut self, now: Timestamp, queue: QueueKey, local: Option<Local>) -> Vec<SlotKey> {
+        let Some(state) = self.queues.get(queue) else { return Vec::new() };
+        let mut slots = Vec::new();
+        if let Some(rate) = state.message_rate() {
+            let key = LimitKey::MessageRate(state.name.clone(), state.source.clone());
+            slots.push(self.limits.pace(now, key, rate));
+        }
+        if let Some(rate) = state.capped_rate() {
+            let key = LimitKey::CapRate(state.name.clone(), state.source.clone());
+            slots.push(self.limits.pace(now, key, rate));
+        }
+        if let Some((rate, local)) = state.settings.source_ip_max_msg_rate.zip(local) {
+            let key = LimitKey::SourceIpMessageRate(state.name.clone(), local);
+            slots.push(self.limits.pace(now, key, rate));
+        }
+        slots
+    }
+
+    /// How many of `wanted` recipients may be offered now; at least one, or `None`: the destination waits.
+    ///
+    /// What is granted before there is a session is kept for its first transaction, so that of many destinations of
+    /// a queue only as many connect as may send.
+    pub(super) fn acquire_rate(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        wanted: u32,
+        local: Option<Local>,
+    ) -> Option<u32> {
+        let destination = self.destinations.get(key)?;
+        let waits = !destination.waits.rate.is_empty();
+        let granted = destination.grant.as_ref().map_or(0, |grant| grant.units);
+        let slots = self.message_paces(now, destination.queue, local);
+        if slots.is_empty() {
+            return Some(wanted);
+        }
+        let call = self.called.filter(|call| call.destination == key);
+        if waits && call.is_none() {
+            return None;
+        }
+        let burst = slots.iter().map(|&slot| self.limits.burst(slot)).min().unwrap_or(u32::MAX);
+        let wanted = wanted.min(burst).max(1);
+        // A rate that came up since the grant was made is asked for all of it.
+        let missing = |slot: &SlotKey, this: &Self| {
+            let grant = this.destinations.get(key).and_then(|d| d.grant.as_ref());
+            let has = grant.filter(|grant| grant.slots.contains(slot)).map_or(0, |grant| grant.units);
+            wanted.saturating_sub(has)
+        };
+        let full = slots.iter().copied().find(|slot| {
+            let units = missing(slot, self);
+            units > 0
+                && (!self.limits.has_room(*slot, now, units) || call.is_none() && self.limits.has_line(*slot))
+        });
+        if let Some(slot) = full {
+            let covered = slots.iter().all(|slot| missing(slot, self) < wanted);
+            if granted > 0 && covered {
+                return Some(granted.min(wanted));
+            }
+            let fresh = self.has_fresh(key);
+            let old = call.map(|call| call.place);
+            let units = missing(&slot, self);
+            if let Some(place) = self.limits.stand_in_line(slot, key, units, fresh, old)
+                && let Some(destination) = self.destinations.get_mut(key)
+            {
+                destination.waits.rate.push(place);
+            }
+            self.limits.list(slot);
+            return None;
+        }
+        for &slot in &slots {
+            let units = missing(&slot, self);
+            self.limits.take(slot, now, units, &mut self.timers);
+        }
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.grant = Some(Grant { slots, units: wanted });
+        }
+        Some(wanted)
+    }
+
+    /// So many of the recipients granted are being offered; the others are not.
+    pub(super) fn use_grant(&mut self, key: DestinationKey, used: u32) {
+        let Some(grant) = self.destinations.get_mut(key).and_then(|d| d.grant.take()) else { return };
+        let left = grant.units.saturating_sub(used);
+        if left > 0 {
+            grant.slots.iter().for_each(|&slot| self.limits.refund(slot, left));
+        }
+    }
+
+    /// A grant that no session is coming for is given back.
+    pub(super) fn drop_unused_grant(&mut self, key: DestinationKey) {
+        let Some(destination) = self.destinations.get(key) else { return };
+        let session = destination.opening > 0 || !destination.idle.is_empty() && destination.ready > 0;
+        if destination.grant.is_some() && !session {
+            self.use_grant(key, 0);
+        }
+    }
+
+    pub(super) fn has_fresh(&self, key: DestinationKey) -> bool {
+        let Some(destination) = self.destinations.get(key) else { return false };
+        destination.lanes.iter().filter_map(|&lane| self.lanes.get(lane)).any(|lane| !lane.fresh.is_empty())
+    }
+}
