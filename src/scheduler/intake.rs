@@ -640,5 +640,7 @@ impl Scheduler {
 
 /// What an item adds to its lane's head when it lies in the store.
 pub(super) fn head_of(envelope: &Envelope, due: Timestamp) -> Head {
-    Head { next_due: Some(due), oldest: Some(envelope.age_from), first_expiry: envelope.expires_at }
+    let age = Some(envelope.age_from);
+    let (oldest, oldest_with_expiry) = if envelope.expires_at.is_none() { (age, None) } else { (None, age) };
+    Head { next_due: Some(due), oldest, oldest_with_expiry, first_expiry: envelope.expires_at }
 }

@@ -34,7 +34,10 @@ pub(crate) struct LaneState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) next_due: Option<Timestamp>,
+    /// By `age_from`, of mail without an expiry of its own.
     pub(super) oldest: Option<Timestamp>,
+    /// By `age_from`, of mail with an expiry of its own.
+    pub(super) oldest_with_expiry: Option<Timestamp>,
     pub(super) first_expiry: Option<Timestamp>,
 }
 
@@ -50,13 +53,19 @@ impl Head {
         };
         self.next_due = earliest(self.next_due, other.next_due);
         self.oldest = earliest(self.oldest, other.oldest);
+        self.oldest_with_expiry = earliest(self.oldest_with_expiry, other.oldest_with_expiry);
         self.first_expiry = earliest(self.first_expiry, other.first_expiry);
     }
 }
 
 impl From<&LaneHead> for Head {
     fn from(head: &LaneHead) -> Self {
-        Self { next_due: head.next_due, oldest: head.oldest, first_expiry: head.first_expiry }
+        Self {
+            next_due: head.next_due,
+            oldest: head.oldest,
+            oldest_with_expiry: head.oldest_with_expiry,
+            first_expiry: head.first_expiry,
+        }
     }
 }
 
@@ -125,8 +134,14 @@ mod tests {
     #[test]
     fn merging_heads_keeps_the_earliest_of_each() {
         let at = |s| Some(Timestamp::from_unix_seconds(s));
-        let mut head = Head { next_due: at(5), oldest: None, first_expiry: at(9) };
-        head.merge(Head { next_due: at(7), oldest: at(1), first_expiry: at(3) });
-        assert_eq!(head, Head { next_due: at(5), oldest: at(1), first_expiry: at(3) });
+        let head = |[next_due, oldest, oldest_with_expiry, first_expiry]: [Option<u64>; 4]| Head {
+            next_due: next_due.and_then(at),
+            oldest: oldest.and_then(at),
+            oldest_with_expiry: oldest_with_expiry.and_then(at),
+            first_expiry: first_expiry.and_then(at),
+        };
+        let mut merged = head([Some(5), None, Some(4), Some(9)]);
+        merged.merge(head([Some(7), Some(1), None, Some(3)]));
+        assert_eq!(merged, head([Some(5), Some(1), Some(4), Some(3)]));
     }
 }

@@ -46,7 +46,7 @@ struct Entry {
 struct LaneCursors {
     leased: usize,
     /// One for each [`Axis`]; everything before it is leased.
-    cursors: [Option<Spot>; 4],
+    cursors: [Option<Spot>; Axis::COUNT],
 }
 
 impl LaneCursors {

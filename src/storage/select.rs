@@ -10,7 +10,7 @@ use super::{ClaimPart, ClaimRequest, Claimed, Filter, Item, ItemId, ItemSummary,
 use crate::clock::Timestamp;
 
 /// What follows the last key of all.
-const END: OrderKey = OrderKey { lane: LaneId::MAX, axis: Axis::Expiry, spot: START };
+const END: OrderKey = OrderKey { lane: LaneId::MAX, axis: Axis::AgeWithExpiry, spot: START };
 
 /// The items of one lane and axis that nobody holds, in order.
 struct Walk<I> {
@@ -90,6 +90,9 @@ fn claim_parts<R: Rows>(
             ClaimPart::Age { lane, before, limit } => {
                 (lane, [Axis::Fresh, Axis::Age].as_slice(), before, limit)
             }
+            ClaimPart::AgeWithExpiry { lane, before, limit } => {
+                (lane, [Axis::AgeWithExpiry].as_slice(), before, limit)
+            }
             ClaimPart::Expiry { lane, before, limit } => (lane, [Axis::Expiry].as_slice(), before, limit),
             ClaimPart::Items(items) => {
                 claim_items(rows, leases, request.owner, items, &mut claimed.items)?;
@@ -105,12 +108,11 @@ fn claim_parts<R: Rows>(
     lanes.sort_unstable();
     lanes.dedup();
     for lane in lanes {
-        let none = LaneHead { lane: lane.clone(), next_due: None, oldest: None, first_expiry: None };
         let head = match rows.lane_id(lane)? {
-            Some(id) => head(rows, leases, id, lane)?.unwrap_or(none),
-            None => none,
+            Some(id) => head(rows, leases, id, lane)?,
+            None => None,
         };
-        claimed.heads.push(head);
+        claimed.heads.push(head.unwrap_or_else(|| LaneHead::empty(lane.clone())));
     }
     Ok(())
 }
@@ -233,7 +235,7 @@ pub(super) fn heads<R: Rows>(
 
 /// The head of a lane; `None` if nothing in it is free. One or two probes of the order for most lanes.
 fn head<R: Rows>(rows: &R, leases: &mut LeaseTable, id: LaneId, lane: &Lane) -> Result<Option<LaneHead>> {
-    let mut firsts = [None; 4];
+    let mut firsts = [None; Axis::COUNT];
     let mut beyond: Option<OrderKey> = None;
     for (axis, first) in Axis::ALL.into_iter().zip(&mut firsts) {
         // What followed the axis before tells which axes are empty.
@@ -246,13 +248,13 @@ fn head<R: Rows>(rows: &R, leases: &mut LeaseTable, id: LaneId, lane: &Lane) -> 
         *first = next.map(|(time, _)| time);
         leases.advance(id, axis, passed);
     }
-    let [fresh, age, due, first_expiry] = firsts;
+    let [fresh, age, due, first_expiry, oldest_with_expiry] = firsts;
     let earlier = |a: Option<Timestamp>, b: Option<Timestamp>| a.into_iter().chain(b).min();
     let (next_due, oldest) = (earlier(fresh, due), earlier(fresh, age));
     if next_due.is_none() {
         return Ok(None);
     }
-    Ok(Some(LaneHead { lane: lane.clone(), next_due, oldest, first_expiry }))
+    Ok(Some(LaneHead { lane: lane.clone(), next_due, oldest, oldest_with_expiry, first_expiry }))
 }
 
 /// Items that match, in order of their keys. Which are leased is left to [`mark_leased`].

@@ -142,8 +142,17 @@ pub struct LaneHead {
     pub next_due: Option<Timestamp>,
     /// The earliest `age_from` of those without an `expires_at` of their own.
     pub oldest: Option<Timestamp>,
+    /// The earliest `age_from` of those with an `expires_at` of their own.
+    pub oldest_with_expiry: Option<Timestamp>,
     /// The earliest `expires_at` of those that have their own.
     pub first_expiry: Option<Timestamp>,
+}
+
+impl LaneHead {
+    /// The head of a lane in which nothing is free.
+    pub fn empty(lane: Lane) -> Self {
+        Self { lane, next_due: None, oldest: None, oldest_with_expiry: None, first_expiry: None }
+    }
 }
 
 /// A wish for items.
@@ -183,6 +192,16 @@ pub enum ClaimPart {
         /// The most items.
         limit: usize,
     },
+    /// Items of `lane` with an `expires_at` of their own whose `age_from` is `before` or earlier, oldest first.
+    /// With [`ClaimPart::Age`] these are all items up to an age.
+    AgeWithExpiry {
+        /// The lane.
+        lane: Lane,
+        /// The latest `age_from`.
+        before: Timestamp,
+        /// The most items.
+        limit: usize,
+    },
     /// Items of `lane` with an `expires_at` of their own of `before` or earlier, earliest first.
     Expiry {
         /// The lane.
@@ -202,7 +221,7 @@ pub enum ClaimPart {
 pub struct Claimed {
     /// The items, now leased to the owner, in the order of the request's parts.
     pub items: Vec<Item>,
-    /// Heads of the lanes named in `Due`, `Age` and `Expiry` parts, as they are after the claim, each lane once.
+    /// Heads of the lanes named in parts other than `Items`, as they are after the claim, each lane once.
     pub heads: Vec<LaneHead>,
 }
 

@@ -192,6 +192,7 @@ impl World {
                 lane: lane.clone(),
                 next_due: first.map(|item| item.due),
                 oldest: first.map(|item| item.envelope.age_from),
+                oldest_with_expiry: None,
                 first_expiry: None,
             });
         }

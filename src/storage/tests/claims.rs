@@ -1,21 +1,17 @@
 use super::*;
-use crate::storage::{Change, ChangeOutcome, ClaimPart, ClaimRequest, LaneHead};
+use crate::storage::{Change, ChangeOutcome, ClaimPart, ClaimRequest, LaneHead, Release};
 
 fn age(domain: &str, before: u64, limit: usize) -> ClaimPart {
     ClaimPart::Age { lane: lane(domain), before: at(before), limit }
 }
 
-fn head(domain: &str, next_due: u64, oldest: u64, first_expiry: Option<u64>) -> LaneHead {
-    LaneHead {
-        lane: lane(domain),
-        next_due: Some(at(next_due)),
-        oldest: Some(at(oldest)),
-        first_expiry: first_expiry.map(at),
-    }
+/// Of a lane in which nothing has an expiry of its own.
+fn head(domain: &str, next_due: u64, oldest: u64) -> LaneHead {
+    LaneHead { next_due: Some(at(next_due)), oldest: Some(at(oldest)), ..LaneHead::empty(lane(domain)) }
 }
 
 fn no_head(domain: &str) -> LaneHead {
-    LaneHead { lane: lane(domain), next_due: None, oldest: None, first_expiry: None }
+    LaneHead::empty(lane(domain))
 }
 
 /// Ages 40, 30, 20 …; due at 15, 30 (fresh), 25, 20 (fresh), and one elsewhere.
@@ -32,10 +28,10 @@ pub(super) async fn due_items_come_earliest_first<F: Fixture>() {
     let fixture = mixed::<F>().await;
     let first = fixture.claimed(A, at(50), due("a.example", 44, 2)).await;
     assert_eq!(numbers(&first.items), [4, 2]);
-    assert_eq!(first.heads, [head("a.example", 35, 10, None)]);
+    assert_eq!(first.heads, [head("a.example", 35, 10)]);
     let second = fixture.claimed(A, at(50), due("a.example", 44, 9)).await;
     assert_eq!(numbers(&second.items), [3], "the last is not due yet");
-    assert_eq!(second.heads, [head("a.example", 45, 40, None)]);
+    assert_eq!(second.heads, [head("a.example", 45, 40)]);
     let last = fixture.claimed(A, at(50), due("a.example", 45, 9)).await;
     assert_eq!((numbers(&last.items), last.heads), (vec![1], vec![no_head("a.example")]));
     assert_eq!(fixture.claimed(A, at(50), due("c.example", 45, 9)).await.heads, [no_head("c.example")]);
@@ -45,20 +41,55 @@ pub(super) async fn old_items_come_oldest_first<F: Fixture>() {
     let fixture = mixed::<F>().await;
     assert_eq!(numbers(&fixture.claim(A, age("a.example", 30, 2)).await), [3, 4]);
     let rest = fixture.claimed(A, at(50), age("a.example", 30, 9)).await;
-    assert_eq!((numbers(&rest.items), rest.heads), (vec![2], vec![head("a.example", 45, 40, None)]));
+    assert_eq!((numbers(&rest.items), rest.heads), (vec![2], vec![head("a.example", 45, 40)]));
+}
+
+/// Ages 40, 30, 10, 20; the second has no expiry of its own, the others have 50, 60, 70.
+async fn expiring<F: Fixture>() -> F {
+    let fixture = F::open().await;
+    for (number, age, expiry) in [(1, 40, Some(50)), (2, 30, None), (3, 10, Some(60)), (4, 20, Some(70))] {
+        let new = with(message(number, "a.example", age), |envelope| envelope.expires_at = expiry.map(at));
+        fixture.insert(new).await;
+    }
+    fixture
 }
 
 pub(super) async fn expiring_items_come_earliest_first<F: Fixture>() {
-    let fixture = F::open().await;
-    for (number, expiry) in [(1, Some(30)), (2, None), (3, Some(10)), (4, Some(20))] {
-        let new = with(message(number, "a.example", 1), |envelope| envelope.expires_at = expiry.map(at));
-        fixture.insert(new).await;
-    }
-    let part = |limit| ClaimPart::Expiry { lane: lane("a.example"), before: at(20), limit };
-    assert_eq!(fixture.store().heads(None, 9).await.unwrap(), [head("a.example", 1, 1, Some(10))]);
-    assert_eq!(numbers(&fixture.claim(A, part(1)).await), [3]);
+    let fixture = expiring::<F>().await;
+    let part = |limit| ClaimPart::Expiry { lane: lane("a.example"), before: at(60), limit };
+    let heads = |oldest_with_expiry, first_expiry| {
+        let (with, first) = (Some(at(oldest_with_expiry)), Some(at(first_expiry)));
+        vec![LaneHead { oldest_with_expiry: with, first_expiry: first, ..head("a.example", 10, 30) }]
+    };
+    assert_eq!(fixture.store().heads(None, 9).await.unwrap(), heads(10, 50));
+    assert_eq!(numbers(&fixture.claim(A, part(1)).await), [1]);
     let rest = fixture.claimed(A, at(50), part(9)).await;
-    assert_eq!((numbers(&rest.items), rest.heads), (vec![4], vec![head("a.example", 1, 1, Some(30))]));
+    assert_eq!(numbers(&rest.items), [3]);
+    let left = LaneHead { next_due: Some(at(20)), ..heads(20, 70).remove(0) };
+    assert_eq!(rest.heads, [left]);
+}
+
+pub(super) async fn expiring_items_are_found_by_age_too<F: Fixture>() {
+    let fixture = expiring::<F>().await;
+    let part =
+        |before, limit| ClaimPart::AgeWithExpiry { lane: lane("a.example"), before: at(before), limit };
+    assert_eq!(numbers(&fixture.claim(A, age("a.example", 100, 9)).await), [2], "the other half");
+    let first = fixture.claim(A, part(100, 2)).await;
+    assert_eq!(numbers(&first), [3, 4]);
+    assert!(fixture.claim(A, part(39, 9)).await.is_empty(), "the last is younger");
+    // Age does not change with the due time, and does not need a lease to last.
+    let later = Release { due: at(200), recipients: first[1].recipients.clone() };
+    let (item, lease) = (first[1].id, first[1].lease);
+    fixture.change(Change::Update { item, lease, settled: vec![], released: vec![later] }).await;
+    let fixture = fixture.reopen().await;
+    let both = fixture.claimed(B, at(100), part(40, 9)).await;
+    assert_eq!(numbers(&both.items), [3, 4, 1]);
+    assert_eq!(both.heads, [head("a.example", 30, 30)]);
+    for item in &both.items {
+        fixture.change(settle(item, &[0])).await;
+    }
+    let fixture = fixture.reopen().await;
+    assert_eq!(fixture.store().heads(None, 9).await.unwrap(), [head("a.example", 30, 30)], "no key is left");
 }
 
 pub(super) async fn claims_are_disjoint<F: Fixture>() {
@@ -82,7 +113,7 @@ pub(super) async fn a_reopen_drops_leases<F: Fixture>() {
     let fixture = mixed::<F>().await;
     let before = fixture.claim(A, due("a.example", 100, 9)).await;
     let fixture = fixture.reopen().await;
-    assert_eq!(fixture.store().heads(None, 1).await.unwrap(), [head("a.example", 20, 10, None)]);
+    assert_eq!(fixture.store().heads(None, 1).await.unwrap(), [head("a.example", 20, 10)]);
     assert_eq!(fixture.change(settle(&before[0], &[0])).await, ChangeOutcome::Stale);
     let after = fixture.claim(B, due("a.example", 100, 9)).await;
     assert_eq!(numbers(&after), numbers(&before));
@@ -97,7 +128,7 @@ pub(super) async fn leases_run_out_and_are_fenced<F: Fixture>() {
     assert!(fixture.claimed(B, at(160), due("a.example", 1, 9)).await.items.is_empty(), "held until 160");
     let taken = fixture.claimed(B, at(161), due("a.example", 1, 1)).await;
     assert_eq!(numbers(&taken.items), [1]);
-    assert_eq!(taken.heads, [head("a.example", 1, 1, None)], "the others are free too");
+    assert_eq!(taken.heads, [head("a.example", 1, 1)], "the others are free too");
     assert_eq!(fixture.change(settle(&old[0], &[0])).await, ChangeOutcome::Stale);
     assert_eq!(
         fixture.change(settle(&old[1], &[0])).await,
@@ -139,15 +170,15 @@ pub(super) async fn named_items_are_claimed_unless_somebody_has_them<F: Fixture>
 
 pub(super) async fn heads_cover_what_is_free_only<F: Fixture>() {
     let fixture = mixed::<F>().await;
-    let both = [head("a.example", 20, 10, None), head("b.example", 1, 1, None)];
+    let both = [head("a.example", 20, 10), head("b.example", 1, 1)];
     assert_eq!(fixture.store().heads(None, 9).await.unwrap(), both);
     let held = fixture.claim(A, due("a.example", 100, 9)).await;
     assert_eq!(fixture.store().heads(None, 9).await.unwrap(), both[1..]);
     fixture.change(Change::Unclaim { item: held[0].id, lease: held[0].lease }).await;
-    assert_eq!(fixture.store().heads(None, 1).await.unwrap(), [head("a.example", 20, 20, None)]);
+    assert_eq!(fixture.store().heads(None, 1).await.unwrap(), [head("a.example", 20, 20)]);
     let new = message_of(5, 2, vec![item("a.example", 3, 1)]);
     fixture.insert(new).await;
-    assert_eq!(fixture.store().heads(None, 1).await.unwrap(), [head("a.example", 3, 2, None)]);
+    assert_eq!(fixture.store().heads(None, 1).await.unwrap(), [head("a.example", 3, 2)]);
 }
 
 pub(super) async fn heads_page_in_lane_order<F: Fixture>() {

@@ -21,6 +21,7 @@ macro_rules! suite {
             }
             claims::{
                 due_items_come_earliest_first, old_items_come_oldest_first, expiring_items_come_earliest_first,
+                expiring_items_are_found_by_age_too,
                 claims_are_disjoint, a_reopen_drops_leases, leases_run_out_and_are_fenced,
                 an_owner_extends_its_leases, named_items_are_claimed_unless_somebody_has_them,
                 heads_cover_what_is_free_only, heads_page_in_lane_order, an_unclaimed_item_is_as_it_was,

@@ -35,8 +35,10 @@ impl Model {
             self.items.values().filter(|item| item.lane == *lane && self.is_free(item, now)).collect();
         let next_due = free.iter().map(|item| item.due).min()?;
         let oldest = free.iter().filter(|item| item.expiry.is_none()).map(|item| item.age).min();
+        let oldest_with_expiry = free.iter().filter(|item| item.expiry.is_some()).map(|item| item.age).min();
         let first_expiry = free.iter().filter_map(|item| item.expiry).min();
-        Some(LaneHead { lane: lane.clone(), next_due: Some(next_due), oldest, first_expiry })
+        let next_due = Some(next_due);
+        Some(LaneHead { lane: lane.clone(), next_due, oldest, oldest_with_expiry, first_expiry })
     }
 
     /// What a claim must return, in order of time; those of one time may come in any order of their ids.
@@ -45,6 +47,9 @@ impl Model {
             ClaimPart::Due { lane, before, limit } => (lane, before, limit, |item| Some(item.due)),
             ClaimPart::Age { lane, before, limit } => {
                 (lane, before, limit, |item| item.expiry.is_none().then_some(item.age))
+            }
+            ClaimPart::AgeWithExpiry { lane, before, limit } => {
+                (lane, before, limit, |item| item.expiry.map(|_| item.age))
             }
             ClaimPart::Expiry { lane, before, limit } => (lane, before, limit, |item| item.expiry),
             ClaimPart::Items(_) => panic!("not by name"),
@@ -106,9 +111,10 @@ async fn run<F: Fixture>(seed: u64) {
                 let owner = if random.bool() { A } else { B };
                 let before = at(random.u64(0..100));
                 let (lane, limit) = (lane(lanes[random.usize(0..3)]), random.usize(1..5));
-                let part = match random.u8(0..3) {
+                let part = match random.u8(0..4) {
                     0 => ClaimPart::Due { lane: lane.clone(), before, limit },
                     1 => ClaimPart::Age { lane: lane.clone(), before, limit },
+                    2 => ClaimPart::AgeWithExpiry { lane: lane.clone(), before, limit },
                     _ => ClaimPart::Expiry { lane: lane.clone(), before, limit },
                 };
                 let until = now + Duration::from_secs(random.u64(0..20));
@@ -122,8 +128,7 @@ async fn run<F: Fixture>(seed: u64) {
                     model.items.get_mut(&item.id).unwrap().lease = Some((owner, item.lease));
                 }
                 let head = model.head(&lane, now);
-                let none = LaneHead { lane, next_due: None, oldest: None, first_expiry: None };
-                assert_eq!(claimed.heads, [head.unwrap_or(none)], "{place}");
+                assert_eq!(claimed.heads, [head.unwrap_or_else(|| LaneHead::empty(lane))], "{place}");
                 held.extend(claimed.items);
             }
             6..9 if !held.is_empty() => {
