@@ -19,7 +19,7 @@ use super::upkeep::Upkeep;
 use super::{
     BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
     LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
-    StorageErrorKind, Usage, select,
+    StorageErrorKind, Usage, listing, select,
 };
 
 /// A store in memory, for tests and for mail that may be lost with the process.
@@ -145,10 +145,15 @@ impl Storage for MemoryStorage {
     }
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
-        let state = self.lock();
-        let mut list = select::list(&state.tables, &filter, after, limit)?;
-        select::mark_leased(&mut list, &state.leases);
-        Ok(list)
+        listing::page(after, limit, |after, limit| {
+            let state = self.lock();
+            let portion = listing::portion(&state.tables, &filter, after, limit)?;
+            Ok(portion.mark_leased(&state.leases))
+        })
+    }
+
+    async fn count(&self, lane: &Lane) -> Result<u64> {
+        listing::count(&self.lock().tables, lane)
     }
 
     async fn usage(&self) -> Result<Usage> {

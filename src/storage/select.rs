@@ -1,12 +1,9 @@
-//! Finding items: claims, heads of lanes, lists.
-
-use std::collections::BinaryHeap;
-use std::sync::Arc;
+//! Finding items that are free: claims and heads of lanes.
 
 use super::lease::LeaseTable;
 use super::order::{Axis, LaneId, OrderKey, Place, START, Spot};
 use super::rows::{Result, Rows};
-use super::{ClaimPart, ClaimRequest, Claimed, Filter, Item, ItemId, ItemSummary, Lane, LaneHead, Owner};
+use super::{ClaimPart, ClaimRequest, Claimed, Item, ItemId, Lane, LaneHead, Owner};
 use crate::clock::Timestamp;
 
 /// What follows the last key of all.
@@ -255,109 +252,4 @@ fn head<R: Rows>(rows: &R, leases: &mut LeaseTable, id: LaneId, lane: &Lane) -> 
         return Ok(None);
     }
     Ok(Some(LaneHead { lane: lane.clone(), next_due, oldest, oldest_with_expiry, first_expiry }))
-}
-
-/// Items that match, in order of their keys. Which are leased is left to [`mark_leased`].
-pub(super) fn list<R: Rows>(
-    rows: &R,
-    filter: &Filter,
-    after: Option<ItemId>,
-    limit: usize,
-) -> Result<Vec<ItemSummary>> {
-    let mut found = Found { rows, last_lane: None, list: Vec::new() };
-    match filter {
-        Filter::Message(id) => {
-            let Some(message) = rows.message(*id)? else { return Ok(found.list) };
-            if let Some(sole) = message.sole.filter(|sole| after < Some(*sole)).filter(|_| limit > 0) {
-                found.push_id(sole)?;
-            }
-            for item in rows.parts_after(*id, after)?.take(limit) {
-                found.push_id(item?)?;
-            }
-        }
-        Filter::Lane(lane) => {
-            let Some(lane) = rows.lane_id(lane)? else { return Ok(found.list) };
-            for item in ids_in_lane(rows, lane, after, limit)? {
-                found.push_id(item)?;
-            }
-        }
-        Filter::All | Filter::Tag { .. } => {
-            let items = rows.items_after(after)?;
-            for entry in items {
-                if found.list.len() >= limit {
-                    break;
-                }
-                let (id, row) = entry?;
-                let matches = match filter {
-                    Filter::Tag { name, value } => row.envelope.tags.get(name) == Some(value),
-                    _ => true,
-                };
-                if matches {
-                    found.push(id, row)?;
-                }
-            }
-        }
-    }
-    Ok(found.list)
-}
-
-/// Fills in which items are leased. Apart from [`list`], which may read for long, and with it no lock of the leases.
-pub(super) fn mark_leased(list: &mut [ItemSummary], leases: &LeaseTable) {
-    list.iter_mut().for_each(|item| item.leased = leases.is_held(item.id));
-}
-
-/// The `limit` smallest ids after `after`. Reads the lane's keys, keeps `limit` of them.
-fn ids_in_lane<R: Rows>(rows: &R, lane: LaneId, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemId>> {
-    let mut smallest = BinaryHeap::new();
-    for axis in [Axis::Fresh, Axis::Age] {
-        for key in rows.order_from(OrderKey { lane, axis, spot: START })? {
-            let key = key?;
-            if (key.lane, key.axis) != (lane, axis) {
-                break;
-            }
-            let item = key.spot.1;
-            if after >= Some(item) {
-                continue;
-            }
-            if smallest.len() < limit {
-                smallest.push(item);
-            } else if let Some(mut largest) = smallest.peek_mut()
-                && item < *largest
-            {
-                *largest = item;
-            }
-        }
-    }
-    Ok(smallest.into_sorted_vec())
-}
-
-struct Found<'a, R> {
-    rows: &'a R,
-    /// Neighbours often share a lane.
-    last_lane: Option<(LaneId, Lane)>,
-    list: Vec<ItemSummary>,
-}
-
-impl<R: Rows> Found<'_, R> {
-    fn push_id(&mut self, id: ItemId) -> Result<()> {
-        match self.rows.item(id)? {
-            Some(row) => self.push(id, row),
-            None => Ok(()),
-        }
-    }
-
-    fn push(&mut self, id: ItemId, row: super::rows::ItemRow) -> Result<()> {
-        let lane = match &self.last_lane {
-            Some((known, lane)) if *known == row.lane => lane.clone(),
-            _ => {
-                let Some(lane) = self.rows.lane(row.lane)? else { return Ok(()) };
-                self.last_lane = Some((row.lane, lane.clone()));
-                lane
-            }
-        };
-        let envelope: Arc<_> = row.envelope;
-        let (message, due, recipients) = (envelope.id, row.due, row.recipients);
-        self.list.push(ItemSummary { id, message, lane, due, leased: false, recipients });
-        Ok(())
-    }
 }

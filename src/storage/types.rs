@@ -334,13 +334,17 @@ pub struct OutboxEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Filter {
-    /// All.
+    /// All. A page costs what it returns.
     All,
     /// Those of one message. Costs no scan.
     Message(MessageId),
-    /// Those of one lane.
+    /// Those of one lane. Each page walks over the keys of all the lane's items, as [`count`] does, and over no
+    /// other lane's: ask for large pages of a large lane.
+    ///
+    /// [`count`]: super::Storage::count
     Lane(Lane),
-    /// Those with this tag. Reads every item.
+    /// Those with this tag. Reads every item until the page is full; the stores of this crate hold no lock
+    /// meanwhile for longer than it takes to read 1024.
     Tag {
         /// The tag's name.
         name: String,

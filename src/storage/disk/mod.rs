@@ -37,7 +37,7 @@ use super::rows::{Result, Rows};
 use super::{
     BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
     LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
-    StorageErrorKind, Usage, apply, select,
+    StorageErrorKind, Usage, apply, listing, select,
 };
 use error::db;
 pub use options::DiskOptions;
@@ -200,11 +200,17 @@ impl Storage for DiskStorage {
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
         self.read(move |shared| {
-            let mut list = shared.with(|rows| select::list(rows, &filter, after, limit))?;
-            select::mark_leased(&mut list, &lock(&shared.leases));
-            Ok(list)
+            listing::page(after, limit, |after, limit| {
+                let portion = shared.with(|rows| listing::portion(rows, &filter, after, limit))?;
+                Ok(portion.mark_leased(&lock(&shared.leases)))
+            })
         })
         .await
+    }
+
+    async fn count(&self, lane: &Lane) -> Result<u64> {
+        let lane = lane.clone();
+        self.read(move |shared| shared.with(|rows| listing::count(rows, &lane))).await
     }
 
     async fn usage(&self) -> Result<Usage> {

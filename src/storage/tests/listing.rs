@@ -1,5 +1,5 @@
 use super::*;
-use crate::storage::{Filter, ItemId, ItemSummary};
+use crate::storage::{Change, Filter, ItemId, ItemSummary, Release, count_by_listing};
 
 async fn pages<F: Fixture>(fixture: &F, filter: Filter, limit: usize) -> Vec<ItemSummary> {
     let mut all: Vec<ItemSummary> = Vec::new();
@@ -12,6 +12,13 @@ async fn pages<F: Fixture>(fixture: &F, filter: Filter, limit: usize) -> Vec<Ite
         }
         all.extend(page);
     }
+}
+
+/// How many items the lane holds, counted in both ways.
+async fn count<F: Fixture>(fixture: &F, domain: &str) -> u64 {
+    let count = fixture.store().count(&lane(domain)).await.unwrap();
+    assert_eq!(count_by_listing(fixture.store(), &lane(domain)).await.unwrap(), count);
+    count
 }
 
 async fn filled<F: Fixture>() -> F {
@@ -58,6 +65,50 @@ pub(super) async fn a_lane_lists_in_pages<F: Fixture>() {
         assert!(list.is_sorted_by_key(|item| item.id));
     }
     assert!(pages(&fixture, Filter::Lane(lane("z.example")), 9).await.is_empty());
+}
+
+/// Whatever it takes to find an item otherwise: deferred, with an expiry of its own, leased.
+pub(super) async fn a_lane_lists_and_counts_all_it_holds<F: Fixture>() {
+    let fixture = F::open().await;
+    for (number, due, expiry) in [(1, 5, None), (2, 9, None), (3, 5, Some(50)), (4, 9, Some(50))] {
+        let new = message_of(number, 5, vec![item("a.example", due, 2), item("b.example", due, 1)]);
+        fixture.insert(with(new, |envelope| envelope.expires_at = expiry.map(at))).await;
+    }
+    let held = fixture.claim(A, due("a.example", 9, 3)).await;
+    let listed = || async { pages(&fixture, Filter::Lane(lane("a.example")), 3).await };
+    let list = listed().await;
+    assert_eq!(messages(&list), [1, 2, 3, 4]);
+    assert_eq!(list.iter().filter(|item| item.leased).count(), 3);
+    assert_eq!((count(&fixture, "a.example").await, count(&fixture, "b.example").await), (4, 4));
+    // One is settled; one falls into two with their own due times.
+    fixture.change(settle(&held[0], &[0, 1])).await;
+    let (item, lease, recipients) = (held[1].id, held[1].lease, &held[1].recipients);
+    let part = |due, index: usize| Release { due: at(due), recipients: vec![recipients[index].clone()] };
+    let released = vec![part(70, 0), part(80, 1)];
+    fixture.change(Change::Update { item, lease, settled: vec![], released }).await;
+    assert_eq!((count(&fixture, "a.example").await, count(&fixture, "b.example").await), (4, 4));
+    assert_eq!(listed().await.len(), 4);
+    assert_eq!(count(&fixture, "z.example").await, 0);
+}
+
+pub(super) async fn a_rare_tag_is_found_far_away<F: Fixture>() {
+    let fixture = F::open().await;
+    let batch = (1..=2_500).map(|number| {
+        let rare = [1_024, 1_025, 2_500].contains(&number);
+        with(message(number, "a.example", 1), |envelope| {
+            envelope.tags.insert("rare".into(), rare.to_string());
+        })
+    });
+    fixture.store().insert(batch.collect()).await.unwrap();
+    let list = |value: &str, limit| {
+        let filter = Filter::Tag { name: "rare".into(), value: value.into() };
+        fixture.store().list(filter, None, limit)
+    };
+    assert_eq!(messages(&list("true", 9).await.unwrap()), [1_024, 1_025, 2_500]);
+    assert_eq!(messages(&list("true", 2).await.unwrap()), [1_024, 1_025]);
+    assert_eq!(list("false", 2_000).await.unwrap().len(), 2_000, "a page is full if it can be");
+    assert!(list("maybe", 9).await.unwrap().is_empty());
+    assert_eq!(count(&fixture, "a.example").await, 2_500);
 }
 
 pub(super) async fn a_tag_lists_what_has_it<F: Fixture>() {

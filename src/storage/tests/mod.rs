@@ -37,7 +37,10 @@ macro_rules! suite {
                 state_rows_are_kept_in_order, state_keys_have_a_length, usage_counts_what_is_there,
                 empty_lanes_do_not_disturb,
             }
-            listing::{ a_message_lists_its_items, a_lane_lists_in_pages, a_tag_lists_what_has_it, all_lists_all }
+            listing::{
+                a_message_lists_its_items, a_lane_lists_in_pages, a_lane_lists_and_counts_all_it_holds,
+                a_tag_lists_what_has_it, a_rare_tag_is_found_far_away, all_lists_all,
+            }
             model::{ random_sequences_agree_with_a_naive_model }
         }
     };

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::storage::{Change, ClaimPart, ClaimRequest, Item, ItemId, Lane, LaneHead, Lease, Owner, Release};
+use crate::storage::{
+    Change, ClaimPart, ClaimRequest, Filter, Item, ItemId, Lane, LaneHead, Lease, Owner, Release,
+};
 
 #[derive(Clone, Debug)]
 struct Known {
@@ -177,6 +179,12 @@ async fn run<F: Fixture>(seed: u64) {
             _ => {}
         }
         assert_eq!(fixture.store().usage().await.unwrap().items, model.items.len() as u64, "{place}");
+        let lane = lane(lanes[random.usize(0..3)]);
+        let known: Vec<_> =
+            model.items.iter().filter(|(_, item)| item.lane == lane).map(|(id, _)| *id).collect();
+        assert_eq!(fixture.store().count(&lane).await.unwrap(), known.len() as u64, "{place}");
+        let listed = fixture.store().list(Filter::Lane(lane), None, 1_000).await.unwrap();
+        assert_eq!(listed.iter().map(|item| item.id).collect::<Vec<_>>(), known, "{place}");
     }
     // No claim looks at the clock any more: what ran out is still held as far as heads know.
     let fixture = fixture.reopen().await;
