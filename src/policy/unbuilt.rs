@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::choices::{NoMx, NoMxLiveHost, NxDomain, PolicyBase, StartTls};
+use super::choices::{PolicyBase, StartTls};
 use super::error::{PolicyError, PolicyErrorKind};
 use super::settings::DomainSettings;
 
@@ -30,50 +30,7 @@ pub(super) struct Feature {
     instead: &'static str,
 }
 
-const RATES: Feature =
-    Feature { name: "rate limits are", instead: r#"write "unlimited" or leave the key out"# };
-const NO_MX: Feature =
-    Feature { name: "bounces of domains without MX are", instead: "write false or leave the key out" };
-
 const SETTINGS: &[Setting] = &[
-    Setting {
-        key: "bounce-upon-no-mx",
-        on: |s| s.bounce_upon_no_mx.is_some_and(|v| v != NoMx::Never),
-        feature: NO_MX,
-    },
-    Setting {
-        key: "bounce-upon-nxdomain",
-        on: |s| s.bounce_upon_nxdomain.is_some_and(|v| v != NxDomain::AtOnce),
-        feature: Feature {
-            name: "delayed bounces of unknown domains are",
-            instead: "write true or leave the key out",
-        },
-    },
-    Setting {
-        key: "no-mx-live-host",
-        on: |s| s.no_mx_live_host == Some(NoMxLiveHost::Keep),
-        feature: Feature { name: "keeping live hosts is", instead: r#"write "bounce" or leave the key out"# },
-    },
-    Setting { key: "max-msg-rate", on: |s| matches!(s.max_msg_rate, Some(Some(_))), feature: RATES },
-    Setting { key: "max-connect-rate", on: |s| matches!(s.max_connect_rate, Some(Some(_))), feature: RATES },
-    Setting {
-        key: "source-ip-max-msg-rate",
-        on: |s| matches!(s.source_ip_max_msg_rate, Some(Some(_))),
-        feature: RATES,
-    },
-    Setting {
-        key: "source-ip-max-connect-rate",
-        on: |s| matches!(s.source_ip_max_connect_rate, Some(Some(_))),
-        feature: RATES,
-    },
-    Setting {
-        key: "source-ip-max-smtp-out",
-        on: |s| matches!(s.source_ip_max_smtp_out, Some(Some(_))),
-        feature: Feature {
-            name: "connection limits per source address are",
-            instead: r#"write "unlimited" or leave the key out"#,
-        },
-    },
     Setting {
         key: "use-starttls",
         on: |s| s.use_starttls.is_some_and(|v| v != StartTls::Off),
@@ -89,30 +46,16 @@ const SETTINGS: &[Setting] = &[
         on: |s| s.use_dane == Some(true),
         feature: Feature { name: "DANE is", instead: "write false or leave the key out" },
     },
-    Setting {
-        key: "queue-to",
-        on: |s| matches!(s.queue_to, Some(Some(_))),
-        feature: Feature { name: "static rollups are", instead: "leave the key out" },
-    },
-    Setting {
-        key: "bounce-fuse",
-        on: |s| matches!(s.bounce_fuse, Some(Some(_))),
-        feature: Feature { name: "the bounce fuse is", instead: r#"write "off" or leave the key out"# },
-    },
 ];
 
 /// `[[rollup]]`.
-pub(super) const ROLLUP: Option<Feature> =
-    Some(Feature { name: "rollups are", instead: "leave the rule out" });
+pub(super) const ROLLUP: Option<Feature> = None;
 /// `[[ip-connection-limit]]`.
-pub(super) const IP_CONNECTION_LIMIT: Option<Feature> =
-    Some(Feature { name: "connection limits per destination address are", instead: "leave the limit out" });
+pub(super) const IP_CONNECTION_LIMIT: Option<Feature> = None;
 /// `[[mx-connection-limit]]`.
-pub(super) const MX_CONNECTION_LIMIT: Option<Feature> =
-    Some(Feature { name: "connection limits per MX host are", instead: "leave the limit out" });
+pub(super) const MX_CONNECTION_LIMIT: Option<Feature> = None;
 /// `[[reply-rule]]`.
-pub(super) const REPLY_RULE: Option<Feature> =
-    Some(Feature { name: "reply rules are", instead: "leave the rule out" });
+pub(super) const REPLY_RULE: Option<Feature> = None;
 
 /// `[policy] base`.
 pub(super) fn base(base: PolicyBase) -> Option<Feature> {

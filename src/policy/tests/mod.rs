@@ -264,3 +264,74 @@ proptest! {
         prop_assert!(policy.source(&policy.choose_source(Some("pool"), &id).unwrap()).is_some());
     }
 }
+
+/// The controls, each part as the example in the documentation has it.
+const CONTROLS: &str = r#"
+[[rollup]]
+queue = "google.rollup"
+mx = ["*.google.com", "*.googlemail.com"]
+match = "lowest"
+[[ip-connection-limit]]
+cidr = "62.149.128.0/24"
+limit = 10
+shared = true
+per-source = true
+[[mx-connection-limit]]
+mx = "*.mail.example"
+limit = 5
+[[reply-rule]]
+name = "gmail-over-quota"
+match = '^452 4\.2\.2 .*(over ?quota|out of storage)'
+actions = ["bounce-rcpt"]
+mx = ["*.google.com"]
+domain = "*"
+queue = ["google.rollup"]
+stage = ["rcpt", "dot"]
+min-attempts = 2
+min-age = "1h"
+after = "10/1h"
+[domain."*"]
+bounce-upon-no-mx = "1h"
+bounce-upon-nxdomain = "2h"
+no-mx-live-host = "keep"
+max-msg-rate = "100/h"
+source-ip-max-connect-rate = "10/30s"
+source-ip-max-smtp-out = 5
+queue-to = "google.rollup"
+bounce-fuse = "1000/10m"
+"#;
+
+#[test]
+fn the_controls_are_read() {
+    let policy = Policy::from_toml(CONTROLS).unwrap();
+    let [rollup] = policy.rollups() else { panic!() };
+    assert_eq!((rollup.queue().as_str(), rollup.matching()), ("google.rollup", RollupMatch::Lowest));
+    assert!(rollup.hosts()[1].matches("mx.googlemail.com"));
+    let limit = policy.ip_connection_limit("::ffff:62.149.128.7".parse().unwrap()).unwrap();
+    assert_eq!((limit.limit, limit.shared, limit.per_source), (10, true, true));
+    assert_eq!(policy.ip_connection_limit("62.149.129.7".parse().unwrap()), None);
+    let [mx] = policy.mx_connection_limits() else { panic!() };
+    assert_eq!((mx.mx.to_string().as_str(), mx.limit), ("*.mail.example", 5));
+    let [rule] = policy.reply_rules() else { panic!() };
+    assert_eq!(rule.actions(), [Action::BounceRecipient]);
+    let conditions = rule.conditions();
+    assert_eq!((conditions.min_attempts, conditions.min_age), (Some(2), Some(secs(3600))));
+    assert_eq!(conditions.after, Some(Rate::new(10, secs(3600)).unwrap()));
+    assert_eq!(conditions.stages.len() + conditions.queues.len() + conditions.hosts.len(), 4);
+    let got = policy.settings("x.example", "default");
+    assert_eq!(got.bounce_upon_no_mx, NoMx::After(secs(3600)));
+    assert_eq!(got.bounce_upon_nxdomain, NxDomain::After(secs(7200)));
+    assert_eq!(got.no_mx_live_host, NoMxLiveHost::Keep);
+    assert_eq!(got.source_ip_max_connect_rate, Some("10/30s".parse().unwrap()));
+    assert_eq!(got.queue_to, Some("google.rollup".parse().unwrap()));
+    assert_eq!(got.bounce_fuse, Some("1000/10m".parse().unwrap()));
+}
+
+#[test]
+fn the_longest_prefix_wins() {
+    let nested = "[[ip-connection-limit]]\ncidr=\"10.0.0.0/8\"\nlimit=1\n\
+                  [[ip-connection-limit]]\ncidr=\"10.1.0.0/16\"\nlimit=2\n";
+    let policy = Policy::from_toml(nested).unwrap();
+    assert_eq!(policy.ip_connection_limit("10.1.2.3".parse().unwrap()).unwrap().limit, 2);
+    assert_eq!(policy.ip_connection_limit("10.2.2.3".parse().unwrap()).unwrap().limit, 1);
+}
