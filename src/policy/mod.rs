@@ -22,11 +22,15 @@
 
 mod choices;
 mod cidr;
+#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler does not count yet"))]
+pub(crate) mod count;
 mod domains;
 mod error;
 mod file;
 mod hosts;
 mod limits;
+#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler does not pace yet"))]
+pub(crate) mod pace;
 mod pattern;
 mod reply_rule;
 mod retry;
