@@ -273,6 +273,11 @@ impl Policy {
         self.0.sources.values()
     }
 
+    /// The pool of this name, if the policy has it.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.0.pools.get(name)
+    }
+
     /// All pools, by name.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.0.pools.values()
