@@ -1,9 +1,11 @@
 //! Rollup rules: domains of one provider share a queue, known by its MX hosts.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::Policy;
 use super::choices::choice;
 use super::pattern::NamePattern;
 use crate::message::Domain;
@@ -47,7 +49,8 @@ impl fmt::Debug for RollupName {
 }
 
 choice! {
-    /// Which of a domain's MX hosts a rule with wildcards is compared with (`match`).
+    /// Which of a domain's MX hosts a rule with wildcards is compared with (`match`). A rule of names always wants
+    /// all its names among those of lowest preference value.
     RollupMatch {
         /// All of lowest preference value must match. The default.
         #[default]
@@ -126,17 +129,184 @@ impl RollupRule {
     pub fn matching(&self) -> RollupMatch {
         self.matching
     }
+
+    /// Whether a domain with these MX hosts is rolled up. `exchangers` are their names by preference, the most
+    /// preferred first. A domain without any is not rolled up: that of a domain's own address is no MX.
+    ///
+    /// - Names: all of the rule's are among the most preferred; the domain may have more.
+    /// - Wildcards: all of the most preferred match one of the rule's; with [`RollupMatch::Any`] one of them
+    ///   suffices; with [`RollupMatch::All`] the hosts of every preference match.
+    ///
+    /// ```
+    /// # use postrider::policy::RollupRule;
+    /// let rule = RollupRule::new("google.rollup".parse()?, ["*.google.com".parse()?])?;
+    /// assert!(rule.matches(&[vec!["aspmx.l.google.com".into()], vec!["mx.backup.example".into()]]));
+    /// assert!(!rule.matches(&[vec!["mx.example".into()], vec!["aspmx.l.google.com".into()]]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn matches(&self, exchangers: &[Vec<Arc<str>>]) -> bool {
+        let Some(best) = exchangers.iter().find(|level| !level.is_empty()) else { return false };
+        if !self.has_wildcards() {
+            return self.hosts.iter().all(|wanted| best.iter().any(|host| wanted.matches(host)));
+        }
+        match self.matching {
+            RollupMatch::Lowest => best.iter().all(|host| self.names(host)),
+            RollupMatch::Any => best.iter().any(|host| self.names(host)),
+            RollupMatch::All => exchangers.iter().flatten().all(|host| self.names(host)),
+        }
+    }
+
+    /// The hosts to try for a domain that is rolled up, by preference, the most preferred first.
+    ///
+    /// Names: the rule's, then the domain's other hosts in their preferences, for when none of the rule's can be
+    /// connected. Wildcards: the domain's hosts as they are. Never a host the domain does not have; each host once.
+    pub fn rolled_up_preferences(&self, exchangers: &[Vec<Arc<str>>]) -> Vec<Vec<Arc<str>>> {
+        let mut ours = Vec::new();
+        let mut levels = Vec::new();
+        let mut seen = BTreeSet::new();
+        let names = !self.has_wildcards();
+        for level in exchangers {
+            let fresh = level.iter().filter(|host| seen.insert(*host));
+            let (first, rest): (Vec<_>, Vec<_>) = fresh.cloned().partition(|host| names && self.names(host));
+            ours.extend(first);
+            levels.push(rest);
+        }
+        levels.insert(0, ours);
+        levels.retain(|level| !level.is_empty());
+        levels
+    }
+
+    fn has_wildcards(&self) -> bool {
+        self.hosts.iter().any(NamePattern::is_wildcard)
+    }
+
+    fn names(&self, host: &str) -> bool {
+        self.hosts.iter().any(|wanted| wanted.matches(host))
+    }
+}
+
+/// Which rule rolls a domain up.
+impl Policy {
+    /// The first rule that [matches](RollupRule::matches) a domain with these MX hosts. Takes time in the number
+    /// of rules: for once per look-up of a domain.
+    ///
+    /// ```no_run
+    /// # use postrider::policy::{Policy, RollupRule};
+    /// let rule = RollupRule::new("google.rollup".parse()?, ["*.google.com".parse()?])?;
+    /// let policy = Policy::new().with_rollup(rule)?;
+    /// let rule = policy.rollup_for(&[vec!["aspmx.l.google.com".into()]]);
+    /// assert_eq!(rule.map(|rule| rule.queue().as_str()), Some("google.rollup"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rollup_for(&self, exchangers: &[Vec<Arc<str>>]) -> Option<&RollupRule> {
+        self.0.rollups.iter().find(|rule| rule.matches(exchangers))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn names_end_in_rollup() {
         assert_eq!("Google.Rollup.".parse::<RollupName>().unwrap().as_str(), "google.rollup");
         for bad in ["", "google", "rollup", ".rollup", "googlerollup", "*.rollup"] {
             assert_eq!(bad.parse::<RollupName>(), Err(RollupNameError), "{bad}");
+        }
+    }
+
+    /// `10 mx1, 20 mx2` as names by preference.
+    fn exchangers(records: &str) -> Vec<Vec<Arc<str>>> {
+        let mut levels = BTreeMap::<u16, Vec<Arc<str>>>::new();
+        for record in records.split(", ").filter(|record| !record.is_empty()) {
+            let (preference, host) = record.split_once(' ').unwrap();
+            levels.entry(preference.parse().unwrap()).or_default().push(host.into());
+        }
+        levels.into_values().collect()
+    }
+
+    fn rule(hosts: &str) -> RollupRule {
+        let hosts = hosts.split(", ").map(|host| host.parse().unwrap());
+        RollupRule::new("p.rollup".parse().unwrap(), hosts).unwrap()
+    }
+
+    #[test]
+    fn names_are_all_among_the_most_preferred() {
+        for (hosts, records, goes_to) in [
+            ("mx1, mx2", "10 mx1, 10 mx2", Some("mx1 mx2")),
+            ("mx1, mx2", "10 mx1, 20 mx2", None),
+            ("mx1, mx2", "10 mx1, 10 mx2, 10 mx3", Some("mx1 mx2 | mx3")),
+            ("mx1, mx2", "10 mx1", None),
+            ("mx1", "10 mx1, 10 mx2", Some("mx1 | mx2")),
+            ("mx1", "10 mx1, 20 mx1", Some("mx1")),
+            ("mx1, mx2", "10 mx1.mail.example", None),
+            // Beyond the table.
+            ("mx1, mx2", "", None),
+            ("mx1", "10 mx2, 20 mx1", None),
+            ("mx1", "10 mx2, 10 mx1, 20 mx3, 20 mx4, 30 mx5", Some("mx1 | mx2 | mx3 mx4 | mx5")),
+            ("MX1.Example.", "10 mx1.example", Some("mx1.example")),
+        ] {
+            // What wildcards are compared by plays no part.
+            for matching in [RollupMatch::Lowest, RollupMatch::Any, RollupMatch::All] {
+                let (rule, exchangers) = (rule(hosts).with_match(matching), exchangers(records));
+                assert_eq!(rule.matches(&exchangers), goes_to.is_some(), "{hosts} of {records}");
+                let Some(goes_to) = goes_to else { continue };
+                let levels = rule.rolled_up_preferences(&exchangers);
+                let levels: Vec<_> = levels.iter().map(|level| level.join(" ")).collect();
+                assert_eq!(levels.join(" | "), goes_to, "{hosts} of {records}");
+            }
+        }
+        assert!(!rule("mx1").matches(&[Vec::new()]));
+        assert!(rule("mx1").matches(&[Vec::new(), vec!["mx1".into()]]), "an empty level is none");
+        assert_eq!(rule("mx9").rolled_up_preferences(&exchangers("10 mx1")), exchangers("10 mx1"));
+    }
+
+    #[test]
+    fn wildcards_match_as_many_as_the_rule_says() {
+        for (records, lowest, any, all) in [
+            ("10 a.g.com, 10 b.g.com", true, true, true),
+            ("10 a.g.com, 10 b.h.com", true, true, true),
+            ("10 a.g.com, 10 mx.x", false, true, false),
+            ("10 a.g.com, 20 mx.x", true, true, false),
+            ("10 mx.x, 20 a.g.com", false, false, false),
+            ("10 g.com", false, false, false),
+            ("", false, false, false),
+        ] {
+            let exchangers = exchangers(records);
+            for (matching, want) in
+                [(RollupMatch::Lowest, lowest), (RollupMatch::Any, any), (RollupMatch::All, all)]
+            {
+                let rule = rule("*.g.com, *.h.com").with_match(matching);
+                assert_eq!(rule.matches(&exchangers), want, "{records} {matching:?}");
+                assert_eq!(rule.rolled_up_preferences(&exchangers), exchangers);
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_wins() {
+        let text = r#"
+            [[rollup]]
+            queue = "b.rollup"
+            mx = ["mx1.example", "mx2.example"]
+            [[rollup]]
+            queue = "a.rollup"
+            mx = "*.example"
+            [[rollup]]
+            queue = "b.rollup"
+            mx = "mx.other"
+        "#;
+        let policy = crate::policy::file::read_unbuilt_too(text).unwrap();
+        for (records, queue) in [
+            ("10 mx1.example, 10 mx2.example", Some("b.rollup")),
+            ("10 mx1.example", Some("a.rollup")),
+            ("10 mx.other", Some("b.rollup")),
+            ("10 mx.else", None),
+            ("", None),
+        ] {
+            let rule = policy.rollup_for(&exchangers(records));
+            assert_eq!(rule.map(|rule| rule.queue().as_str()), queue, "{records}");
         }
     }
 
