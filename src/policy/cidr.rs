@@ -30,6 +30,21 @@ impl Cidr {
         Self(IpNet::from(address.to_canonical()))
     }
 
+    /// The range of this prefix length that `address` lies in.
+    pub(super) fn containing(address: IpAddr, prefix_len: u8) -> Option<Self> {
+        IpNet::new(address.to_canonical(), prefix_len).ok().map(Self::from_net)
+    }
+
+    /// The smallest range that contains this one and the start of `other`; `None` across families.
+    pub(super) fn shared(&self, other: &Self) -> Option<Self> {
+        let bits = match (self.0.addr(), other.0.addr()) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),
+            _ => return None,
+        };
+        Self::containing(self.0.addr(), u8::try_from(bits).ok()?.min(self.prefix_len()))
+    }
+
     pub(super) fn from_net(net: IpNet) -> Self {
         Self(net.trunc())
     }

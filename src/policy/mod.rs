@@ -67,6 +67,7 @@ pub use value::{DurationError, MAX_DURATION, Rate, RateError, parse_duration};
 use crate::message::MessageId;
 use domains::DomainRules;
 use error::dotted;
+use limits::{IpLimits, MxLimits};
 
 /// How mail is sent: sources, limits, schedules, rules.
 ///
@@ -87,8 +88,8 @@ struct Inner {
     implied: bool,
     pools: BTreeMap<Arc<str>, Pool>,
     rollups: Vec<RollupRule>,
-    ip_limits: Vec<IpConnectionLimit>,
-    mx_limits: Vec<MxConnectionLimit>,
+    ip_limits: IpLimits,
+    mx_limits: MxLimits,
     reply_rules: Vec<ReplyRule>,
 }
 
@@ -107,8 +108,8 @@ impl Default for Policy {
             implied: true,
             pools: BTreeMap::new(),
             rollups: Vec::new(),
-            ip_limits: Vec::new(),
-            mx_limits: Vec::new(),
+            ip_limits: IpLimits::default(),
+            mx_limits: MxLimits::default(),
             reply_rules: Vec::new(),
         }))
     }
@@ -325,17 +326,6 @@ impl Policy {
         &self.0.rollups
     }
 
-    /// The limit for connections to `address`: that of the longest prefix that contains it.
-    pub fn ip_connection_limit(&self, address: IpAddr) -> Option<&IpConnectionLimit> {
-        let limits = self.0.ip_limits.iter().filter(|limit| limit.cidr.contains(address));
-        limits.max_by_key(|limit| limit.cidr.prefix_len())
-    }
-
-    /// The limits for connections to hosts by name, in order.
-    pub fn mx_connection_limits(&self) -> &[MxConnectionLimit] {
-        &self.0.mx_limits
-    }
-
     /// The reply rules, in order.
     pub fn reply_rules(&self) -> &[ReplyRule] {
         &self.0.reply_rules
@@ -408,21 +398,19 @@ impl Inner {
     fn add_ip_limit(&mut self, limit: IpConnectionLimit) -> Result<(), PolicyError> {
         let path = dotted("ip-connection-limit", &limit.cidr.to_string());
         check_connection_limit(&path, limit.limit)?;
-        if self.ip_limits.iter().any(|l| l.cidr == limit.cidr) {
-            return Err(PolicyError::contradiction(path, "this range has a limit already: leave one out"));
+        match self.ip_limits.insert(limit) {
+            true => Ok(()),
+            false => Err(PolicyError::contradiction(path, "this range has a limit already: leave one out")),
         }
-        self.ip_limits.push(limit);
-        Ok(())
     }
 
     fn add_mx_limit(&mut self, limit: MxConnectionLimit) -> Result<(), PolicyError> {
         let path = dotted("mx-connection-limit", &limit.mx.to_string());
         check_connection_limit(&path, limit.limit)?;
-        if self.mx_limits.iter().any(|l| l.mx == limit.mx) {
-            return Err(PolicyError::contradiction(path, "these hosts have a limit already: leave one out"));
+        match self.mx_limits.insert(limit) {
+            true => Ok(()),
+            false => Err(PolicyError::contradiction(path, "these hosts have a limit already: leave one out")),
         }
-        self.mx_limits.push(limit);
-        Ok(())
     }
 
     fn add_reply_rule(&mut self, rule: ReplyRule) -> Result<(), PolicyError> {

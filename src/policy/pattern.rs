@@ -54,6 +54,14 @@ impl NamePattern {
         matches!(&self.0, Kind::Wildcard(head, tail) if head.is_empty() && tail.is_empty())
     }
 
+    /// What stands before the `*`, with its dot, and what after it, with its dot.
+    pub(super) fn around_star(&self) -> Option<(&str, &str)> {
+        match &self.0 {
+            Kind::Exact(_) => None,
+            Kind::Wildcard(head, tail) => Some((head, tail)),
+        }
+    }
+
     /// The name, if it has no `*`.
     pub fn exact(&self) -> Option<&str> {
         match &self.0 {
