@@ -54,7 +54,10 @@ pub use file::Config;
 pub use hosts::{FixedHost, FixedHostError, HostName};
 pub use limits::{IpConnectionLimit, MxConnectionLimit};
 pub use pattern::{NamePattern, PatternError};
-pub use reply_rule::{Action, ActionError, Conditions, ReplyRule, ReplyRuleError};
+pub use reply_rule::{
+    Action, ActionError, BackoffChange, Conditions, Fate, ReplyContext, ReplyRule, ReplyRuleError,
+    RuleDecision,
+};
 pub use retry::{RetryAfter, RetryAfterError, with_jitter};
 pub use rollup::{RollupError, RollupMatch, RollupName, RollupNameError, RollupRule};
 pub use settings::{DomainSettings, QueueSettings};
@@ -68,6 +71,7 @@ use crate::message::MessageId;
 use domains::DomainRules;
 use error::dotted;
 use limits::{IpLimits, MxLimits};
+use reply_rule::ReplyRules;
 
 /// How mail is sent: sources, limits, schedules, rules.
 ///
@@ -90,7 +94,7 @@ struct Inner {
     rollups: Vec<RollupRule>,
     ip_limits: IpLimits,
     mx_limits: MxLimits,
-    reply_rules: Vec<ReplyRule>,
+    reply_rules: ReplyRules,
 }
 
 /// All defaults; see [`QueueSettings`] for those of queues.
@@ -110,7 +114,7 @@ impl Default for Policy {
             rollups: Vec::new(),
             ip_limits: IpLimits::default(),
             mx_limits: MxLimits::default(),
-            reply_rules: Vec::new(),
+            reply_rules: ReplyRules::default(),
         }))
     }
 }
@@ -232,13 +236,28 @@ impl Policy {
         Ok(self)
     }
 
-    /// Appends a reply rule.
+    /// Appends a reply rule. Compiles all rules anew: [`Policy::with_reply_rules`] takes many at once.
     ///
     /// # Errors
-    /// The name can not be used or is taken, or the feature is not built yet.
-    pub fn with_reply_rule(mut self, rule: ReplyRule) -> Result<Self, PolicyError> {
-        unbuilt::refuse(dotted("reply-rule", rule.name()), unbuilt::REPLY_RULE)?;
-        self.inner().add_reply_rule(rule)?;
+    /// As [`Policy::with_reply_rules`].
+    pub fn with_reply_rule(self, rule: ReplyRule) -> Result<Self, PolicyError> {
+        self.with_reply_rules([rule])
+    }
+
+    /// Appends reply rules.
+    ///
+    /// # Errors
+    /// A name can not be used or is taken, all patterns together take more than 16 MiB compiled, or the feature is
+    /// not built yet.
+    pub fn with_reply_rules(
+        mut self,
+        rules: impl IntoIterator<Item = ReplyRule>,
+    ) -> Result<Self, PolicyError> {
+        for rule in rules {
+            unbuilt::refuse(dotted("reply-rule", rule.name()), unbuilt::REPLY_RULE)?;
+            self.inner().add_reply_rule(rule)?;
+        }
+        self.inner().reply_rules.compile()?;
         Ok(self)
     }
 
@@ -328,7 +347,7 @@ impl Policy {
 
     /// The reply rules, in order.
     pub fn reply_rules(&self) -> &[ReplyRule] {
-        &self.0.reply_rules
+        self.0.reply_rules.as_slice()
     }
 
     /// The settings the policy starts from.
@@ -413,11 +432,12 @@ impl Inner {
         }
     }
 
+    /// To be followed by compiling them, once for all that are added.
     fn add_reply_rule(&mut self, rule: ReplyRule) -> Result<(), PolicyError> {
         let path = dotted("reply-rule", rule.name());
         let quoted = format!("\"{}\"", rule.name().escape_debug());
         source::check_name(rule.name()).map_err(|problem| PolicyError::invalid(&path, &quoted, problem))?;
-        if self.reply_rules.iter().any(|r| r.name() == rule.name()) {
+        if self.reply_rules.as_slice().iter().any(|r| r.name() == rule.name()) {
             let problem = "is the name of a rule already: records name the rule, so each has its own";
             return Err(PolicyError::contradiction(path, problem).with_value(quoted));
         }

@@ -64,6 +64,9 @@ impl Reader {
         self.each(&root, "ip-connection-limit", "cidr", Self::ip_connection_limit)?;
         self.each(&root, "mx-connection-limit", "mx", Self::mx_connection_limit)?;
         self.each(&root, "reply-rule", "name", Self::reply_rule)?;
+        if let Some(rules) = root.get("reply-rule") {
+            self.inner().reply_rules.compile().map_err(|error| error.at_line(rules.line()))?;
+        }
         if let Some(domains) = root.get("domain") {
             let mut rules = DomainRules::default();
             self.domains(&domains, &mut rules)?;

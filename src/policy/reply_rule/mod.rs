@@ -1,6 +1,10 @@
 //! Reply rules: what a reply that matches brings about.
 
 mod action;
+mod decision;
+#[cfg(test)]
+mod decision_tests;
+mod set;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +16,8 @@ use regex::{Regex, RegexBuilder};
 
 pub use action::{Action, ActionError};
 pub(super) use action::{join, parse_words};
+pub use decision::{BackoffChange, Fate, ReplyContext, RuleDecision};
+pub(super) use set::ReplyRules;
 
 use super::pattern::NamePattern;
 use super::settings::{at_least_one, positive};

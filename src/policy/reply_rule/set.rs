@@ -1,0 +1,141 @@
+//! All reply rules, compiled to one set, and what they decide of a reply.
+
+use std::sync::Arc;
+
+use regex::{RegexSet, RegexSetBuilder};
+
+use super::decision::{ReplyContext, RuleDecision};
+use super::{Action, ReplyRule};
+use crate::policy::value::Rate;
+use crate::policy::{Policy, PolicyError};
+
+/// The largest compiled set, in octets.
+const SET_SIZE: usize = 16 << 20;
+/// How much a search may cache, in octets. Beyond it the cache starts anew; the answer stays the same.
+const SEARCH_CACHE: usize = 16 << 20;
+
+/// The rules in order and the set of their patterns.
+#[derive(Clone, Debug, Default)]
+pub(in crate::policy) struct ReplyRules {
+    rules: Vec<ReplyRule>,
+    set: RegexSet,
+    /// Those with `mode=normal`.
+    leaving: Vec<usize>,
+}
+
+/// The set follows from the rules.
+impl PartialEq for ReplyRules {
+    fn eq(&self, other: &Self) -> bool {
+        self.rules == other.rules
+    }
+}
+
+impl ReplyRules {
+    pub(in crate::policy) fn as_slice(&self) -> &[ReplyRule] {
+        &self.rules
+    }
+
+    /// Appends a rule, which counts from the next [`compile`](Self::compile) on.
+    pub(in crate::policy) fn push(&mut self, rule: ReplyRule) {
+        self.rules.push(rule);
+    }
+
+    /// Apart from [`push`](Self::push), since a file has many rules and compiling takes time in all of them.
+    pub(in crate::policy) fn compile(&mut self) -> Result<(), PolicyError> {
+        let set = RegexSetBuilder::new(self.rules.iter().map(ReplyRule::pattern))
+            .case_insensitive(true)
+            .size_limit(SET_SIZE)
+            .dfa_size_limit(SEARCH_CACHE)
+            .build();
+        self.set = set.map_err(|_| {
+            let problem = r"all patterns together are too large once compiled: lower repetition counts, write [a-z0-9] for \w, or leave rules out";
+            PolicyError::invalid("reply-rule", format_args!("{} rules:", self.rules.len()), problem)
+        })?;
+        let leaves = |rule: &ReplyRule| rule.actions().contains(&Action::LeaveBackoff);
+        self.leaving =
+            (0..).zip(&self.rules).filter(|(_, rule)| leaves(rule)).map(|(index, _)| index).collect();
+        Ok(())
+    }
+
+    /// The rules whose pattern matches, in order, found in one pass.
+    pub(super) fn matching(&self, reply: &str) -> impl Iterator<Item = (usize, &ReplyRule)> {
+        let found = (!self.rules.is_empty()).then(|| self.set.matches(reply));
+        let found = found.into_iter().flatten();
+        found.filter_map(|index| self.rules.get(index).map(|rule| (index, rule)))
+    }
+}
+
+/// What the reply rules say.
+impl Policy {
+    /// What the rules say of a refusal, 4xx or 5xx, by a receiver. `reply` is folded to one line, as
+    /// [`Reply`](crate::reply::Reply) displays it.
+    ///
+    /// A rule counts when its pattern matches, its conditions hold and one of its actions is
+    /// [for this stage](ReplyRule::applies_at). Rules are taken in order and add what does not conflict with an
+    /// earlier rule; [`RuleDecision`] says what conflicts.
+    ///
+    /// `after` answers whether a rule with [`Conditions::after`](super::Conditions::after) has matched often
+    /// enough. It is given the rule's index in [`Policy::reply_rules`] and the rate, and asked last, at most once
+    /// for a rule: being asked is one match, which it counts.
+    ///
+    /// Takes time linear in the reply, and in the conditions of the rules that match.
+    ///
+    /// ```no_run
+    /// # use postrider::policy::{Action, Fate, Policy, ReplyContext, ReplyRule};
+    /// # use postrider::reply::Stage;
+    /// let policy = Policy::new().with_reply_rule(ReplyRule::new("quota", "over quota", [Action::BounceRecipient])?)?;
+    /// let context = ReplyContext::new("gmail.com", "gmail.com", Stage::Rcpt);
+    /// let decision = policy.decide_reply("452 4.2.2 The account is over quota", &context, |_, _| true);
+    /// assert_eq!(decision.fate, Some((Fate::BounceRecipient, "quota".into())));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn decide_reply(
+        &self,
+        reply: &str,
+        context: &ReplyContext<'_>,
+        mut after: impl FnMut(usize, Rate) -> bool,
+    ) -> RuleDecision {
+        let mut decision = RuleDecision::default();
+        for (index, rule) in self.0.reply_rules.matching(reply) {
+            let acts = rule.actions().iter().any(|action| rule.applies_at(action, context.stage));
+            if acts && rule.holds(context) && rule.conditions().after.is_none_or(|rate| after(index, rate)) {
+                decision.add(rule, context.stage);
+            }
+        }
+        decision
+    }
+
+    /// The rule by which the queue leaves backoff upon this reply, the first with `mode=normal` that counts.
+    /// Other actions do nothing here: it is for positive replies, 2xx, and cheap where no rule is about them.
+    ///
+    /// `after` is as in [`Policy::decide_reply`].
+    ///
+    /// ```no_run
+    /// # use postrider::policy::{Action, Policy, ReplyContext, ReplyRule};
+    /// # use postrider::reply::Stage;
+    /// let policy = Policy::new().with_reply_rule(ReplyRule::new("well", "^250 ", [Action::LeaveBackoff])?)?;
+    /// let context = ReplyContext::new("example.com", "example.com", Stage::Dot);
+    /// assert_eq!(policy.leaves_backoff("250 2.0.0 queued", &context, |_, _| true), Some("well".into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn leaves_backoff(
+        &self,
+        reply: &str,
+        context: &ReplyContext<'_>,
+        mut after: impl FnMut(usize, Rate) -> bool,
+    ) -> Option<Arc<str>> {
+        // One by one: those few patterns take less time than the whole set.
+        let rules = &self.0.reply_rules;
+        let leaving = rules.leaving.iter().filter_map(|index| Some((*index, rules.rules.get(*index)?)));
+        let mut leaving = leaving.filter(|(_, rule)| {
+            rule.applies_at(&Action::LeaveBackoff, context.stage)
+                && rule.holds(context)
+                && rule.matches(reply)
+        });
+        let (_, rule) = leaving.find(|(index, rule)| {
+            let rate = rule.conditions().after;
+            rate.is_none_or(|rate| after(*index, rate))
+        })?;
+        Some(rule.name().clone())
+    }
+}
