@@ -10,8 +10,8 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use postrider::clock::Timestamp;
 use postrider::message::{Address, Domain, MessageId, Priority};
 use postrider::storage::{
-    Change, ClaimPart, ClaimRequest, DiskStorage, Envelope, Lane, MemoryStorage, NewItem, NewMessage, Owner,
-    Recipient, Storage,
+    Change, ClaimPart, ClaimRequest, DiskStorage, Envelope, Filter, Lane, MemoryStorage, NewItem, NewMessage,
+    Owner, Recipient, Storage,
 };
 use tokio::runtime::Runtime;
 
@@ -131,12 +131,38 @@ fn stores(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What it costs to look at one large lane among others.
+fn lanes(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+    let size = 20_000;
+    let mut group = criterion.benchmark_group("lane");
+    group.throughput(Throughput::Elements(size as u64));
+    for subject in subjects(&runtime) {
+        let lane = lane(1);
+        let mut mail = Mail { body: bytes::Bytes::new(), ..Mail::new() };
+        let others = mail.batch(size);
+        let mut large = mail.batch(size);
+        large.iter_mut().flat_map(|message| &mut message.items).for_each(|item| item.lane = lane.clone());
+        for batch in [others, large] {
+            runtime.block_on(subject.store.insert(batch)).expect("an insert");
+        }
+        group.bench_function(BenchmarkId::new("count", subject.name), |bencher| {
+            bencher.iter(|| black_box(runtime.block_on(subject.store.count(&lane)).expect("a count")));
+        });
+        group.bench_function(BenchmarkId::new("page of 1000", subject.name), |bencher| {
+            let page = || subject.store.list(Filter::Lane(lane.clone()), None, 1_000);
+            bencher.iter(|| black_box(runtime.block_on(page()).expect("a page")));
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(3));
-    targets = stores
+    targets = stores, lanes
 }
 criterion_main!(benches);

@@ -108,6 +108,16 @@ fn a_messages_own_age_goes_before_its_queues() {
 }
 
 #[test]
+fn mail_with_an_age_of_its_own_is_not_looked_for_at_its_queues() {
+    let mut rig = Rig::new("bounce-after = \"1h\"\nretry-after = [\"9h\"]");
+    rig.submit_message(message("long@x.example").expires_after(3 * HOUR));
+    rig.connect();
+    rig.transact(all_rcpts("450 4.7.0 slow"));
+    rig.pass(30 * MINUTE);
+    assert_eq!(rig.next_timer(), 3 * HOUR - 30 * MINUTE, "its own age comes next");
+}
+
+#[test]
 fn ages_count_from_hold_until() {
     let mut rig = Rig::new("bounce-after = \"1h\"");
     rig.submit_message(message("a@x.example").hold_until(start() + 2 * HOUR));
