@@ -28,6 +28,8 @@ pub enum DeliveryEvent {
     Cancelled(Cancelled),
     /// None of a destination's hosts could be used. Nobody was charged.
     QueueDeferred(QueueDeferred),
+    /// A queue is sent from in another way, or not at all, from now on.
+    QueueMode(QueueMode),
     /// This machine could not send. Nobody was charged.
     LocalTrouble(LocalTrouble),
     /// The store failed. Nothing was lost and nothing is sent twice for it.
@@ -159,6 +161,28 @@ pub struct QueueDeferred {
     pub next_attempt: Timestamp,
 }
 
+/// A queue's mode changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct QueueMode {
+    /// Names this event.
+    pub event: EventId,
+    /// When.
+    pub time: Timestamp,
+    /// The queue.
+    pub queue: Arc<str>,
+    /// The source it sends from.
+    pub source: Arc<str>,
+    /// What changed.
+    pub mode: QueueModeChange,
+    /// Until when, if it ends by itself.
+    pub until: Option<Timestamp>,
+    /// The reply rule that said so, if one did.
+    pub rule: Option<Arc<str>>,
+    /// The reply it was about.
+    pub reply: Option<Reply>,
+}
+
 /// This machine could not send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -281,6 +305,32 @@ words! {
         InvalidSender = "invalid-sender",
         /// None of these.
         Other = "other",
+    }
+}
+
+words! {
+    /// How a queue's mode changed.
+    QueueModeChange {
+        /// Into backoff: its own intervals, connections and rates.
+        Backoff = "backoff",
+        /// Out of backoff.
+        Normal = "normal",
+        /// A reply rule put the whole queue into retry mode.
+        Deferred = "deferred",
+        /// The source is not used for this queue. Mail of a pool goes by another of its sources, other mail waits.
+        SourceDisabled = "source-disabled",
+        /// No source of a pool may be used for this queue: its mail waits.
+        AllSourcesDisabled = "all-sources-disabled",
+        /// The source is used again.
+        SourceEnabled = "source-enabled",
+        /// Nothing is sent until it is resumed.
+        Paused = "paused",
+        /// It is sent from again.
+        Resumed = "resumed",
+        /// More bounces by rules and DNS than `bounce-fuse` allows: what would bounce is held.
+        FuseBlown = "fuse-blown",
+        /// Somebody decided about what was held, and bounces are counted anew.
+        FuseReset = "fuse-reset",
     }
 }
 

@@ -22,15 +22,12 @@
 
 mod choices;
 mod cidr;
-#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler does not count yet"))]
-pub(crate) mod count;
+mod count;
 mod domains;
 mod error;
 mod file;
 mod hosts;
 mod limits;
-#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler does not pace yet"))]
-pub(crate) mod pace;
 mod pattern;
 mod reply_rule;
 mod retry;
@@ -58,6 +55,7 @@ pub use reply_rule::{
     Action, ActionError, BackoffChange, Conditions, Fate, ReplyContext, ReplyRule, ReplyRuleError,
     RuleDecision,
 };
+pub(crate) use count::SlidingCount;
 pub use retry::{RetryAfter, RetryAfterError, with_jitter};
 pub use rollup::{RollupError, RollupMatch, RollupName, RollupNameError, RollupRule};
 pub use settings::{DomainSettings, QueueSettings};
@@ -286,6 +284,11 @@ impl Policy {
     /// The source of this name, if the policy has it.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.0.sources.get(name)
+    }
+
+    /// The source of messages that ask for none: the first one added.
+    pub fn default_source(&self) -> &Arc<str> {
+        &self.0.default_source
     }
 
     /// All sources, by name.

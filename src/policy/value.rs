@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest duration a policy takes: ten years of 365 days.
 pub const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
@@ -70,7 +72,8 @@ impl fmt::Display for Written {
 }
 
 /// So many in so much time, such as `100/h` or `10/30s`. No rate at all (`None`) is "unlimited".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "(u32, Duration)", into = "(u32, Duration)")]
 pub struct Rate {
     count: u32,
     period: Duration,
@@ -120,6 +123,20 @@ impl Rate {
     /// In how much time; 1 ms to [`MAX_DURATION`].
     pub const fn period(self) -> Duration {
         self.period
+    }
+}
+
+impl From<Rate> for (u32, Duration) {
+    fn from(rate: Rate) -> Self {
+        (rate.count, rate.period)
+    }
+}
+
+impl TryFrom<(u32, Duration)> for Rate {
+    type Error = RateError;
+
+    fn try_from((count, period): (u32, Duration)) -> Result<Self, RateError> {
+        Self::new(count, period)
     }
 }
 

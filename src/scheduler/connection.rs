@@ -3,25 +3,20 @@
 use std::sync::Arc;
 
 use super::command::Command;
-use super::destination::RouteState;
+use super::destination::{Refusal, RouteState};
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
+use super::rules::{About, Counted, named_rule};
 use super::session::{Candidate, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::dns::{DnsErrorKind, Route, RouteFailure, RouteFailureKind};
+use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind};
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
-use crate::policy::with_jitter;
-use crate::reply::Stage;
+use crate::policy::{Fate, RuleDecision, with_jitter};
+use crate::reply::{Reply, Stage};
 use crate::transport::{ConnectError, EndCause, Target};
 
-use std::time::Duration;
 
-/// How long the word that a domain takes no mail is believed before it is asked for again.
-const REFUSAL_HOLDS: Duration = Duration::from_secs(60);
-/// A route is used for at least this long, whatever its TTL, so that a TTL of zero does not mean a look-up for
-/// every connection.
-const SHORTEST_ROUTE: Duration = Duration::from_secs(1);
 
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
@@ -51,27 +46,31 @@ impl Scheduler {
         self.mark(key);
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.route = RouteState::Unknown;
+        let asked = std::mem::replace(&mut destination.asked, Freshness::Cached);
         match result {
             Ok(route) => {
-                destination.refusal = None;
-                destination.suspended = None;
-                destination.route =
-                    RouteState::Known { route: route.clone(), until: now + route.ttl.max(SHORTEST_ROUTE) };
-                self.stop_waiting_to_connect(key);
-                self.retire_strays(key, &route);
+                if !self.note_found(now, key, &route, asked) {
+                    self.place(now, key, &route);
+                }
             }
             Err(failure) if matches!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Unreachable)) => {
                 self.rest_resolver(now, failure.message);
             }
-            Err(failure) if failure.is_permanent() => {
-                destination.refusal = Some((route_diagnosis(&failure), now + REFUSAL_HOLDS));
-            }
+            Err(failure) if failure.is_permanent() => self.note_not_found(now, key, &failure),
             Err(failure) => self.fail_step(now, key, None, route_diagnosis(&failure)),
         }
+        self.review_lanes(now, key);
+    }
+
+    /// The lanes of a home whose look-up has come back.
+    fn review_lanes(&mut self, now: Timestamp, key: DestinationKey) {
+        let Some(destination) = self.destinations.get(key).filter(|d| !d.site.is_shared()) else { return };
+        let lanes: Vec<_> = destination.lanes.iter().copied().collect();
+        lanes.into_iter().for_each(|lane| self.review_lane(now, lane));
     }
 
     /// Sessions to addresses that are not the destination's any more take no further mail.
-    fn retire_strays(&mut self, key: DestinationKey, route: &Route) {
+    pub(super) fn retire_strays(&mut self, key: DestinationKey, route: &Route) {
         let Some(destination) = self.destinations.get(key) else { return };
         let belongs = |peer| route.preferences.iter().flatten().any(|host| host.addresses.contains(&peer));
         let working: Vec<_> = destination.working.iter().copied().collect();
@@ -99,6 +98,7 @@ impl Scheduler {
                 self.health.worked(&queue.source, peer);
             }
         }
+        self.note_greeted(now, key);
         self.make_idle(now, id);
         self.mark(key);
     }
@@ -108,7 +108,9 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most);
+        let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most)
+            // A limit was lowered.
+            || connection.holds.iter().any(|&slot| self.limits.is_over(slot));
         connection.state = State::Idle { since: now };
         if used_up || connection.retired || self.shutting_down {
             self.close(id);
@@ -180,8 +182,12 @@ impl Scheduler {
         stage: Stage,
         cause: &EndCause,
     ) {
+        let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
+        let decision = match cause {
+            EndCause::Reply(reply) => self.consult_on_connection(now, id, stage, reply),
+            _ => RuleDecision::default(),
+        };
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let key = connection.destination;
         let is_local = matches!(cause, EndCause::Local(_));
         let code = match cause {
             EndCause::Reply(reply) => Some(reply.code()),
@@ -194,7 +200,22 @@ impl Scheduler {
         attempt.all_local &= is_local;
         attempt.all_ipv6 &= failed.peer.is_ipv6();
         if !is_local || attempt.last.is_none() || attempt.all_local {
-            attempt.last = Some((failed.clone(), cause_diagnosis(stage, cause, Failed::ToConnect)));
+            let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
+            diagnosis.rule = named_rule(&decision);
+            attempt.last = Some((failed.clone(), diagnosis));
+        }
+        match &decision.fate {
+            Some((Fate::SkipMx, _)) => attempt.skip(&failed.host),
+            Some((Fate::RetryRecipient, _)) => (attempt.all_521, attempt.all_5xx) = (false, false),
+            Some((fate @ (Fate::BounceRecipient | Fate::BounceQueue), _)) => {
+                let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
+                diagnosis.rule = named_rule(&decision);
+                let fate = *fate;
+                self.on_connection_gone(now, id);
+                self.refuse_by_rule(now, key, fate, diagnosis);
+                return;
+            }
+            None => {}
         }
         if !is_local
             && let Some(queue) =
@@ -238,16 +259,39 @@ impl Scheduler {
             };
             self.rest(now, key, message);
         } else if !others_work && (all_521 || (bounce_5xx && all_5xx)) {
-            destination.refusal = Some((diagnosis, now + REFUSAL_HOLDS));
+            destination.refusal = Some(Refusal::by_hosts(now, diagnosis));
             self.mark(key);
         } else if others_work || destination.opening > 0 {
             // Others work, or may yet: while they are opening no further one is.
             destination.in_doubt = !others_work;
             destination.cohort.failed(now);
             self.mark(key);
-        } else if !destination.is_held(now) {
+        } else if !self.is_held(now, key) {
             self.fail_step(now, key, Some(candidate), diagnosis);
         }
+    }
+
+    /// What the reply rules say of a refused connection. It is about no recipient: none was charged.
+    fn consult_on_connection(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        stage: Stage,
+        reply: &Reply,
+    ) -> RuleDecision {
+        let Some(connection) = self.connections.get(&id) else { return RuleDecision::default() };
+        let (key, host) = (connection.destination, connection.current.host.clone());
+        let Some(domain) = self.destinations.get(key).map(|destination| destination.domain.clone()) else {
+            return RuleDecision::default();
+        };
+        let about =
+            About { domain: domain.as_str(), host: &host, stage, attempts: 0, age: std::time::Duration::ZERO };
+        let decision = self.consult(now, key, reply, about, &mut Counted::new());
+        self.apply_to_queue(now, key, &decision, reply);
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.next_interval = decision.retry_after.clone().or(destination.next_interval.take());
+        }
+        decision
     }
 
     /// This machine could not send: the source rests, nobody is charged, no step is taken.
@@ -292,7 +336,8 @@ impl Scheduler {
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let clock = &mut destination.retry;
         clock.step = clock.step.saturating_add(1);
-        let interval = queue.settings.retry_after.interval(clock.step);
+        let overridden = destination.next_interval.take().map(|(interval, _)| interval);
+        let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
         clock.last = Some(diagnosis.clone());
@@ -314,12 +359,12 @@ impl Scheduler {
             next_attempt: until,
         })));
         self.store_state(key);
-        self.clear_window_of(now, key, until);
+        self.clear_window_of(now, key, Some(until));
         self.mark(key);
     }
 
     /// A held destination keeps nothing in the window. An item over which a session ended goes behind the others.
-    fn clear_window_of(&mut self, now: Timestamp, key: DestinationKey, until: Timestamp) {
+    pub(super) fn clear_window_of(&mut self, now: Timestamp, key: DestinationKey, until: Option<Timestamp>) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.suspects.clear();
         let lanes: Vec<_> = destination.lanes.iter().copied().collect();
@@ -330,7 +375,7 @@ impl Scheduler {
             let items: Vec<_> = lane.deadlines.iter().map(|&(_, id)| id).collect();
             for id in items {
                 let suspect = self.window.get(id).is_some_and(|item| item.suspect);
-                self.put_back(now, id, suspect.then_some(until));
+                self.put_back(now, id, until.filter(|_| suspect));
             }
         }
     }

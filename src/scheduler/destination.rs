@@ -4,22 +4,36 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::limits::{Place, SlotKey};
+use super::no_mx::Missing;
+use super::placement::Site;
 use super::session::Attempt;
 use super::{ConnectionId, LaneKey, QueueKey};
 use crate::clock::Timestamp;
-use crate::dns::Route;
+use crate::dns::{Freshness, Route};
 use crate::event::Diagnosis;
 use crate::message::{Domain, MessageId, Priority};
 use crate::storage::ItemId;
 
 pub(crate) struct Destination {
     pub(super) queue: QueueKey,
+    pub(super) site: Site,
+    /// The domain whose home it is; of a shared one, the first that came.
     pub(super) domain: Domain,
     pub(super) route: RouteState,
     pub(super) retry: RetryClock,
     pub(super) cohort: Cohort,
     /// DNS or the hosts said that no mail is taken: what is due bounces with this until then.
-    pub(super) refusal: Option<(Diagnosis, Timestamp)>,
+    pub(super) refusal: Option<Refusal>,
+    /// DNS does not have an MX, a host or the domain, and mail bounces for it at an age.
+    pub(super) missing: Option<Missing>,
+    /// It is to be looked up past any cache, and at once.
+    pub(super) wants_fresh: bool,
+    /// How it is being looked up.
+    pub(super) asked: Freshness,
+    /// The interval that a reply rule put in place of the next one.
+    pub(super) next_interval: Option<(std::time::Duration, Arc<str>)>,
+    /// Of many domains, and restored: kept until then though none of them is known to lie here.
+    pub(super) kept_until: Option<Timestamp>,
     pub(super) ring: Ring,
     /// Items to try when the ring is empty: a session ended over each before anything was charged.
     pub(super) suspects: VecDeque<ItemId>,
@@ -76,6 +90,31 @@ pub(super) struct Waits {
     pub(super) claim: bool,
     pub(super) window: bool,
 }
+
+/// Why what is due bounces.
+#[derive(Clone)]
+pub(super) struct Refusal {
+    pub(super) diagnosis: Diagnosis,
+    /// Believed until then.
+    pub(super) until: Timestamp,
+    /// The bounces count for the queue's fuse.
+    pub(super) counts: bool,
+}
+
+impl Refusal {
+    /// By a reply rule.
+    pub(super) fn for_a_while(now: Timestamp, diagnosis: Diagnosis) -> Self {
+        Self { diagnosis, until: now + REFUSAL_HOLDS, counts: true }
+    }
+
+    /// By the hosts themselves.
+    pub(super) fn by_hosts(now: Timestamp, diagnosis: Diagnosis) -> Self {
+        Self { diagnosis, until: now + REFUSAL_HOLDS, counts: false }
+    }
+}
+
+/// How long the word that no mail is taken is believed before it is asked for again.
+const REFUSAL_HOLDS: std::time::Duration = std::time::Duration::from_secs(60);
 
 pub(super) enum RouteState {
     Unknown,
@@ -157,25 +196,26 @@ pub(super) struct Ring {
 
 #[derive(Default)]
 struct Level {
-    lanes: VecDeque<LaneKey>,
+    /// With the stamp each had when it came; another stamp, and it has left.
+    lanes: VecDeque<(LaneKey, u32)>,
     credit: i32,
 }
 
 const WEIGHTS: [i32; 3] = [16, 4, 1];
 
 impl Ring {
-    pub(super) fn push(&mut self, priority: Priority, lane: LaneKey) {
+    pub(super) fn push(&mut self, priority: Priority, lane: LaneKey, stamp: u32) {
         let [high, normal, low] = &mut self.levels;
         let level = match priority {
             Priority::High => high,
             Priority::Normal => normal,
             Priority::Low => low,
         };
-        level.lanes.push_back(lane);
+        level.lanes.push_back((lane, stamp));
     }
 
     /// The lane whose turn it is, taken out.
-    pub(super) fn pop(&mut self) -> Option<LaneKey> {
+    pub(super) fn pop(&mut self) -> Option<(LaneKey, u32)> {
         let mut sum = 0;
         for (level, weight) in self.levels.iter_mut().zip(WEIGHTS) {
             if level.lanes.is_empty() {
@@ -198,14 +238,20 @@ impl Ring {
 const MOST_SUSPECTED: usize = 16;
 
 impl Destination {
-    pub(super) fn new(queue: QueueKey, domain: Domain) -> Self {
+    pub(super) fn new(queue: QueueKey, site: Site, domain: Domain) -> Self {
         Self {
             queue,
+            site,
             domain,
             route: RouteState::Unknown,
             retry: RetryClock::default(),
             cohort: Cohort::default(),
             refusal: None,
+            missing: None,
+            wants_fresh: false,
+            asked: Freshness::Cached,
+            next_interval: None,
+            kept_until: None,
             ring: Ring::default(),
             suspects: VecDeque::new(),
             suspected: VecDeque::new(),
@@ -248,6 +294,17 @@ impl Destination {
         self.suspended = None;
     }
 
+    /// DNS said just now, past any cache, what it does not have.
+    pub(super) fn is_confirmed_missing(&self, now: Timestamp) -> bool {
+        let confirmed = self.missing.as_ref().and_then(|missing| missing.confirmed_until);
+        confirmed.is_some_and(|until| until > now)
+    }
+
+    /// DNS is being asked past any cache, or will be at once.
+    pub(super) fn is_asking(&self) -> bool {
+        self.wants_fresh || self.asked == Freshness::Fresh && matches!(self.route, RouteState::LookingUp)
+    }
+
     /// A session ended over this message before anything was charged.
     pub(super) fn suspect(&mut self, message: MessageId) {
         if self.suspected.contains(&message) {
@@ -265,6 +322,13 @@ impl Destination {
         self.refusal = None;
         if matches!(self.route, RouteState::Known { .. }) {
             self.route = RouteState::Unknown;
+        }
+    }
+
+    pub(super) fn known_route(&self) -> Option<&Arc<Route>> {
+        match &self.route {
+            RouteState::Known { route, .. } => Some(route),
+            _ => None,
         }
     }
 
@@ -302,18 +366,22 @@ mod tests {
                     priority,
                 };
                 let queue = Arena::default().insert(crate::scheduler::queue::Queue::for_tests());
-                let destination = Arena::default().insert(Destination::new(queue, lane.domain.clone()));
-                (priority, arena.insert(crate::scheduler::lane::LaneState::new(lane, destination)))
+                let site = Site::Fixed;
+                let destination =
+                    Arena::default().insert(Destination::new(queue, site, lane.domain.clone()));
+                let domain = Arena::default()
+                    .insert(crate::scheduler::placement::DomainState::for_tests(lane.domain.clone(), destination));
+                (priority, arena.insert(crate::scheduler::lane::LaneState::new(lane, domain, destination)))
             })
             .collect();
         let mut ring = Ring::default();
-        lanes.iter().for_each(|&(priority, lane)| ring.push(priority, lane));
+        lanes.iter().for_each(|&(priority, lane)| ring.push(priority, lane, 0));
         let mut drawn = vec![0; priorities.len()];
         for _ in 0..turns {
-            let lane = ring.pop().unwrap();
+            let (lane, _) = ring.pop().unwrap();
             let place = lanes.iter().position(|&(_, l)| l == lane).unwrap();
             drawn[place] += 1;
-            ring.push(lanes[place].0, lane);
+            ring.push(lanes[place].0, lane, 0);
         }
         drawn
     }

@@ -1,51 +1,26 @@
 //! How mail comes into the window: submissions, heads of lanes, and claims.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::cancel::CancelKey;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
 use super::lane::{Head, LaneState};
-use super::limits::LimitKey;
-use super::queue::Queue;
+use super::placement::lane_source;
 use super::window::WindowItem;
 use super::writes::{Effect, Submission, is_about_one_change};
-use super::{ClaimId, DestinationKey, LaneKey, QueueKey, Scheduler, TimerOwner};
+use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Received};
 use crate::message::{Domain, Message};
 use crate::storage::{
-    Change, ClaimPart, Claimed, Envelope, Inserted, Item, ItemId, Lane, LaneHead, NewItem, NewMessage,
-    Recipient, Release, StorageError,
+    Change, Envelope, Inserted, Item, ItemId, Lane, LaneHead, NewItem, NewMessage, Recipient, Release,
+    StorageError,
 };
 
-/// Lanes in one claim.
-const LANES_PER_CLAIM: usize = 16;
-/// Items claimed at a time because they are too old.
-const EXPIRIES_PER_CLAIM: usize = 100;
-
-/// What a claim under way is for.
-pub(super) struct ClaimInFlight {
-    pub(super) purpose: Purpose,
-    lanes: Vec<LaneKey>,
-    /// Places in the window promised to it.
-    promised: usize,
-}
-
-#[cfg(test)]
-impl ClaimInFlight {
-    pub(super) fn promised(&self) -> usize {
-        self.promised
-    }
-}
-
-pub(super) enum Purpose {
-    /// To send, or to expire, mail of a destination.
-    Deliver(DestinationKey),
-    /// To cancel a message.
-    Cancel(CancelKey),
-}
+/// Items of a lane that one timer ends at most because they are too old; the rest follows.
+const EXPIRIES_AT_A_TIME: usize = 100;
 
 impl Scheduler {
     pub(super) fn on_submit(&mut self, now: Timestamp, token: Token, message: Message) {
@@ -68,9 +43,7 @@ impl Scheduler {
             Some(id) => id,
             None => self.message_id(now),
         };
-        let source = self
-            .policy
-            .choose_source(message.source.as_deref(), &id)
+        let source = lane_source(&self.policy, message.source.as_deref(), &id)
             .map_err(SubmitFailure::UnknownSource)?;
         let age_from = message.hold_until.map_or(now, |hold| hold.max(now));
         let envelope = Arc::new(Envelope {
@@ -103,6 +76,7 @@ impl Scheduler {
                 if let Some(state) = self.lanes.get_mut(key) {
                     state.pending += 1;
                     if claim {
+                        state.claimed += 1;
                         self.window.reserved += 1;
                         if let Some(destination) = self.destinations.get_mut(state.destination) {
                             destination.claimed += 1;
@@ -128,11 +102,11 @@ impl Scheduler {
     /// Fresh mail goes straight into the window unless its destination rests or has enough there: while due mail
     /// waits in the store, half of its share, so that the other half is claimed.
     fn has_room_for_fresh(&self, now: Timestamp, lane: LaneKey) -> bool {
-        let destination = self.lanes.get(lane).and_then(|lane| self.destinations.get(lane.destination));
-        destination.is_some_and(|destination| {
+        let Some(key) = self.lanes.get(lane).map(|lane| lane.destination) else { return false };
+        self.destinations.get(key).is_some_and(|destination| {
             let share = self.bounds.window_per_destination;
             let others_wait = destination.claiming || !destination.hungry.is_empty();
-            !destination.is_held(now)
+            !self.is_held(now, key)
                 && destination.claimed < if others_wait { share / 2 } else { share }
                 && self.window.len() < self.bounds.window
         })
@@ -219,9 +193,10 @@ impl Scheduler {
 
     fn give_up_reservation(&mut self, lane: LaneKey) {
         self.window.reserved = self.window.reserved.saturating_sub(1);
-        if let Some(lane) = self.lanes.get(lane)
+        if let Some(lane) = self.lanes.get_mut(lane)
             && let Some(destination) = self.destinations.get_mut(lane.destination)
         {
+            lane.claimed = lane.claimed.saturating_sub(1);
             destination.claimed = destination.claimed.saturating_sub(1);
         }
     }
@@ -248,64 +223,64 @@ impl Scheduler {
         }
     }
 
-    /// The lane's state, made if need be, with its destination and queue.
-    fn lane_for(&mut self, lane: &Lane) -> LaneKey {
-        if let Some(&key) = self.lane_keys.get(lane) {
-            return key;
-        }
-        let queue = self.queue_for(lane.domain.as_str().into(), &lane.source);
-        let destination = self.destination_for(&lane.domain, queue);
-        let key = self.lanes.insert(LaneState::new(lane.clone(), destination));
-        self.lane_keys.insert(lane.clone(), key);
-        if let Some(destination) = self.destinations.get_mut(destination) {
-            destination.lanes.insert(key);
-        }
-        key
-    }
-
-    pub(super) fn queue_for(&mut self, name: Arc<str>, source: &Arc<str>) -> QueueKey {
-        let key = (name, source.clone());
-        if let Some(&queue) = self.queue_keys.get(&key) {
-            return queue;
-        }
-        let settings = Arc::new(self.policy.settings(&key.0, &key.1));
-        let total = self.total;
-        let queue = self.queues.insert(Queue::new(key.0.clone(), key.1.clone(), settings, total));
-        if let Some(state) = self.queues.get_mut(queue) {
-            state.slot = self.limits.count(LimitKey::Queue(queue), state.connection_limit());
-        }
-        self.queue_keys.insert(key, queue);
-        queue
-    }
-
-    pub(super) fn destination_for(&mut self, domain: &Domain, queue: QueueKey) -> DestinationKey {
-        let key = (domain.clone(), queue);
-        if let Some(&destination) = self.destination_keys.get(&key) {
-            return destination;
-        }
-        let destination = self.destinations.insert(Destination::new(queue, domain.clone()));
-        self.destination_keys.insert(key, destination);
-        if let Some(queue) = self.queues.get_mut(queue) {
-            queue.destinations += 1;
-        }
-        destination
-    }
-
     /// When items of this lane's queue expire, by the queue's setting.
-    fn bounce_after(&self, lane: &LaneState) -> std::time::Duration {
+    pub(super) fn bounce_after(&self, lane: &LaneState) -> Duration {
         self.destinations
             .get(lane.destination)
             .and_then(|destination| self.queues.get(destination.queue))
-            .map_or(std::time::Duration::MAX, |queue| queue.settings.bounce_after)
+            .map_or(Duration::MAX, |queue| queue.settings.bounce_after)
+    }
+
+    fn expiry_of(&self, lane: &LaneState, envelope: &Envelope) -> Timestamp {
+        envelope.expires_at.unwrap_or_else(|| envelope.age_from + self.bounce_after(lane))
+    }
+
+    /// When an item ends unless it is delivered: expired, or since its domain is missing.
+    fn deadline_of(&self, lane: &LaneState, envelope: &Envelope) -> Timestamp {
+        let expiry = self.expiry_of(lane, envelope);
+        let missing = self.missing_after(lane.destination).map(|after| envelope.age_from + after);
+        missing.map_or(expiry, |missing| missing.min(expiry))
+    }
+
+    /// The queue's own limits decide anew when what is in the window ends.
+    pub(super) fn set_deadlines(&mut self, key: LaneKey) {
+        let Some(lane) = self.lanes.get(key) else { return };
+        let mut deadlines = BTreeSet::new();
+        for &(old, id) in &lane.deadlines {
+            let deadline =
+                self.window.get(id).map_or(old, |item| self.deadline_of(lane, &item.item.envelope));
+            deadlines.insert((deadline, id));
+        }
+        for &(deadline, id) in &deadlines {
+            if let Some(item) = self.window.get_mut(id) {
+                item.deadline = deadline;
+            }
+        }
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.deadlines = deadlines;
+        }
+    }
+
+    /// The deadline of an item that waits in the window has come.
+    pub(super) fn overdue(&mut self, now: Timestamp, id: ItemId) {
+        let Some(item) = self.window.get(id) else { return };
+        let Some(lane) = self.lanes.get(item.lane) else { return };
+        let key = lane.destination;
+        if self.expiry_of(lane, &item.item.envelope) <= now {
+            self.expire(now, id);
+        } else {
+            self.bounce_missing(now, key, id);
+        }
     }
 
     /// Puts a leased item where it belongs: out, if it is too old or cancelled; in the lane, if it may be tried.
     pub(super) fn take_in(&mut self, now: Timestamp, key: LaneKey, item: Item, body: Option<bytes::Bytes>) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        lane.claimed += 1;
         let Some(lane) = self.lanes.get(key) else { return };
-        let bounce_after = self.bounce_after(lane);
         let destination_key = lane.destination;
         let envelope = &item.envelope;
-        let deadline = envelope.expires_at.unwrap_or_else(|| envelope.age_from + bounce_after);
+        let deadline = self.deadline_of(lane, envelope);
         let id = item.id;
         let cancelled = self.cancels.is_cancelled(envelope.id);
         let message = envelope.id;
@@ -319,13 +294,16 @@ impl Scheduler {
             suspect: false,
             ready: false,
             busy: false,
+            singly: false,
+            purge: None,
             cancelled: false,
         };
         let fresh = window_item.is_fresh();
+        let purge = self.purge_of(&window_item);
         self.window.insert(window_item);
+        let held = self.is_held(now, destination_key);
         let Some(destination) = self.destinations.get_mut(destination_key) else { return };
         destination.claimed += 1;
-        let held = destination.is_held(now);
         if destination.suspected.contains(&message)
             && let Some(item) = self.window.get_mut(id)
         {
@@ -335,8 +313,10 @@ impl Scheduler {
         lane.deadlines.insert((deadline, id));
         if cancelled {
             self.cancel_item(now, id);
+        } else if let Some(purge) = purge {
+            self.end_item(now, purge, id);
         } else if deadline <= now {
-            self.expire(now, id);
+            self.overdue(now, id);
         } else if due > now || held || self.shutting_down {
             self.put_back(now, id, None);
         } else {
@@ -371,7 +351,7 @@ impl Scheduler {
         }
         if !lane.in_ring {
             lane.in_ring = true;
-            destination.ring.push(lane.key.priority, key);
+            destination.ring.push(lane.key.priority, key, lane.ring_stamp);
         }
         Some(destination_key)
     }
@@ -381,6 +361,10 @@ impl Scheduler {
     pub(super) fn put_back(&mut self, now: Timestamp, id: ItemId, due: Option<Timestamp>) {
         if self.window.get(id).is_some_and(|item| self.cancels.is_cancelled(item.item.envelope.id)) {
             self.cancel_item(now, id);
+            return;
+        }
+        if let Some(purge) = self.window.get(id).and_then(|item| self.purge_of(item)) {
+            self.end_item(now, purge, id);
             return;
         }
         let Some(item) = self.leave_window(id) else { return };
@@ -403,6 +387,7 @@ impl Scheduler {
         let item = self.window.remove(id)?;
         let lane = self.lanes.get_mut(item.lane)?;
         lane.pending += 1;
+        lane.claimed = lane.claimed.saturating_sub(1);
         lane.deadlines.remove(&(item.deadline, id));
         if item.busy {
             // It was pending already.
@@ -426,12 +411,20 @@ impl Scheduler {
         let Some(lane) = self.lanes.get(key) else { return };
         let destination_key = lane.destination;
         if lane.is_done() {
-            self.remove_lane(key);
+            self.remove_lane(now, key);
             self.mark(destination_key);
             return;
         }
+        if lane.purge.is_some() {
+            self.purge_on(now, key);
+        }
+        let Some(lane) = self.lanes.get(key) else { return };
         let bounce_after = self.bounce_after(lane);
-        let expiry = [lane.head.oldest.map(|oldest| oldest + bounce_after), lane.head.first_expiry];
+        let missing = self.missing_from(lane);
+        // What DNS was asked about is seen to when it answers.
+        let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
+        let missing = missing.filter(|&at| at > now || !asking);
+        let expiry = [lane.head.oldest.map(|oldest| oldest + bounce_after), lane.head.first_expiry, missing];
         // While it is about to be claimed, or a claim is under way, that decides.
         let expiry = expiry.into_iter().flatten().min().filter(|_| !lane.expiring && lane.claiming.is_none());
         let window_expiry = lane.deadlines.first().map(|&(deadline, _)| deadline);
@@ -452,189 +445,42 @@ impl Scheduler {
         }
     }
 
+    /// When the oldest of a lane's stored mail is as old as its domain may be missing.
+    fn missing_from(&self, lane: &LaneState) -> Option<Timestamp> {
+        let after = self.missing_after(lane.destination)?;
+        let oldest = [lane.head.oldest, lane.head.oldest_with_expiry].into_iter().flatten().min()?;
+        Some(oldest + after)
+    }
+
     /// Something of the lane is due or too old.
     pub(super) fn on_lane_timer(&mut self, now: Timestamp, key: LaneKey) {
-        let mut expired = 0;
+        let mut ended = 0;
         while let Some(&(deadline, id)) = self.lanes.get(key).and_then(|lane| lane.deadlines.first())
             && deadline <= now
-            && expired < EXPIRIES_PER_CLAIM
+            && ended < EXPIRIES_AT_A_TIME
         {
-            self.expire(now, id);
-            expired += 1;
+            self.overdue(now, id);
+            ended += 1;
         }
         let Some(lane) = self.lanes.get(key) else { return };
         let bounce_after = self.bounce_after(lane);
-        let stored = lane.head.oldest.is_some_and(|oldest| oldest + bounce_after <= now)
+        let destination_key = lane.destination;
+        let expired = lane.head.oldest.is_some_and(|oldest| oldest + bounce_after <= now)
             || lane.head.first_expiry.is_some_and(|expiry| expiry <= now);
-        if stored && !lane.expiring && lane.claiming.is_none() {
-            let destination_key = lane.destination;
-            if let Some(lane) = self.lanes.get_mut(key) {
-                lane.expiring = true;
-            }
+        let missing = self.missing_from(lane).is_some_and(|at| at <= now);
+        let confirmed = self.destinations.get(destination_key).is_some_and(|d| d.is_confirmed_missing(now));
+        if missing && !confirmed {
+            self.ask_afresh(destination_key);
+        }
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        if (expired || missing && confirmed) && !lane.expiring && lane.claiming.is_none() {
+            lane.expiring = true;
             if let Some(destination) = self.destinations.get_mut(destination_key) {
                 destination.expiring.push_back(key);
             }
             self.mark(destination_key);
         }
         self.review_lane(now, key);
-    }
-
-    fn remove_lane(&mut self, key: LaneKey) {
-        let Some(mut lane) = self.lanes.remove(key) else { return };
-        self.timers.arm(&mut lane.timer, None, TimerOwner::Lane(key));
-        self.lane_keys.remove(&lane.key);
-        if let Some(destination) = self.destinations.get_mut(lane.destination) {
-            destination.lanes.remove(&key);
-        }
-    }
-
-    /// Claims due mail up to `room` items, in turns over the hungry lanes, and what is too old.
-    pub(super) fn claim(&mut self, now: Timestamp, destination_key: DestinationKey, room: usize) {
-        let Some(destination) = self.destinations.get_mut(destination_key) else { return };
-        let mut parts = Vec::new();
-        let mut lanes = Vec::new();
-        while let Some(key) = destination.expiring.pop_front() {
-            let Some(lane) = self.lanes.get_mut(key) else { continue };
-            lane.expiring = false;
-            let bounce_after = self
-                .queues
-                .get(destination.queue)
-                .map_or(std::time::Duration::MAX, |q| q.settings.bounce_after);
-            let name = lane.key.clone();
-            let limit = EXPIRIES_PER_CLAIM;
-            parts.push(ClaimPart::Age {
-                lane: name.clone(),
-                before: now.saturating_sub(bounce_after),
-                limit,
-            });
-            parts.push(ClaimPart::Expiry { lane: name, before: now, limit });
-            lanes.push(key);
-            if lanes.len() >= LANES_PER_CLAIM {
-                break;
-            }
-        }
-        let hungry = destination.hungry.len().min(LANES_PER_CLAIM).min(room);
-        let mut promised = 0;
-        if let Some(share) = room.checked_div(hungry) {
-            for _ in 0..hungry {
-                let Some(key) = destination.hungry.pop_front() else { break };
-                let Some(lane) = self.lanes.get_mut(key) else { continue };
-                lane.hungry = false;
-                parts.push(ClaimPart::Due { lane: lane.key.clone(), before: now, limit: share });
-                promised += share;
-                if !lanes.contains(&key) {
-                    lanes.push(key);
-                }
-            }
-        }
-        if parts.is_empty() {
-            return;
-        }
-        destination.claiming = true;
-        destination.claimed += promised;
-        self.window.reserved += promised;
-        for &key in &lanes {
-            if let Some(lane) = self.lanes.get_mut(key) {
-                lane.claiming = Some(Head::default());
-            }
-        }
-        self.start_claim(
-            ClaimInFlight { purpose: Purpose::Deliver(destination_key), lanes, promised },
-            parts,
-        );
-    }
-
-    /// Leases the items of a message that are not in the window, to cancel them.
-    pub(super) fn claim_to_cancel(&mut self, key: CancelKey, items: Vec<ItemId>) {
-        let claim = ClaimInFlight { purpose: Purpose::Cancel(key), lanes: Vec::new(), promised: 0 };
-        self.start_claim(claim, vec![ClaimPart::Items(items)]);
-    }
-
-    fn start_claim(&mut self, claim: ClaimInFlight, what: Vec<ClaimPart>) {
-        let id = ClaimId(self.next_claim);
-        self.next_claim += 1;
-        self.claims.insert(id, claim);
-        self.commands.push_back(Command::Claim { claim: id, what });
-    }
-
-    /// The first claim that has not come back; with none, the next.
-    pub(super) fn first_claim_under_way(&self) -> ClaimId {
-        self.claims.first_key_value().map_or(ClaimId(self.next_claim), |(&id, _)| id)
-    }
-
-    pub(super) fn on_claimed(
-        &mut self,
-        now: Timestamp,
-        claim: ClaimId,
-        result: Result<Claimed, StorageError>,
-    ) {
-        let Some(claim) = self.claims.remove(&claim) else { return };
-        self.window.reserved = self.window.reserved.saturating_sub(claim.promised);
-        if let Purpose::Deliver(key) = claim.purpose
-            && let Some(destination) = self.destinations.get_mut(key)
-        {
-            destination.claimed = destination.claimed.saturating_sub(claim.promised);
-        }
-        match result {
-            Ok(claimed) => {
-                for head in &claimed.heads {
-                    let Some(&key) = self.lane_keys.get(&head.lane) else { continue };
-                    let Some(lane) = self.lanes.get_mut(key) else { continue };
-                    if let Some(meanwhile) = lane.claiming.take() {
-                        lane.head = Head::from(head);
-                        lane.head.merge(meanwhile);
-                    }
-                }
-                for item in claimed.items {
-                    if self.cancels.has_ended(item.envelope.id, item.id) {
-                        continue;
-                    }
-                    let key = self.lane_for(&item.lane);
-                    self.take_in(now, key, item, None);
-                }
-                self.after_claim(now, &claim);
-            }
-            Err(error) => {
-                self.after_claim(now, &claim);
-                match claim.purpose {
-                    Purpose::Deliver(destination) if error.is_temporary() || is_about_one_change(&error) => {
-                        self.retry_claim_of.insert(destination);
-                        self.storage_trouble(now, &error);
-                    }
-                    Purpose::Deliver(_) => self.stop_writing(now, &error),
-                    Purpose::Cancel(ref key) => self.cancel_failed(*key, &error),
-                }
-            }
-        }
-        if let Purpose::Cancel(key) = claim.purpose {
-            self.cancel_claimed(key);
-        }
-        self.finish_cancels(now);
-    }
-
-    fn after_claim(&mut self, now: Timestamp, claim: &ClaimInFlight) {
-        for &key in &claim.lanes {
-            if let Some(lane) = self.lanes.get_mut(key)
-                && let Some(meanwhile) = lane.claiming.take()
-            {
-                lane.head.merge(meanwhile);
-            }
-        }
-        if let Purpose::Deliver(destination) = claim.purpose
-            && let Some(state) = self.destinations.get_mut(destination)
-        {
-            state.claiming = false;
-            self.mark(destination);
-        }
-        for &key in &claim.lanes {
-            self.review_lane(now, key);
-        }
-    }
-
-    /// The store may answer again: claims that failed are made anew.
-    pub(super) fn retry_claims(&mut self) {
-        let failed = std::mem::take(&mut self.retry_claim_of);
-        failed.into_iter().for_each(|destination| self.mark(destination));
     }
 }
 

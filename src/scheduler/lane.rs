@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::DestinationKey;
+use super::purge::LanePurge;
+use super::{DestinationKey, DomainKey};
 use crate::clock::Timestamp;
 use crate::storage::{ItemId, Lane, LaneHead};
 
 pub(crate) struct LaneState {
     pub(super) key: Lane,
+    pub(super) domain: DomainKey,
     pub(super) destination: DestinationKey,
     /// What lies unleased in the store. May be earlier than the truth, never later.
     pub(super) head: Head,
@@ -19,10 +21,16 @@ pub(crate) struct LaneState {
     pub(super) again_next: bool,
     /// Every item in the window that is not in a transaction, by its deadline.
     pub(super) deadlines: BTreeSet<(Timestamp, ItemId)>,
+    /// Items of it in the window, those in transactions included, and places promised to messages being stored.
+    pub(super) claimed: usize,
+    /// What is so old ends.
+    pub(super) purge: Option<LanePurge>,
     /// Items in transactions, changes not yet durable, and messages being stored.
     pub(super) pending: usize,
     /// It stands in its destination's ring of lanes with ready items.
     pub(super) in_ring: bool,
+    /// An entry of a ring with another stamp is of a ring it has left.
+    pub(super) ring_stamp: u32,
     /// It stands in its destination's list of lanes to claim from.
     pub(super) hungry: bool,
     /// It stands in its destination's list of lanes with mail that is too old.
@@ -70,9 +78,10 @@ impl From<&LaneHead> for Head {
 }
 
 impl LaneState {
-    pub(super) fn new(key: Lane, destination: DestinationKey) -> Self {
+    pub(super) fn new(key: Lane, domain: DomainKey, destination: DestinationKey) -> Self {
         Self {
             key,
+            domain,
             destination,
             head: Head::default(),
             claiming: None,
@@ -81,7 +90,10 @@ impl LaneState {
             again_next: false,
             deadlines: BTreeSet::new(),
             pending: 0,
+            claimed: 0,
+            purge: None,
             in_ring: false,
+            ring_stamp: 0,
             hungry: false,
             expiring: false,
             timer: None,

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::arena::{Arena, Key};
 use super::pace::Pace;
 use super::timers::Timers;
@@ -44,7 +46,7 @@ pub(super) enum LimitKey {
 }
 
 /// A local address; without one of its own a source uses the system's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(super) enum Local {
     Address(IpAddr),
     System { ipv6: bool },
@@ -293,10 +295,10 @@ impl Limits {
     }
 
     /// Slow paces that changed: their state rows are to be written.
-    pub(super) fn to_keep(&mut self) -> Vec<(LimitKey, Option<Timestamp>)> {
+    pub(super) fn to_keep(&mut self) -> Vec<(LimitKey, Option<(Rate, Timestamp)>)> {
         let changed = std::mem::take(&mut self.to_keep);
         let kept = changed.into_iter().filter_map(|slot| match self.slots.get(slot)? {
-            Slot { key, gauge: Gauge::Paced(pace), .. } => Some((key.clone(), Some(pace.rests_at()))),
+            Slot { key, gauge: Gauge::Paced(pace), .. } => Some((key.clone(), Some((pace.rate(), pace.rests_at())))),
             Slot { .. } => None,
         });
         kept.chain(std::mem::take(&mut self.to_forget).into_iter().map(|key| (key, None))).collect()
@@ -390,6 +392,44 @@ impl Limits {
         for &slot in slots {
             if let Some(state) = self.slots.get_mut(slot) {
                 state.closing = state.closing.saturating_sub(1);
+            }
+        }
+    }
+
+    /// More is held of a count than its limit allows now.
+    pub(super) fn is_over(&self, slot: SlotKey) -> bool {
+        matches!(self.slots.get(slot), Some(Slot { gauge: Gauge::Count { used, limit }, .. }) if used > limit)
+    }
+
+    /// The longest idle of the connections that are too many since a limit was lowered.
+    pub(super) fn over_limit(&self, slot: SlotKey) -> Option<ConnectionId> {
+        let state = self.slots.get(slot)?;
+        let Gauge::Count { used, limit } = &state.gauge else { return None };
+        (used.saturating_sub(state.closing) > *limit).then_some(())?;
+        state.idle.first().map(|&(_, id)| id)
+    }
+
+    /// A queue's rates of recipients are others now. Who waits for one that is gone is called.
+    pub(super) fn rates_changed(
+        &mut self,
+        now: Timestamp,
+        name: &Arc<str>,
+        source: &Arc<str>,
+        message: Option<Rate>,
+        cap: Option<Rate>,
+    ) {
+        let message_key = LimitKey::MessageRate(name.clone(), source.clone());
+        let cap_key = LimitKey::CapRate(name.clone(), source.clone());
+        for (key, rate) in [(message_key, message), (cap_key, cap)] {
+            let Some(slot) = self.find(&key) else { continue };
+            if let Some(Slot { gauge: Gauge::Paced(pace), .. }) = self.slots.get_mut(slot)
+                && rate != Some(pace.rate())
+            {
+                match rate {
+                    Some(rate) => *pace = pace.with_rate(rate, now),
+                    None => pace.reset(),
+                }
+                self.list(slot);
             }
         }
     }

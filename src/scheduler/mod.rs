@@ -14,6 +14,7 @@
 
 mod arena;
 mod cancel;
+mod claims;
 mod command;
 mod connection;
 mod destination;
@@ -22,12 +23,17 @@ mod health;
 mod intake;
 mod lane;
 mod limits;
+mod no_mx;
 mod outcome;
 mod pace;
 mod permits;
+mod placement;
 mod pump;
+mod purge;
 mod queue;
 mod record;
+mod rules;
+mod ruling;
 mod session;
 mod state;
 mod timers;
@@ -60,6 +66,7 @@ use crate::storage::{Lane, Owner};
 pub(crate) type LaneKey = Key<LaneState>;
 pub(crate) type DestinationKey = Key<Destination>;
 pub(crate) type QueueKey = Key<Queue>;
+pub(crate) type DomainKey = Key<placement::DomainState>;
 
 /// A connection, from the wish for it to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +79,9 @@ pub(crate) struct ClaimId(pub(crate) u64);
 /// So many items may wait for their outcome to become durable however few connections there are, so that a commit
 /// is worth its flush.
 const FEWEST_UNSETTLED: usize = 64;
+
+/// Destinations looked at again in one call.
+const REVISITS: usize = 64;
 
 /// The bounds of what the scheduler holds in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +137,9 @@ enum TimerOwner {
     Destination(DestinationKey),
     Lane(LaneKey),
     Connection(ConnectionId),
+    Queue(QueueKey),
     Slot(limits::SlotKey),
+    Revisit,
     Storage,
 }
 
@@ -143,7 +155,9 @@ pub(crate) struct Scheduler {
     lanes: Arena<LaneState>,
     lane_keys: HashMap<Lane, LaneKey>,
     destinations: Arena<Destination>,
-    destination_keys: HashMap<(crate::message::Domain, QueueKey), DestinationKey>,
+    destination_keys: HashMap<(placement::Site, QueueKey), DestinationKey>,
+    domains: Arena<placement::DomainState>,
+    domain_keys: HashMap<(crate::message::Domain, Arc<str>), DomainKey>,
     queues: Arena<Queue>,
     queue_keys: HashMap<(Arc<str>, Arc<str>), QueueKey>,
     connections: HashMap<ConnectionId, Connection>,
@@ -155,7 +169,19 @@ pub(crate) struct Scheduler {
     resolver_rests: Option<Timestamp>,
 
     window: window::Window,
-    claims: BTreeMap<ClaimId, intake::ClaimInFlight>,
+    /// Queues whose source is disabled.
+    disabled_queues: usize,
+    /// Queues whose state row is to be written.
+    unsaved_queues: Vec<QueueKey>,
+    /// Destinations to look at again since their queue changed.
+    revisits: VecDeque<DestinationKey>,
+    revisit_timer: Option<Timestamp>,
+    purges: BTreeMap<purge::PurgeId, purge::Purge>,
+    next_purge: u64,
+    /// A purge is ending items: it goes on by itself.
+    purging: bool,
+
+    claims: BTreeMap<ClaimId, claims::ClaimInFlight>,
     next_claim: u64,
     /// Destinations whose claims wait until the store answers again.
     retry_claim_of: BTreeSet<DestinationKey>,
@@ -249,6 +275,8 @@ impl Scheduler {
             lane_keys: HashMap::new(),
             destinations: Arena::default(),
             destination_keys: HashMap::new(),
+            domains: Arena::default(),
+            domain_keys: HashMap::new(),
             queues: Arena::default(),
             queue_keys: HashMap::new(),
             connections: HashMap::new(),
@@ -257,6 +285,13 @@ impl Scheduler {
             resting: HashMap::new(),
             resolver_rests: None,
             window: window::Window::default(),
+            disabled_queues: 0,
+            unsaved_queues: Vec::new(),
+            revisits: VecDeque::new(),
+            revisit_timer: None,
+            purges: BTreeMap::new(),
+            next_purge: 0,
+            purging: false,
             claims: BTreeMap::new(),
             next_claim: 0,
             retry_claim_of: BTreeSet::new(),
@@ -333,6 +368,13 @@ impl Scheduler {
                     }
                     self.close(id);
                 }
+                TimerOwner::Queue(key) => {
+                    if let Some(queue) = self.queues.get_mut(key) {
+                        queue.timer = None;
+                    }
+                    self.on_queue_timer(now, key);
+                }
+                TimerOwner::Revisit => self.revisit_timer = None,
                 TimerOwner::Slot(slot) => self.limits.on_timer(slot, now, &mut self.timers),
                 TimerOwner::Storage => {
                     self.storage_timer = None;
@@ -375,6 +417,7 @@ impl Scheduler {
 
     /// Works until nothing more follows from what is known.
     fn run(&mut self, now: Timestamp) {
+        self.revisit_some(now);
         loop {
             while let Some(key) = self.dirty.pop_front() {
                 self.pump(now, key);
@@ -389,6 +432,7 @@ impl Scheduler {
                 None => break,
             }
         }
+        self.write_state();
         self.flush_writes(now);
         if self.shutting_down
             && !self.drained
@@ -399,6 +443,16 @@ impl Scheduler {
             self.drained = true;
             self.commands.push_back(Command::Drained);
         }
+    }
+
+    /// Looks at some of the destinations whose queue changed; the others follow at once, after what else there is.
+    fn revisit_some(&mut self, now: Timestamp) {
+        for _ in 0..REVISITS {
+            let Some(key) = self.revisits.pop_front() else { break };
+            self.revisit(now, key);
+        }
+        let next = (!self.revisits.is_empty()).then_some(now);
+        self.timers.arm(&mut self.revisit_timer, next, TimerOwner::Revisit);
     }
 
     /// A destination whose wait is over: what it waited for is to be had.

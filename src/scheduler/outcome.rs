@@ -1,12 +1,14 @@
 //! What becomes of recipients: delivered, deferred, bounced, expired.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::intake::head_of;
 use super::lane::Head;
 use super::record::{Failed, engine_diagnosis};
-use super::session::{Candidate, Connection, State};
-use super::verdict::{Context, SessionVerdict, Verdict, judge};
+use super::ruling::Ruling;
+use super::session::{Candidate, Connection, InTransaction, State};
+use super::verdict::{Context, SessionVerdict, Verdict, judge, sent_away_by};
 use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ConnectionId, DestinationKey, Scheduler};
@@ -20,14 +22,31 @@ use crate::storage::{Change, ItemId, Recipient, Release, StorageError, StorageEr
 use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport};
 
 /// When a body that could not be read for the moment is tried again.
-const BODY_RETRY: std::time::Duration = std::time::Duration::from_secs(30);
+const BODY_RETRY: Duration = Duration::from_secs(30);
+/// The due time of what is held until somebody says otherwise. Far past every expiry.
+pub(super) const HELD_UNTIL: Timestamp = Timestamp::from_unix_micros(u64::MAX / 4);
 
 /// What is left of an item after a transaction.
 #[derive(Default)]
-struct Settlement {
-    settled: Vec<u32>,
+pub(super) struct Settlement {
+    pub(super) settled: Vec<u32>,
     released: BTreeMap<Timestamp, Vec<Recipient>>,
     staying: Vec<Recipient>,
+}
+
+/// What a transaction carried, and where to.
+pub(super) struct Carried<'a> {
+    pub(super) transaction: &'a InTransaction,
+    pub(super) candidate: &'a Candidate,
+    tls: Option<&'a str>,
+}
+
+/// A recipient's transient failure.
+struct DeferredBy<'a> {
+    candidate: &'a Candidate,
+    diagnosis: Diagnosis,
+    /// By a reply rule, in place of the next one.
+    interval: Option<Duration>,
 }
 
 impl Scheduler {
@@ -52,16 +71,9 @@ impl Scheduler {
         let context = Context { reused, overflowed: &overflowed };
         let (verdicts, session) = judge(report, context);
         let took_one = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Delivered(_)));
-        self.settle(
-            now,
-            key,
-            &transaction.item,
-            &transaction.recipients,
-            verdicts,
-            &candidate,
-            tls.as_deref(),
-            &session,
-        );
+        let ended_by = sent_away_by(report).filter(|_| session != SessionVerdict::Usable);
+        let carried = Carried { transaction: &transaction, candidate: &candidate, tls: tls.as_deref() };
+        self.settle(now, key, &carried, verdicts, ended_by, &session);
         if took_one {
             self.delivered_to(key);
         }
@@ -184,46 +196,63 @@ impl Scheduler {
     }
 
     /// Gives each recipient of a transaction its verdict, and the item what is left of it.
-    #[allow(clippy::too_many_arguments, reason = "all of it belongs to one transaction")]
     fn settle(
         &mut self,
         now: Timestamp,
         key: DestinationKey,
-        id: &ItemId,
-        indices: &[u32],
+        carried: &Carried<'_>,
         verdicts: Vec<Verdict>,
-        candidate: &Candidate,
-        tls: Option<&str>,
+        ended_by: Option<&Reply>,
         session: &SessionVerdict,
     ) {
-        let Some(mut item) = self.window.remove(*id) else { return };
+        let Some(mut item) = self.window.remove(carried.transaction.item) else { return };
         let recipients = std::mem::take(&mut item.item.recipients);
-        let verdicts: BTreeMap<u32, Verdict> = indices.iter().copied().zip(verdicts).collect();
+        let candidate = carried.candidate;
+        let indices = carried.transaction.recipients.iter().copied();
+        let mut verdicts: BTreeMap<u32, Verdict> = indices.zip(verdicts).collect();
         let mut left = Settlement::default();
-        for recipient in recipients {
-            match verdicts.get(&recipient.index) {
-                Some(Verdict::Delivered(reply)) => {
-                    self.deliver(now, &item, recipient, reply, candidate, tls, &mut left);
+        let mut ruling = Ruling::new(carried, ended_by);
+        for mut recipient in recipients {
+            let verdict = verdicts.remove(&recipient.index).unwrap_or(Verdict::AtOnce);
+            let ruled = self.rule_on(now, key, &mut item, &recipient, verdict, &mut ruling);
+            match ruled.verdict {
+                Verdict::Delivered(reply) => {
+                    self.deliver(now, &item, recipient, &reply, carried, &mut left);
                 }
-                Some(Verdict::Bounced(cause)) => {
-                    let mut recipient = recipient;
-                    recipient.attempts = recipient.attempts.saturating_add(1);
-                    self.bounce(now, &item, &recipient, Some(candidate), cause.diagnosis(), &mut left);
+                Verdict::Bounced(cause) => {
+                    let mut diagnosis = cause.diagnosis();
+                    diagnosis.rule = ruled.rule;
+                    if ruled.counts && !self.fuse_allows(now, key) {
+                        self.hold(now, &item, recipient, Some(candidate), diagnosis, &mut left);
+                    } else {
+                        recipient.attempts = recipient.attempts.saturating_add(1);
+                        self.bounce(now, &item, &recipient, Some(candidate), diagnosis, &mut left);
+                    }
                 }
-                Some(Verdict::Deferred(cause)) => {
-                    self.defer(now, key, &item, recipient, candidate, cause.diagnosis(), &mut left);
+                Verdict::Deferred(cause) => {
+                    let mut diagnosis = cause.diagnosis();
+                    diagnosis.rule = ruled.rule;
+                    let failure = DeferredBy { candidate, diagnosis, interval: ruled.interval };
+                    self.defer(now, key, &item, recipient, failure, &mut left);
                 }
-                Some(Verdict::Overflow) => {
+                Verdict::Overflow => {
                     item.overflowed.push(recipient.index);
                     left.staying.push(recipient);
                 }
-                Some(Verdict::AtOnce) | None => left.staying.push(recipient),
+                Verdict::AtOnce => left.staying.push(recipient),
             }
         }
         if self.is_being_cancelled(&item) {
             for recipient in std::mem::take(&mut left.staying) {
                 self.cancel_recipient(now, &item, &recipient, &mut left.settled);
             }
+        }
+        if let Some(diagnosis) = ruling.bounces_queue {
+            self.bounce_queue(now, key, &diagnosis);
+        }
+        if let Some((host, diagnosis)) = ruling.skips {
+            self.skip_host(now, key, &host);
+            self.step_if_all_skipped(now, key, candidate, diagnosis);
         }
         item.item.recipients = std::mem::take(&mut left.staying);
         item.suspect = matches!(session, SessionVerdict::AsGreetingFailure);
@@ -264,49 +293,58 @@ impl Scheduler {
         }
         let Some(lane) = self.lanes.get_mut(item.lane) else { return };
         lane.pending = lane.pending.saturating_sub(1);
+        let purge = item.purge.take();
         if !stays {
+            lane.claimed = lane.claimed.saturating_sub(1);
             if let Some(destination) = self.destinations.get_mut(lane.destination) {
                 destination.claimed = destination.claimed.saturating_sub(1);
             }
             let key = item.lane;
             self.cancels.ended(item.item.envelope.id, id);
             self.review_lane(now, key);
+            if let Some(purge) = purge {
+                self.purged_one(now, purge);
+            }
             return;
         }
         item.busy = false;
         let (key, deadline, fresh) = (item.lane, item.deadline, item.is_fresh());
         lane.deadlines.insert((deadline, id));
-        let held =
-            self.destinations.get(lane.destination).is_some_and(|destination| destination.is_held(now));
+        let held = lane.destination;
+        let held = self.is_held(now, held);
+        let covering = self.purge_of(&item);
         self.window.insert(item);
-        if self.shutting_down || held {
+        if let Some(purge) = covering {
+            self.end_item(now, purge, id);
+        } else if self.shutting_down || held {
             self.put_back(now, id, None);
         } else {
             self.make_ready(id, fresh, true);
         }
         self.review_lane(now, key);
+        if let Some(purge) = purge {
+            self.purged_one(now, purge);
+        }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "all of it belongs to one delivery")]
     fn deliver(
         &mut self,
         now: Timestamp,
         item: &WindowItem,
         mut recipient: Recipient,
         reply: &Reply,
-        candidate: &Candidate,
-        tls: Option<&str>,
+        carried: &Carried<'_>,
         left: &mut Settlement,
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
-        let record = self.record(now, item, &recipient, Some(candidate));
-        let delivered = Delivered { record, reply: reply.clone(), tls: tls.map(str::to_owned) };
+        let record = self.record(now, item, &recipient, Some(carried.candidate));
+        let delivered = Delivered { record, reply: reply.clone(), tls: carried.tls.map(str::to_owned) };
         self.counters.delivered += 1;
         self.finish(&DeliveryEvent::Delivered(delivered));
         left.settled.push(recipient.index);
     }
 
-    fn bounce(
+    pub(super) fn bounce(
         &mut self,
         now: Timestamp,
         item: &WindowItem,
@@ -322,15 +360,13 @@ impl Scheduler {
     }
 
     /// Charges a recipient an attempt. It waits, unless it is too old, too often tried, or cancelled.
-    #[allow(clippy::too_many_arguments, reason = "all of it belongs to one failure")]
     fn defer(
         &mut self,
         now: Timestamp,
         key: DestinationKey,
         item: &WindowItem,
         mut recipient: Recipient,
-        candidate: &Candidate,
-        diagnosis: Diagnosis,
+        DeferredBy { candidate, diagnosis, interval }: DeferredBy<'_>,
         left: &mut Settlement,
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
@@ -346,23 +382,19 @@ impl Scheduler {
             return;
         }
         let random = self.rng.u64(..);
-        let Some(settings) = self
-            .destinations
-            .get(key)
-            .and_then(|destination| self.queues.get(destination.queue))
-            .map(|queue| queue.settings.clone())
-        else {
-            return;
-        };
+        let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) else { return };
+        let settings = queue.settings.clone();
+        let interval = interval.unwrap_or_else(|| queue.retry_after().interval(recipient.attempts));
         if settings.max_attempts.is_some_and(|most| recipient.attempts >= most) {
             self.expire_recipient(now, key, item, &recipient, Some(Reason::TooManyAttempts), left);
             return;
         }
-        if item.deadline <= now {
+        let expiry =
+            item.item.envelope.expires_at.unwrap_or(item.item.envelope.age_from + settings.bounce_after);
+        if expiry <= now {
             self.expire_recipient(now, key, item, &recipient, None, left);
             return;
         }
-        let interval = settings.retry_after.interval(recipient.attempts);
         let next_attempt = now + with_jitter(interval, settings.retry_jitter, random);
         let record = self.record(now, item, &recipient, Some(candidate));
         self.counters.deferred += 1;
@@ -372,6 +404,47 @@ impl Scheduler {
             next_attempt,
         })));
         left.released.entry(next_attempt).or_default().push(recipient);
+    }
+
+    /// A recipient that a rule or DNS would bounce, past its queue's fuse: nothing happens to it before its expiry
+    /// unless somebody says so.
+    fn hold(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        mut recipient: Recipient,
+        candidate: Option<&Candidate>,
+        diagnosis: Diagnosis,
+        left: &mut Settlement,
+    ) {
+        let record = self.record(now, item, &recipient, candidate);
+        recipient.last = Some(LastFailure {
+            at: now,
+            mx: candidate.map(|candidate| candidate.host.clone()),
+            peer: candidate.map(|candidate| candidate.peer),
+            diagnosis: diagnosis.clone(),
+        });
+        self.counters.deferred += 1;
+        let next_attempt = item.deadline;
+        self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred { record, diagnosis, next_attempt })));
+        left.released.entry(HELD_UNTIL).or_default().push(recipient);
+    }
+
+    /// Bounces an item that waits, for a rule or DNS, or holds it once the queue's fuse has blown.
+    pub(super) fn bounce_or_hold(&mut self, now: Timestamp, key: DestinationKey, id: ItemId, diagnosis: &Diagnosis) {
+        if self.fuse_allows(now, key) {
+            return self.bounce_item(now, id, diagnosis);
+        }
+        let Some(mut item) = self.leave_window(id) else { return };
+        let mut left = Settlement::default();
+        for recipient in std::mem::take(&mut item.item.recipients) {
+            self.hold(now, &item, recipient, None, diagnosis.clone(), &mut left);
+        }
+        let released: Vec<Release> =
+            left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
+        let put_back = Some(head_of(&item.item.envelope, HELD_UNTIL));
+        self.writes.change(Change::Update { item: id, lease: item.item.lease, settled: Vec::new(), released });
+        self.writes.then(Effect::Settled { lane: item.lane, put_back });
     }
 
     /// Bounces what lay too long, with the last thing it met.
@@ -396,7 +469,7 @@ impl Scheduler {
     }
 
     /// Ends all recipients of an item that waits in the window.
-    fn finish_item(
+    pub(super) fn finish_item(
         &mut self,
         now: Timestamp,
         id: ItemId,
@@ -472,8 +545,7 @@ impl Scheduler {
         let Some(item) = self.window.get(id) else { return };
         let (lane, fresh) = (item.lane, item.is_fresh());
         let is_being_cancelled = self.is_being_cancelled(item);
-        let held = self.lanes.get(lane).and_then(|lane| self.destinations.get(lane.destination));
-        let held = held.is_some_and(|destination| destination.is_held(now));
+        let held = self.lanes.get(lane).is_some_and(|lane| self.is_held(now, lane.destination));
         if is_being_cancelled {
             self.cancel_item(now, id);
         } else if self.shutting_down || held {
@@ -481,8 +553,12 @@ impl Scheduler {
         } else {
             self.make_ready(id, fresh, true);
         }
+        let purge = self.window.get_mut(id).and_then(|item| item.purge.take());
         // Its deadline counts again.
         self.review_lane(now, lane);
+        if let Some(purge) = purge {
+            self.purged_one(now, purge);
+        }
     }
 
     fn out_of_transaction(&mut self, id: ItemId) {

@@ -57,6 +57,11 @@ impl Pace {
         Self { paid_off: new.paid_off.min(most), ..new }
     }
 
+    /// As if nothing had been used.
+    pub(super) fn reset(&mut self) {
+        self.paid_off = 0;
+    }
+
     /// When it is as if nothing had been used.
     pub(super) fn rests_at(self) -> Timestamp {
         timestamp(self.paid_off)

@@ -28,6 +28,7 @@ impl Scheduler {
             return;
         }
         self.refuse_all(now, key);
+        self.look_up_afresh(key);
         self.claim_if_wanted(now, key);
         self.send_over_idle(now, key);
         self.connect_if_wanted(now, key);
@@ -39,13 +40,17 @@ impl Scheduler {
     /// While DNS or the hosts say that no mail is taken, what is due bounces.
     fn refuse_all(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        let Some((diagnosis, until)) = destination.refusal.clone() else { return };
-        if until <= now {
+        let Some(refusal) = destination.refusal.clone() else { return };
+        if refusal.until <= now {
             destination.refusal = None;
             return;
         }
-        while let Some(id) = self.draw(key) {
-            self.bounce_item(now, id, &diagnosis);
+        while let Some(id) = self.draw(now, key) {
+            if refusal.counts {
+                self.bounce_or_hold(now, key, id, &refusal.diagnosis);
+            } else {
+                self.bounce_item(now, id, &refusal.diagnosis);
+            }
         }
     }
 
@@ -76,7 +81,10 @@ impl Scheduler {
         let free = self.bounds.window.saturating_sub(self.window.len());
         // Half empty: claims are made in lots.
         let wants =
-            !destination.is_held(now) && !self.is_blocked(now, key) && destination.claimed <= bound / 2;
+            !self.is_held(now, key)
+                && !destination.is_asking()
+                && !self.is_blocked(now, key)
+                && destination.claimed <= bound / 2;
         let room = if !wants || destination.hungry.is_empty() {
             0
         } else if free > 0 {
@@ -122,7 +130,7 @@ impl Scheduler {
     fn send_over_idle(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            if destination.ready == 0 || destination.is_held(now) {
+            if destination.ready == 0 || self.is_held(now, key) {
                 return;
             }
             if !destination.waits.rate.is_empty() && !self.is_called(key) {
@@ -134,7 +142,7 @@ impl Scheduler {
                 self.wait_to_settle(key);
                 return;
             }
-            let Some(item) = self.draw(key) else { return };
+            let Some(item) = self.draw(now, key) else { return };
             if !self.start_transaction(now, key, connection, item) {
                 return;
             }
@@ -151,10 +159,17 @@ impl Scheduler {
     }
 
     /// The next item to try, by priority, lane and freshness in turns.
-    pub(super) fn draw(&mut self, key: DestinationKey) -> Option<ItemId> {
-        let destination = self.destinations.get_mut(key)?;
-        while let Some(lane_key) = destination.ring.pop() {
-            let Some(lane) = self.lanes.get_mut(lane_key) else { continue };
+    pub(super) fn draw(&mut self, now: Timestamp, key: DestinationKey) -> Option<ItemId> {
+        while let Some((lane_key, stamp)) = self.destinations.get_mut(key)?.ring.pop() {
+            let Some(lane) = self.lanes.get_mut(lane_key).filter(|lane| lane.ring_stamp == stamp) else {
+                continue;
+            };
+            if self.domains.get(lane.domain).and_then(|domain| domain.until).is_some_and(|until| until <= now) {
+                let domain = lane.domain;
+                lane.in_ring = false;
+                self.send_home(now, domain);
+                continue;
+            }
             let mut drawn = None;
             if let Some(id) = lane.draw()
                 && let Some(item) = self.window.get_mut(id)
@@ -162,8 +177,9 @@ impl Scheduler {
                 item.ready = false;
                 drawn = Some(id);
             }
+            let destination = self.destinations.get_mut(key)?;
             if lane.has_ready() {
-                destination.ring.push(lane.key.priority, lane_key);
+                destination.ring.push(lane.key.priority, lane_key, stamp);
             } else {
                 lane.in_ring = false;
             }
@@ -172,10 +188,20 @@ impl Scheduler {
                 return drawn;
             }
         }
-        let id = destination.suspects.pop_front()?;
-        destination.ready -= 1;
-        self.window.get_mut(id)?.ready = false;
-        Some(id)
+        loop {
+            let id = *self.destinations.get(key)?.suspects.front()?;
+            let lane = self.window.get(id)?.lane;
+            if self.is_stale(now, lane) {
+                let domain = self.lanes.get(lane)?.domain;
+                self.send_home(now, domain);
+                continue;
+            }
+            let destination = self.destinations.get_mut(key)?;
+            destination.suspects.pop_front();
+            destination.ready -= 1;
+            self.window.get_mut(id)?.ready = false;
+            return Some(id);
+        }
     }
 
     /// `false`: there is no room for its content now; the item waits, and the destination with it.
@@ -188,7 +214,7 @@ impl Scheduler {
     ) -> bool {
         let Some(item) = self.window.get(id) else { return true };
         if item.deadline <= now {
-            self.expire(now, id);
+            self.overdue(now, id);
             return true;
         }
         let octets = usize::try_from(item.item.envelope.size).unwrap_or(usize::MAX);
@@ -204,6 +230,7 @@ impl Scheduler {
         }
         self.waiting.body_called = None;
         let most = self.recipients_per_transaction(item.lane);
+        let most = if item.singly { 1 } else { most };
         let wanted = u32::try_from(item.item.recipients.len().min(most)).unwrap_or(u32::MAX);
         let fresh = item.is_fresh();
         let local = self.local_of(connection_id);
@@ -225,7 +252,7 @@ impl Scheduler {
             connection.has_idled |= since < now;
             destination.idle.remove(&(since, connection_id));
         }
-        connection.state = State::Busy(InTransaction { item: id, recipients, octets });
+        connection.state = State::Busy(InTransaction { item: id, recipients, octets, begun: now });
         connection.used += 1;
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(connection_id));
         self.transit_octets = self.transit_octets.saturating_add(octets);
@@ -266,7 +293,7 @@ impl Scheduler {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
             let wanted = destination.ready.saturating_sub(destination.opening + destination.idle.len());
-            if wanted == 0 || destination.is_held(now) {
+            if wanted == 0 || self.is_held(now, key) {
                 return;
             }
             // A connection that can not send would be closed for one that waits, and that one for it, without end.
@@ -293,8 +320,12 @@ impl Scheduler {
             // the end of the line again and again.
             let grace = if self.is_called(key) { ROUTE_GRACE } else { Duration::ZERO };
             if destination.route_within(now, grace).is_none() {
+                if destination.site.is_shared() {
+                    self.send_stale_home(now, key);
+                    return;
+                }
                 if self.resolver_rests.is_none_or(|until| until <= now) {
-                    self.look_up_if_possible(key);
+                    self.look_up_if_possible(key, Freshness::Cached);
                 }
                 return;
             }
@@ -312,7 +343,15 @@ impl Scheduler {
         self.called.is_some_and(|call| call.destination == key)
     }
 
-    fn look_up_if_possible(&mut self, key: DestinationKey) {
+    /// What DNS said may bounce mail: it is asked once more, even while the destination waits.
+    fn look_up_afresh(&mut self, key: DestinationKey) {
+        let wants = self.destinations.get(key).is_some_and(|d| d.wants_fresh && !d.waits.look_up);
+        if wants && self.resolver_rests.is_none() {
+            self.look_up_if_possible(key, Freshness::Fresh);
+        }
+    }
+
+    fn look_up_if_possible(&mut self, key: DestinationKey, freshness: Freshness) {
         let has_fresh = self.has_fresh(key);
         let Some(destination) = self.destinations.get_mut(key) else { return };
         if matches!(destination.route, RouteState::LookingUp) {
@@ -326,6 +365,8 @@ impl Scheduler {
             return;
         }
         let Some(queue) = self.queues.get(destination.queue) else { return };
+        let freshness = if std::mem::take(&mut destination.wants_fresh) { Freshness::Fresh } else { freshness };
+        destination.asked = freshness;
         destination.route = RouteState::LookingUp;
         self.looking_up += 1;
         self.commands.push_back(Command::Resolve {
@@ -333,7 +374,7 @@ impl Scheduler {
             domain: destination.domain.clone(),
             source: queue.source.clone(),
             settings: queue.settings.clone(),
-            freshness: Freshness::Cached,
+            freshness,
         });
     }
 
@@ -342,9 +383,15 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let resting =
             self.queues.get(destination.queue).and_then(|queue| self.resting.get(&queue.source)).copied();
-        let refusal = destination.refusal.as_ref().map(|&(_, until)| until);
-        let waits =
-            [destination.retry.until, destination.cohort.hold_until, resting, refusal, self.resolver_rests];
+        let refusal = destination.refusal.as_ref().map(|refusal| refusal.until);
+        let waits = [
+            destination.retry.until,
+            destination.cohort.hold_until,
+            destination.kept_until,
+            resting,
+            refusal,
+            self.resolver_rests,
+        ];
         let next = waits.into_iter().flatten().filter(|&at| at > now).min();
         self.timers.arm(&mut destination.timer, next, TimerOwner::Destination(key));
     }
@@ -355,28 +402,50 @@ impl Scheduler {
             && destination.connections == 0
             && !matches!(destination.route, RouteState::LookingUp)
             && !destination.claiming
-            && !destination.is_held(now);
+            && !destination.is_held(now)
+            && destination.kept_until.is_none_or(|until| until <= now);
         if !done {
             return;
         }
-        self.forget_state(key);
+        self.drop_state(key);
         let Some(mut destination) = self.destinations.remove(key) else { return };
         self.timers.arm(&mut destination.timer, None, TimerOwner::Destination(key));
-        self.destination_keys.remove(&(destination.domain.clone(), destination.queue));
+        self.destination_keys.remove(&(destination.site.clone(), destination.queue));
         let places = destination.waits.connect.drain(..).chain(destination.waits.rate.drain(..));
         places.for_each(|place| self.limits.leave_line(place));
         if let Some(queue) = self.queues.get_mut(destination.queue) {
-            queue.destinations -= 1;
-            if queue.destinations == 0
-                && let Some(queue) = self.queues.remove(destination.queue)
-            {
-                self.limits.remove(queue.slot);
-                self.queue_keys.remove(&(queue.name, queue.source));
-            }
+            queue.destinations.remove(&key);
+        }
+        self.remove_queue_if_done(now, destination.queue);
+    }
+
+    /// A queue without mail stays while something of it is not as the settings have it, or was counted.
+    pub(super) fn remove_queue_if_done(&mut self, now: Timestamp, key: super::QueueKey) {
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        if !queue.destinations.is_empty() || queue.mode != super::queue::Mode::default() {
+            return;
+        }
+        if let Some(until) = queue.remembers_until().filter(|&until| until > now) {
+            self.timers.arm(&mut queue.timer, Some(until), TimerOwner::Queue(key));
+            return;
+        }
+        self.write_state();
+        if let Some(mut queue) = self.queues.remove(key) {
+            self.timers.arm(&mut queue.timer, None, TimerOwner::Queue(key));
+            self.limits.remove(queue.slot);
+            self.queue_keys.remove(&(queue.name, queue.source));
         }
     }
 
-    fn close_idle(&mut self, key: DestinationKey) {
+    /// Nothing of it may be tried now.
+    pub(super) fn is_held(&self, now: Timestamp, key: DestinationKey) -> bool {
+        self.destinations.get(key).is_some_and(|destination| {
+            destination.is_held(now)
+                || self.queues.get(destination.queue).is_some_and(|queue| queue.is_held(now))
+        })
+    }
+
+    pub(super) fn close_idle(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
         let idle: Vec<_> = destination.idle.iter().map(|&(_, id)| id).collect();
         idle.into_iter().for_each(|id| self.close(id));

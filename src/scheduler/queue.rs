@@ -1,9 +1,14 @@
-//! A queue: what has settings, limits and statistics. One per domain and source.
+//! A queue: what has settings, limits, modes and statistics. One per domain or rollup, and source.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use super::DestinationKey;
 use super::limits::SlotKey;
-use crate::policy::{QueueSettings, Rate};
+use crate::clock::Timestamp;
+use crate::policy::{QueueSettings, Rate, RetryAfter, SlidingCount};
 
 pub(crate) struct Queue {
     pub(super) name: Arc<str>,
@@ -11,27 +16,161 @@ pub(crate) struct Queue {
     pub(super) settings: Arc<QueueSettings>,
     /// The limit of its connections.
     pub(super) slot: SlotKey,
-    pub(super) destinations: usize,
+    pub(super) destinations: BTreeSet<DestinationKey>,
+    pub(super) mode: Mode,
+    /// How often each reply rule with `after` matched, by its place in the policy.
+    pub(super) rule_counts: HashMap<usize, SlidingCount>,
+    /// Bounces by rules and DNS, if they are counted.
+    pub(super) bounces: Option<SlidingCount>,
+    pub(super) timer: Option<Timestamp>,
+    /// A state row of it is in the store.
+    pub(super) stored_state: bool,
+    /// What the row is to say has changed.
+    pub(super) unsaved: bool,
+}
+
+/// What is not as the settings have it. Kept over restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mode {
+    pub(super) backoff: Option<Backoff>,
+    /// In retry mode as a whole, by a reply rule: no attempt before this.
+    pub(super) held_until: Option<Timestamp>,
+    /// How often in a row.
+    pub(super) held_steps: u32,
+    /// Its source is not used, until then or until somebody says so.
+    pub(super) disabled: Option<Disabled>,
+    pub(super) connection_cap: Option<(u32, Timestamp)>,
+    pub(super) rate_cap: Option<(Rate, Timestamp)>,
+    /// Too many bounces: what would bounce is held until somebody says otherwise.
+    pub(super) fuse_blown: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Backoff {
+    pub(super) since: Timestamp,
+    /// `None`: until a delivery, a rule or somebody ends it.
+    pub(super) until: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Disabled {
+    /// `None`: for good.
+    pub(super) until: Option<Timestamp>,
+}
+
+/// What of a queue's mode ended by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lapsed {
+    pub(super) backoff: bool,
+    pub(super) hold: bool,
+    pub(super) disabled: bool,
+    pub(super) cap: bool,
 }
 
 impl Queue {
-    pub(super) fn new(name: Arc<str>, source: Arc<str>, settings: Arc<QueueSettings>, slot: SlotKey) -> Self {
-        Self { name, source, settings, slot, destinations: 0 }
+    pub(super) fn new(
+        name: Arc<str>,
+        source: Arc<str>,
+        settings: Arc<QueueSettings>,
+        slot: SlotKey,
+    ) -> Self {
+        let bounces = settings.bounce_fuse.map(SlidingCount::new);
+        Self {
+            name,
+            source,
+            settings,
+            slot,
+            destinations: BTreeSet::new(),
+            mode: Mode::default(),
+            rule_counts: HashMap::new(),
+            bounces,
+            timer: None,
+            stored_state: false,
+            unsaved: false,
+        }
+    }
+
+    pub(super) fn in_backoff(&self) -> bool {
+        self.mode.backoff.is_some()
     }
 
     /// How many connections it may have now.
     pub(super) fn connection_limit(&self) -> usize {
-        self.settings.max_smtp_out.map_or(usize::MAX, |limit| limit as usize)
+        let settings = &self.settings;
+        let limit = if self.in_backoff() { settings.backoff_max_smtp_out } else { settings.max_smtp_out };
+        let cap = self.mode.connection_cap.map(|(cap, _)| cap);
+        let least = [limit, cap].into_iter().flatten().min();
+        least.map_or(usize::MAX, |limit| limit as usize)
     }
 
     /// At which rate it may offer recipients now.
     pub(super) fn message_rate(&self) -> Option<Rate> {
-        self.settings.max_msg_rate
+        if self.in_backoff() { self.settings.backoff_max_msg_rate } else { self.settings.max_msg_rate }
     }
 
     /// A temporary cap on that.
     pub(super) fn capped_rate(&self) -> Option<Rate> {
-        None
+        self.mode.rate_cap.map(|(rate, _)| rate)
+    }
+
+    /// What is waited after a failure now.
+    pub(super) fn retry_after(&self) -> &RetryAfter {
+        if self.in_backoff() { &self.settings.backoff_retry_after } else { &self.settings.retry_after }
+    }
+
+    pub(super) fn is_disabled(&self) -> bool {
+        self.mode.disabled.is_some()
+    }
+
+    /// Nothing is sent from it now.
+    pub(super) fn is_held(&self, now: Timestamp) -> bool {
+        self.is_disabled() || self.mode.held_until.is_some_and(|until| until > now)
+    }
+
+    /// Ends what ends by itself.
+    pub(super) fn lapse(&mut self, now: Timestamp) -> Lapsed {
+        let mode = &mut self.mode;
+        let over = |until: Option<Timestamp>| until.is_some_and(|until| until <= now);
+        let lapsed = Lapsed {
+            backoff: over(mode.backoff.as_ref().and_then(|backoff| backoff.until)),
+            hold: over(mode.held_until),
+            disabled: over(mode.disabled.and_then(|disabled| disabled.until)),
+            cap: over(mode.connection_cap.map(|(_, until)| until))
+                || over(mode.rate_cap.map(|(_, until)| until)),
+        };
+        if lapsed.backoff {
+            mode.backoff = None;
+        }
+        if lapsed.hold {
+            mode.held_until = None;
+        }
+        if lapsed.disabled {
+            mode.disabled = None;
+        }
+        mode.connection_cap = mode.connection_cap.filter(|(_, until)| *until > now);
+        mode.rate_cap = mode.rate_cap.filter(|(_, until)| *until > now);
+        self.rule_counts.retain(|_, count| count.lapses_at() > now);
+        self.unsaved |= lapsed != Lapsed::default();
+        lapsed
+    }
+
+    /// When something of it ends by itself next.
+    pub(super) fn next_lapse(&self) -> Option<Timestamp> {
+        let mode = &self.mode;
+        let times = [
+            mode.backoff.as_ref().and_then(|backoff| backoff.until),
+            mode.held_until,
+            mode.disabled.and_then(|disabled| disabled.until),
+            mode.connection_cap.map(|(_, until)| until),
+            mode.rate_cap.map(|(_, until)| until),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// Until when it remembers what it counted.
+    pub(super) fn remembers_until(&self) -> Option<Timestamp> {
+        let counts = self.rule_counts.values().chain(&self.bounces).map(SlidingCount::lapses_at);
+        counts.max()
     }
 
     #[cfg(test)]

@@ -141,12 +141,15 @@ impl Scheduler {
         candidate: Option<&Candidate>,
     ) -> RecipientRecord {
         let lane = &item.item.lane;
-        let queue = self
+        let (queue, source) = self
             .lanes
             .get(item.lane)
             .and_then(|lane| self.destinations.get(lane.destination))
             .and_then(|destination| self.queues.get(destination.queue))
-            .map_or_else(|| lane.domain.as_str().into(), |queue| queue.name.clone());
+            .map_or_else(
+                || (lane.domain.as_str().into(), lane.source.clone()),
+                |queue| (queue.name.clone(), queue.source.clone()),
+            );
         let envelope = &item.item.envelope;
         RecipientRecord {
             event: self.event_id(now),
@@ -156,7 +159,7 @@ impl Scheduler {
             recipient: recipient.address.clone(),
             domain: lane.domain.clone(),
             queue,
-            source: lane.source.clone(),
+            source,
             mx: candidate.map(|candidate| candidate.host.clone()),
             peer: candidate.map(|candidate| candidate.peer),
             attempts: recipient.attempts,

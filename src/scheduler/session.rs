@@ -123,4 +123,5 @@ pub(super) struct InTransaction {
     pub(super) recipients: Vec<u32>,
     /// Octets of content charged to the transit budget.
     pub(super) octets: usize,
+    pub(super) begun: Timestamp,
 }

@@ -1,87 +1,285 @@
-//! Durable scheduler state: one row per destination, only while its retry clock is not at rest.
+//! Durable scheduler state: one row for each destination, queue and slow rate that is not at rest.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::destination::RetryClock;
+use super::limits::{LimitKey, Local};
+use super::no_mx::Missing;
+use super::placement::Site;
+use super::queue::Mode;
 use super::{DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::message::Domain;
+use crate::policy::Rate;
 use crate::storage::{Change, StateRow};
 
-/// The row's version: a row of another version is dropped with a warning.
-const VERSION: u8 = 1;
+/// The rows' version: a row of another version is dropped with a warning.
+const VERSION: u8 = 2;
+/// How long a destination of many domains keeps its clock after it ran out, until one of its domains is looked up.
+const KEPT_FOR_DOMAINS: std::time::Duration = std::time::Duration::from_secs(600);
 
 #[derive(Serialize, Deserialize)]
-struct Row {
+enum Row {
+    Destination(DestinationRow),
+    Queue(QueueRow),
+    Pace(PaceRow),
+}
+
+#[derive(Serialize, Deserialize)]
+struct DestinationRow {
     queue: String,
     source: String,
     domain: Domain,
+    site: SiteRow,
     step: u32,
     until: Option<Timestamp>,
     last: Option<Diagnosis>,
+    missing: Option<Missing>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum SiteRow {
+    Domain,
+    Fixed,
+    Hosts(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct QueueRow {
+    queue: String,
+    source: String,
+    mode: Mode,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PaceRow {
+    kind: PaceKind,
+    queue: String,
+    of: PaceOf,
+    rate: Rate,
+    rests_at: Timestamp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum PaceKind {
+    Messages,
+    Capped,
+    Connections,
+    SourceIpMessages,
+    SourceIpConnections,
+}
+
+#[derive(Serialize, Deserialize)]
+enum PaceOf {
+    Source(String),
+    Local(Local),
 }
 
 impl Scheduler {
-    /// Start-up: retry clocks go on where they stood.
+    /// Start-up: what was not at rest goes on where it stood.
     pub(super) fn on_state(&mut self, now: Timestamp, rows: &[StateRow]) {
         for row in rows {
-            let Some((&VERSION, encoded)) = row.value.split_first() else {
-                tracing::warn!(key = %row.key.escape_ascii(), "a state row of an unknown version was dropped");
-                self.writes.change(Change::DeleteState(row.key.clone()));
-                continue;
+            let decoded = match row.value.split_first() {
+                Some((&VERSION, encoded)) => postcard::from_bytes::<Row>(encoded).ok(),
+                _ => None,
             };
-            let Ok(state) = postcard::from_bytes::<Row>(encoded) else {
-                tracing::warn!(key = %row.key.escape_ascii(), "a damaged state row was dropped");
-                self.writes.change(Change::DeleteState(row.key.clone()));
-                continue;
-            };
-            let queue = self.queue_for(state.queue.as_str().into(), &state.source.as_str().into());
-            let key = self.destination_for(&state.domain, queue);
-            if let Some(destination) = self.destinations.get_mut(key) {
-                destination.retry.step = state.step;
-                destination.retry.until = state.until;
-                destination.retry.last = state.last;
-                destination.stored_state = true;
-                // Not before the heads of its lanes have come: without mail it would be forgotten.
-                let at = state.until.unwrap_or(now).max(now);
-                self.timers.arm(&mut destination.timer, Some(at), TimerOwner::Destination(key));
+            match decoded {
+                Some(Row::Destination(state)) => self.restore_destination(now, state),
+                Some(Row::Queue(state)) => self.restore_queue(now, state),
+                Some(Row::Pace(state)) => self.restore_pace(now, state),
+                None => {
+                    tracing::warn!(
+                        key = %row.key.escape_ascii(),
+                        "a state row that is damaged or of another version was dropped"
+                    );
+                    self.writes.change(Change::DeleteState(row.key.clone()));
+                }
             }
         }
     }
 
-    /// Writes a destination's retry clock.
+    fn restore_destination(&mut self, now: Timestamp, state: DestinationRow) {
+        let queue = self.queue_for(state.queue.as_str().into(), &state.source.as_str().into());
+        let site = match state.site {
+            SiteRow::Domain => Site::Domain(state.domain.clone()),
+            SiteRow::Fixed => Site::Fixed,
+            SiteRow::Hosts(hosts) => Site::Hosts(hosts.into()),
+        };
+        let is_shared = site.is_shared();
+        let key = self.destination_for(site, &state.domain, queue);
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.retry = RetryClock { step: state.step, until: state.until, last: state.last };
+            destination.missing = state.missing;
+            destination.stored_state = true;
+            // Not before the heads of its lanes have come: without mail it would be forgotten.
+            let at = state.until.unwrap_or(now).max(now);
+            let at = if is_shared { at + KEPT_FOR_DOMAINS } else { at };
+            destination.kept_until = is_shared.then_some(at);
+            self.timers.arm(&mut destination.timer, Some(at), TimerOwner::Destination(key));
+        }
+    }
+
+    fn restore_queue(&mut self, now: Timestamp, state: QueueRow) {
+        let key = self.queue_for(state.queue.as_str().into(), &state.source.as_str().into());
+        if let Some(queue) = self.queues.get_mut(key) {
+            self.disabled_queues += usize::from(state.mode.disabled.is_some());
+            queue.mode = state.mode;
+            queue.stored_state = true;
+        }
+        self.mode_changed(now, key);
+    }
+
+    fn restore_pace(&mut self, now: Timestamp, state: PaceRow) {
+        let queue: Arc<str> = state.queue.into();
+        let key = match (state.kind, state.of) {
+            (PaceKind::Messages, PaceOf::Source(source)) => LimitKey::MessageRate(queue, source.into()),
+            (PaceKind::Capped, PaceOf::Source(source)) => LimitKey::CapRate(queue, source.into()),
+            (PaceKind::Connections, PaceOf::Source(source)) => LimitKey::ConnectRate(queue, source.into()),
+            (PaceKind::SourceIpMessages, PaceOf::Local(local)) => LimitKey::SourceIpMessageRate(queue, local),
+            (PaceKind::SourceIpConnections, PaceOf::Local(local)) => {
+                LimitKey::SourceIpConnectRate(queue, local)
+            }
+            _ => return,
+        };
+        self.limits.resume(now, key, state.rate, state.rests_at, &mut self.timers);
+    }
+
+    /// Writes a destination's retry clock, and what DNS does not have of its domain.
     pub(super) fn store_state(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        let row = Row {
+        let row = DestinationRow {
             queue: queue.name.to_string(),
             source: queue.source.to_string(),
             domain: destination.domain.clone(),
+            site: match &destination.site {
+                Site::Domain(_) => SiteRow::Domain,
+                Site::Fixed => SiteRow::Fixed,
+                Site::Hosts(hosts) => SiteRow::Hosts(hosts.to_string()),
+            },
             step: destination.retry.step,
             until: destination.retry.until,
             last: destination.retry.last.clone(),
+            missing: destination.missing.clone(),
         };
-        let Ok(encoded) = postcard::to_extend(&row, vec![VERSION]) else { return };
         destination.stored_state = true;
-        let key = row_key(&row.queue, &row.source, &row.domain);
-        self.writes.change(Change::PutState(StateRow { key, value: encoded }));
+        let key = destination_key(&queue.name, &queue.source, &destination.site);
+        self.put_row(key, &Row::Destination(row));
     }
 
-    /// Removes the row, if there is one.
+    /// Removes the row, if there is one; writes it anew if something of it still counts.
     pub(super) fn forget_state(&mut self, key: DestinationKey) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        if destination.missing.is_some() {
+            self.store_state(key);
+            return;
+        }
+        self.drop_state(key);
+    }
+
+    pub(super) fn drop_state(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         if !std::mem::take(&mut destination.stored_state) {
             return;
         }
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        let key = row_key(&queue.name, &queue.source, &destination.domain);
+        let key = destination_key(&queue.name, &queue.source, &destination.site);
         self.writes.change(Change::DeleteState(key));
+    }
+
+    /// Writes what changed of queues and slow rates since the last commit.
+    pub(super) fn write_state(&mut self) {
+        for key in std::mem::take(&mut self.unsaved_queues) {
+            let Some(queue) = self.queues.get_mut(key) else { continue };
+            if !std::mem::take(&mut queue.unsaved) {
+                continue;
+            }
+            let row_key = named(b"queue", &[queue.name.as_bytes(), queue.source.as_bytes()]);
+            if queue.mode != Mode::default() {
+                queue.stored_state = true;
+                let row = QueueRow {
+                    queue: queue.name.to_string(),
+                    source: queue.source.to_string(),
+                    mode: queue.mode.clone(),
+                };
+                self.put_row(row_key, &Row::Queue(row));
+            } else if std::mem::take(&mut queue.stored_state) {
+                self.writes.change(Change::DeleteState(row_key));
+            }
+        }
+        if !self.limits.has_to_keep() {
+            return;
+        }
+        for (key, kept) in self.limits.to_keep() {
+            let (kind, queue, of) = match key {
+                LimitKey::MessageRate(queue, source) => {
+                    (PaceKind::Messages, queue, PaceOf::Source(source.to_string()))
+                }
+                LimitKey::CapRate(queue, source) => {
+                    (PaceKind::Capped, queue, PaceOf::Source(source.to_string()))
+                }
+                LimitKey::ConnectRate(queue, source) => {
+                    (PaceKind::Connections, queue, PaceOf::Source(source.to_string()))
+                }
+                LimitKey::SourceIpMessageRate(queue, local) => {
+                    (PaceKind::SourceIpMessages, queue, PaceOf::Local(local))
+                }
+                LimitKey::SourceIpConnectRate(queue, local) => {
+                    (PaceKind::SourceIpConnections, queue, PaceOf::Local(local))
+                }
+                _ => continue,
+            };
+            let of_key = match &of {
+                PaceOf::Source(source) => source.clone(),
+                PaceOf::Local(Local::Address(address)) => address.to_string(),
+                PaceOf::Local(Local::System { ipv6 }) => if *ipv6 { "v6" } else { "v4" }.to_owned(),
+            };
+            let row_key = named(b"pace", &[&[kind as u8], queue.as_bytes(), of_key.as_bytes()]);
+            match kept {
+                Some((rate, rests_at)) => {
+                    let row = PaceRow { kind, queue: queue.to_string(), of, rate, rests_at };
+                    self.put_row(row_key, &Row::Pace(row));
+                }
+                None => self.writes.change(Change::DeleteState(row_key)),
+            }
+        }
+    }
+
+    fn put_row(&mut self, key: Vec<u8>, row: &Row) {
+        if let Ok(value) = postcard::to_extend(row, vec![VERSION]) {
+            self.writes.change(Change::PutState(StateRow { key, value }));
+        }
     }
 }
 
-/// At most 512 octets: a domain has 255 at most, a source's name and a rollup's 64 each. The queue is left out where
-/// it is the domain's own.
-fn row_key(queue: &str, source: &str, domain: &Domain) -> Vec<u8> {
-    let rollup = if queue == domain.as_str() { "" } else { queue };
-    [b"destination", domain.as_str().as_bytes(), source.as_bytes(), rollup.as_bytes()].join(&0)
+fn named(kind: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = kind.to_vec();
+    for part in parts {
+        key.push(0);
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// At most 512 octets: a queue's name has 255 at most, a source's 64. Hosts, of which there may be many, are hashed.
+fn destination_key(queue: &str, source: &str, site: &Site) -> Vec<u8> {
+    let site = match site {
+        // In its own queue the domain is named by the queue.
+        Site::Domain(domain) if domain.as_str() == queue => Vec::new(),
+        Site::Domain(domain) => hash(domain.as_str()).to_vec(),
+        Site::Fixed => b"fixed".to_vec(),
+        Site::Hosts(hosts) => hash(hosts).to_vec(),
+    };
+    named(b"destination", &[queue.as_bytes(), source.as_bytes(), &site])
+}
+
+/// 128 bits of FNV-1a: no stranger gains by a collision, which would only mix up two retry clocks of one queue.
+fn hash(text: &str) -> [u8; 16] {
+    let hash = text.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    });
+    hash.to_be_bytes()
 }

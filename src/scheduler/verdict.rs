@@ -121,6 +121,17 @@ fn is_sent_away(report: &TransactionReport) -> bool {
     }
 }
 
+/// The reply that ended the session before this transaction got any.
+pub(super) fn sent_away_by(report: &TransactionReport) -> Option<&Reply> {
+    if !is_sent_away(report) {
+        return None;
+    }
+    report.mail.as_ref().or_else(|| match report.end.as_ref().map(|end| &end.cause) {
+        Some(EndCause::Reply(reply)) => Some(reply),
+        _ => None,
+    })
+}
+
 /// A session that was used before may have been closed while we wrote.
 fn ended_before_it_began(report: &TransactionReport, context: Context<'_>) -> bool {
     let closed = |end: &SessionEnd| matches!(end.cause, EndCause::Closed | EndCause::Broken(_));

@@ -25,6 +25,10 @@ pub(super) struct WindowItem {
     pub(super) ready: bool,
     /// It is in a transaction.
     pub(super) busy: bool,
+    /// It is to be sent to one recipient at a time: a reply rule waits for each one's own reply.
+    pub(super) singly: bool,
+    /// A purge began while it was in a transaction.
+    pub(super) purge: Option<super::purge::PurgeId>,
     /// The host cancelled it while it was in a transaction.
     pub(super) cancelled: bool,
 }
@@ -65,6 +69,11 @@ impl Window {
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = &WindowItem> {
         self.items.values()
+    }
+
+    /// All items, in no order.
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut WindowItem> {
+        self.items.values_mut()
     }
 
     pub(super) fn insert(&mut self, item: WindowItem) {

@@ -395,6 +395,7 @@ fn line(event: &DeliveryEvent) -> Option<String> {
         DeliveryEvent::QueueDeferred(e) => {
             (e.time, format!("queue-deferred {} {}", e.domain, e.diagnosis.status))
         }
+        DeliveryEvent::QueueMode(e) => (e.time, format!("queue-mode {} {}", e.queue, e.mode)),
         DeliveryEvent::LocalTrouble(e) => (e.time, "local-trouble".to_owned()),
         DeliveryEvent::StorageTrouble(e) => {
             (e.time, format!("storage-trouble{}", if e.stopped { " stopped" } else { "" }))

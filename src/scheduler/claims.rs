@@ -1,0 +1,209 @@
+//! Claims: mail taken out of the store, to send it or to end it.
+
+use super::cancel::CancelKey;
+use super::command::Command;
+use super::lane::Head;
+use super::writes::is_about_one_change;
+use super::{ClaimId, DestinationKey, LaneKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::storage::{ClaimPart, Claimed, ItemId, StorageError};
+
+/// Lanes in one claim.
+const LANES_PER_CLAIM: usize = 16;
+/// Items claimed at a time because they are too old.
+const EXPIRIES_PER_CLAIM: usize = 100;
+
+/// What a claim under way is for.
+pub(super) struct ClaimInFlight {
+    pub(super) purpose: Purpose,
+    lanes: Vec<LaneKey>,
+    /// Places in the window promised to it.
+    promised: usize,
+}
+
+#[cfg(test)]
+impl ClaimInFlight {
+    pub(super) fn promised(&self) -> usize {
+        self.promised
+    }
+}
+
+pub(super) enum Purpose {
+    /// To send, or to expire, mail of a destination.
+    Deliver(DestinationKey),
+    /// To cancel a message.
+    Cancel(CancelKey),
+}
+
+impl Scheduler {
+    /// Claims due mail up to `room` items, in turns over the hungry lanes, and what is too old.
+    pub(super) fn claim(&mut self, now: Timestamp, destination_key: DestinationKey, room: usize) {
+        let mut parts = Vec::new();
+        let mut lanes = Vec::new();
+        while lanes.len() < LANES_PER_CLAIM
+            && let Some(key) =
+                self.destinations.get_mut(destination_key).and_then(|d| d.expiring.pop_front())
+        {
+            if self.take_expiring(key, destination_key) {
+                self.parts_of_old(now, destination_key, key, &mut parts);
+                lanes.push(key);
+            }
+        }
+        let Some(destination) = self.destinations.get_mut(destination_key) else { return };
+        let hungry = destination.hungry.len().min(LANES_PER_CLAIM).min(room);
+        let mut promised = 0;
+        if let Some(share) = room.checked_div(hungry) {
+            for _ in 0..hungry {
+                let Some(key) = destination.hungry.pop_front() else { break };
+                let Some(lane) = self.lanes.get_mut(key) else { continue };
+                // It may have left for another destination since it stood here.
+                if lane.destination != destination_key || !std::mem::take(&mut lane.hungry) {
+                    continue;
+                }
+                parts.push(ClaimPart::Due { lane: lane.key.clone(), before: now, limit: share });
+                promised += share;
+                if !lanes.contains(&key) {
+                    lanes.push(key);
+                }
+            }
+        }
+        if parts.is_empty() {
+            return;
+        }
+        destination.claiming = true;
+        destination.claimed += promised;
+        self.window.reserved += promised;
+        for &key in &lanes {
+            if let Some(lane) = self.lanes.get_mut(key) {
+                lane.claiming = Some(Head::default());
+            }
+        }
+        self.start_claim(
+            ClaimInFlight { purpose: Purpose::Deliver(destination_key), lanes, promised },
+            parts,
+        );
+    }
+
+    fn take_expiring(&mut self, key: LaneKey, of: DestinationKey) -> bool {
+        self.lanes
+            .get_mut(key)
+            .is_some_and(|lane| lane.destination == of && std::mem::take(&mut lane.expiring))
+    }
+
+    /// What of a lane is expired, as old as its domain may be missing, or to be purged.
+    fn parts_of_old(
+        &self,
+        now: Timestamp,
+        destination: DestinationKey,
+        key: LaneKey,
+        parts: &mut Vec<ClaimPart>,
+    ) {
+        let Some(lane) = self.lanes.get(key) else { return };
+        let name = &lane.key;
+        let limit = EXPIRIES_PER_CLAIM;
+        let expired = now.saturating_sub(self.bounce_after(lane));
+        let is_confirmed = self.destinations.get(destination).is_some_and(|d| d.is_confirmed_missing(now));
+        let missing = self.missing_after(destination).filter(|_| is_confirmed);
+        let missing = missing.map(|after| now.saturating_sub(after));
+        let ended = missing.into_iter().chain(self.purge_before(key)).max();
+        let before = ended.map_or(expired, |ended| ended.max(expired));
+        parts.push(ClaimPart::Age { lane: name.clone(), before, limit });
+        parts.push(ClaimPart::Expiry { lane: name.clone(), before: now, limit });
+        if let Some(before) = ended {
+            parts.push(ClaimPart::AgeWithExpiry { lane: name.clone(), before, limit });
+        }
+    }
+
+    /// Leases the items of a message that are not in the window, to cancel them.
+    pub(super) fn claim_to_cancel(&mut self, key: CancelKey, items: Vec<ItemId>) {
+        let claim = ClaimInFlight { purpose: Purpose::Cancel(key), lanes: Vec::new(), promised: 0 };
+        self.start_claim(claim, vec![ClaimPart::Items(items)]);
+    }
+
+    fn start_claim(&mut self, claim: ClaimInFlight, what: Vec<ClaimPart>) {
+        let id = ClaimId(self.next_claim);
+        self.next_claim += 1;
+        self.claims.insert(id, claim);
+        self.commands.push_back(Command::Claim { claim: id, what });
+    }
+
+    /// The first claim that has not come back; with none, the next.
+    pub(super) fn first_claim_under_way(&self) -> ClaimId {
+        self.claims.first_key_value().map_or(ClaimId(self.next_claim), |(&id, _)| id)
+    }
+
+    pub(super) fn on_claimed(
+        &mut self,
+        now: Timestamp,
+        claim: ClaimId,
+        result: Result<Claimed, StorageError>,
+    ) {
+        let Some(claim) = self.claims.remove(&claim) else { return };
+        self.window.reserved = self.window.reserved.saturating_sub(claim.promised);
+        if let Purpose::Deliver(key) = claim.purpose
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            destination.claimed = destination.claimed.saturating_sub(claim.promised);
+        }
+        match result {
+            Ok(claimed) => {
+                for head in &claimed.heads {
+                    let Some(&key) = self.lane_keys.get(&head.lane) else { continue };
+                    let Some(lane) = self.lanes.get_mut(key) else { continue };
+                    if let Some(meanwhile) = lane.claiming.take() {
+                        lane.head = Head::from(head);
+                        lane.head.merge(meanwhile);
+                    }
+                }
+                for item in claimed.items {
+                    if self.cancels.has_ended(item.envelope.id, item.id) {
+                        continue;
+                    }
+                    let key = self.lane_for(&item.lane);
+                    self.take_in(now, key, item, None);
+                }
+                self.after_claim(now, &claim);
+            }
+            Err(error) => {
+                self.after_claim(now, &claim);
+                match claim.purpose {
+                    Purpose::Deliver(destination) if error.is_temporary() || is_about_one_change(&error) => {
+                        self.retry_claim_of.insert(destination);
+                        self.storage_trouble(now, &error);
+                    }
+                    Purpose::Deliver(_) => self.stop_writing(now, &error),
+                    Purpose::Cancel(ref key) => self.cancel_failed(*key, &error),
+                }
+            }
+        }
+        if let Purpose::Cancel(key) = claim.purpose {
+            self.cancel_claimed(key);
+        }
+        self.finish_cancels(now);
+    }
+
+    fn after_claim(&mut self, now: Timestamp, claim: &ClaimInFlight) {
+        for &key in &claim.lanes {
+            if let Some(lane) = self.lanes.get_mut(key)
+                && let Some(meanwhile) = lane.claiming.take()
+            {
+                lane.head.merge(meanwhile);
+            }
+        }
+        if let Purpose::Deliver(destination) = claim.purpose
+            && let Some(state) = self.destinations.get_mut(destination)
+        {
+            state.claiming = false;
+            self.mark(destination);
+        }
+        for &key in &claim.lanes {
+            self.review_lane(now, key);
+        }
+    }
+
+    /// The store may answer again: claims that failed are made anew.
+    pub(super) fn retry_claims(&mut self) {
+        let failed = std::mem::take(&mut self.retry_claim_of);
+        failed.into_iter().for_each(|destination| self.mark(destination));
+    }
+}

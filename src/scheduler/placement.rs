@@ -1,0 +1,457 @@
+//! Where a domain's mail lies: in its own queue until its MX records are known, then maybe in a rollup.
+//!
+//! Each domain of a source has a *home*, a destination of its own queue (or of the queue that `queue-to` names).
+//! Mail begins there. The home's look-up decides: if a rollup rule matches, all lanes of the domain move to a
+//! destination of the rollup, one for each set of hosts, shared by all domains with the same set. When what DNS
+//! said of the domain runs out, it goes home before its next attempt, and is decided anew.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::destination::{Destination, RouteState};
+use super::lane::LaneState;
+use super::limits::LimitKey;
+use super::queue::Queue;
+use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler, TimerOwner};
+use crate::clock::Timestamp;
+use crate::dns::{Route, RouteKind};
+use crate::message::{Domain, MessageId};
+use crate::policy::{Policy, QueueSettings, RollupRule, UnknownSource};
+use crate::storage::{ItemId, Lane};
+
+/// A route is used for at least this long, whatever its TTL, so that a TTL of zero does not mean a look-up for
+/// every connection.
+const SHORTEST_ROUTE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Whose hosts a destination has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Site {
+    /// Those of this domain: its home.
+    Domain(Domain),
+    /// The fixed hosts of its queue.
+    Fixed,
+    /// Exactly these hosts, by preference.
+    Hosts(Arc<str>),
+}
+
+/// A domain with mail, of one source (or one of a pool's).
+pub(crate) struct DomainState {
+    domain: Domain,
+    /// As its lanes name it: a source, or `source@pool`.
+    source: Arc<str>,
+    /// Where its mail lies now.
+    pub(super) destination: DestinationKey,
+    /// Away from home: until when what DNS said of it holds.
+    pub(super) until: Option<Timestamp>,
+    pub(super) lanes: BTreeSet<LaneKey>,
+}
+
+/// What names a lane's source: the one requested, or the one drawn from the pool requested, with the pool.
+pub(super) fn lane_source(
+    policy: &Policy,
+    requested: Option<&str>,
+    id: &MessageId,
+) -> Result<Arc<str>, UnknownSource> {
+    let source = policy.choose_source(requested, id)?;
+    Ok(match requested {
+        Some(pool) if *pool != *source => format!("{source}@{pool}").into(),
+        _ => source,
+    })
+}
+
+/// The source and, if it was drawn from one, the pool.
+fn split_source(lane_source: &str) -> (&str, Option<&str>) {
+    lane_source.split_once('@').map_or((lane_source, None), |(source, pool)| (source, Some(pool)))
+}
+
+impl Scheduler {
+    /// The lane's state, made if need be, with its domain, destination and queue.
+    pub(super) fn lane_for(&mut self, lane: &Lane) -> LaneKey {
+        if let Some(&key) = self.lane_keys.get(lane) {
+            return key;
+        }
+        let (domain, destination) = self.domain_for(&lane.domain, &lane.source);
+        let key = self.lanes.insert(LaneState::new(lane.clone(), domain, destination));
+        if let Some(state) = self.domains.get_mut(domain) {
+            state.lanes.insert(key);
+        }
+        self.lane_keys.insert(lane.clone(), key);
+        if let Some(destination) = self.destinations.get_mut(destination) {
+            destination.lanes.insert(key);
+        }
+        key
+    }
+
+    fn domain_for(&mut self, domain: &Domain, source: &Arc<str>) -> (DomainKey, DestinationKey) {
+        let name = (domain.clone(), source.clone());
+        let known = self.domain_keys.get(&name).copied();
+        if let Some((key, state)) = known.and_then(|key| Some((key, self.domains.get(key)?))) {
+            return (key, state.destination);
+        }
+        let destination = self.home(domain, source);
+        let state = DomainState {
+            domain: name.0.clone(),
+            source: name.1.clone(),
+            destination,
+            until: None,
+            lanes: BTreeSet::new(),
+        };
+        let key = self.domains.insert(state);
+        self.domain_keys.insert(name, key);
+        (key, destination)
+    }
+
+    /// The destination where a domain's mail begins.
+    fn home(&mut self, domain: &Domain, lane_source: &str) -> DestinationKey {
+        let own: Arc<str> = domain.as_str().into();
+        let source = self.source_for(&own, domain, lane_source);
+        let settings = self.policy.settings(&own, &source);
+        let Some(rollup) = settings.queue_to.clone() else {
+            let queue = self.queue_with(own, &source, settings);
+            return self.destination_for(Site::Domain(domain.clone()), domain, queue);
+        };
+        let name: Arc<str> = rollup.as_str().into();
+        let source = self.source_for(&name, domain, lane_source);
+        let queue = self.queue_for(name, &source);
+        let fixed = self.queues.get(queue).is_some_and(|queue| !queue.settings.smtp_hosts.is_empty());
+        let site = if fixed { Site::Fixed } else { Site::Domain(domain.clone()) };
+        self.destination_for(site, domain, queue)
+    }
+
+    /// The source that a lane's mail is sent from in this queue: its own unless that is gone, or disabled there and
+    /// its pool has another.
+    fn source_for(&self, queue: &Arc<str>, domain: &Domain, lane_source: &str) -> Arc<str> {
+        let (source, pool) = split_source(lane_source);
+        let exists = self.policy.source(source).map(|source| source.name().clone());
+        let enabled = |source: &str| {
+            self.disabled_queues == 0 || {
+                let key = self.queue_keys.get(&(queue.clone(), source.into())).copied();
+                key.and_then(|key| self.queues.get(key)).is_none_or(|queue| !queue.is_disabled())
+            }
+        };
+        if let Some(source) = &exists
+            && enabled(source)
+        {
+            return source.clone();
+        }
+        let others = pool.and_then(|pool| self.policy.pool(pool)).and_then(|pool| {
+            let usable = |name: &str| self.policy.source(name).is_some() && enabled(name);
+            pool.draw_by_name(&format!("{domain}/{source}"), usable).cloned()
+        });
+        others.or(exists).unwrap_or_else(|| self.policy.default_source().clone())
+    }
+
+    pub(super) fn queue_for(&mut self, name: Arc<str>, source: &Arc<str>) -> QueueKey {
+        match self.queue_keys.get(&(name.clone(), source.clone())) {
+            Some(&queue) => queue,
+            None => {
+                let settings = self.policy.settings(&name, source);
+                self.queue_with(name, source, settings)
+            }
+        }
+    }
+
+    fn queue_with(&mut self, name: Arc<str>, source: &Arc<str>, settings: QueueSettings) -> QueueKey {
+        let key = (name, source.clone());
+        if let Some(&queue) = self.queue_keys.get(&key) {
+            return queue;
+        }
+        let queue = Queue::new(key.0.clone(), key.1.clone(), Arc::new(settings), self.total);
+        let queue = self.queues.insert(queue);
+        if let Some(state) = self.queues.get_mut(queue) {
+            state.slot = self.limits.count(LimitKey::Queue(queue), state.connection_limit());
+        }
+        self.queue_keys.insert(key, queue);
+        queue
+    }
+
+    pub(super) fn destination_for(&mut self, site: Site, domain: &Domain, queue: QueueKey) -> DestinationKey {
+        let key = (site, queue);
+        if let Some(&destination) = self.destination_keys.get(&key) {
+            return destination;
+        }
+        let destination = Destination::new(queue, key.0.clone(), domain.clone());
+        let destination = self.destinations.insert(destination);
+        self.destination_keys.insert(key, destination);
+        if let Some(queue) = self.queues.get_mut(queue) {
+            queue.destinations.insert(destination);
+        }
+        destination
+    }
+
+    /// A home's look-up succeeded: the domain stays, or moves into a rollup with what was found.
+    pub(super) fn place(&mut self, now: Timestamp, home: DestinationKey, route: &Arc<Route>) {
+        let until = now + route.ttl.max(SHORTEST_ROUTE);
+        if let Some((queue, site, route)) = self.rollup_of(home, route) {
+            let Some(destination) = self.destinations.get_mut(home) else { return };
+            destination.route = RouteState::Unknown;
+            let domain = destination.domain.clone();
+            let domains: BTreeSet<DomainKey> =
+                destination.lanes.iter().filter_map(|&lane| Some(self.lanes.get(lane)?.domain)).collect();
+            for key in domains {
+                let Some(state) = self.domains.get(key) else { continue };
+                let lane_source = state.source.clone();
+                let source = self.source_for(&queue, &domain, &lane_source);
+                let queue = self.queue_for(queue.clone(), &source);
+                let target = self.destination_for(site.clone(), &domain, queue);
+                if site != Site::Fixed {
+                    self.set_route(target, route.clone(), until);
+                }
+                self.move_domain(now, key, target, Some(until));
+            }
+            self.stop_waiting_to_connect(home);
+            self.close_idle(home);
+            self.mark(home);
+        } else {
+            self.set_route(home, route.clone(), until);
+        }
+    }
+
+    /// Queue, site and route of a domain that does not stay at home.
+    fn rollup_of(&self, home: DestinationKey, route: &Arc<Route>) -> Option<(Arc<str>, Site, Arc<Route>)> {
+        let destination = self.destinations.get(home)?;
+        let queue = self.queues.get(destination.queue)?;
+        if route.kind != RouteKind::Mx || !matches!(destination.site, Site::Domain(_)) {
+            return None;
+        }
+        if *queue.name != *destination.domain.as_str() {
+            // Rolled up by `queue-to`.
+            return Some((queue.name.clone(), Site::of(route), route.clone()));
+        }
+        if queue.settings.disable_mx_rollup {
+            return None;
+        }
+        let rule = self.policy.rollup_for(&route.exchangers)?;
+        let name: Arc<str> = rule.queue().as_str().into();
+        let settings = self.policy.settings(&name, &queue.source);
+        if !settings.smtp_hosts.is_empty() {
+            return Some((name, Site::Fixed, route.clone()));
+        }
+        let route = match configured_first(rule, route) {
+            Cow::Borrowed(_) => route.clone(),
+            Cow::Owned(route) => Arc::new(route),
+        };
+        Some((name, Site::of(&route), route))
+    }
+
+    /// Where a destination's mail goes from now on.
+    fn set_route(&mut self, key: DestinationKey, route: Arc<Route>, until: Timestamp) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        if destination.known_route().is_none_or(|known| **known != *route) {
+            destination.suspended = None;
+            self.stop_waiting_to_connect(key);
+        }
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        let until = match destination.route {
+            RouteState::Known { until: old, .. } => until.max(old),
+            _ => until,
+        };
+        destination.refusal = None;
+        destination.route = RouteState::Known { route: route.clone(), until };
+        self.retire_strays(key, &route);
+        self.mark(key);
+    }
+
+    /// What DNS said of a domain has run out, or its place is to be decided anew: back to its own queue.
+    pub(super) fn send_home(&mut self, now: Timestamp, key: DomainKey) {
+        let Some(state) = self.domains.get(key) else { return };
+        let (domain, source) = (state.domain.clone(), state.source.clone());
+        let home = self.home(&domain, &source);
+        self.move_domain(now, key, home, None);
+    }
+
+    /// Whether a lane's mail may not be sent from where it lies without its domain being looked up again.
+    pub(super) fn is_stale(&self, now: Timestamp, lane: LaneKey) -> bool {
+        let domain = self.lanes.get(lane).and_then(|lane| self.domains.get(lane.domain));
+        domain.and_then(|domain| domain.until).is_some_and(|until| until <= now)
+    }
+
+    /// A shared destination whose route has run out: so has what is known of its domains.
+    pub(super) fn send_stale_home(&mut self, now: Timestamp, key: DestinationKey) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        let mut stale: Vec<LaneKey> = Vec::new();
+        while let Some((lane, stamp)) = destination.ring.pop() {
+            if let Some(state) = self.lanes.get_mut(lane)
+                && state.ring_stamp == stamp
+            {
+                state.in_ring = false;
+                stale.push(lane);
+            }
+        }
+        stale.extend(
+            destination.suspects.iter().filter_map(|&id| self.window.get(id)).map(|item| item.lane),
+        );
+        for lane in stale {
+            // Each is in a ring again where it goes.
+            if let Some(domain) = self.lanes.get(lane).map(|lane| lane.domain) {
+                self.send_home(now, domain);
+            }
+        }
+    }
+
+    /// A destination's queue changed: is it held, and does its mail still belong there?
+    pub(super) fn revisit(&mut self, now: Timestamp, key: DestinationKey) {
+        let Some(destination) = self.destinations.get(key) else { return };
+        let Some(queue) = self.queues.get(destination.queue) else { return };
+        let (name, source) = (queue.name.clone(), queue.source.clone());
+        let lanes: Vec<LaneKey> = destination.lanes.iter().copied().collect();
+        for lane in lanes {
+            let Some(state) = self.lanes.get(lane) else { continue };
+            let domain = state.domain;
+            if *self.source_for(&name, &state.key.domain, &state.key.source) != *source {
+                self.send_home(now, domain);
+            } else {
+                self.set_deadlines(lane);
+                self.review_lane(now, lane);
+            }
+        }
+        if self.is_held(now, key) {
+            self.clear_window_of(now, key, None);
+        }
+        self.mark(key);
+    }
+
+    fn move_domain(
+        &mut self,
+        now: Timestamp,
+        key: DomainKey,
+        to: DestinationKey,
+        until: Option<Timestamp>,
+    ) {
+        let Some(state) = self.domains.get_mut(key) else { return };
+        state.until = until;
+        state.destination = to;
+        let lanes: Vec<_> = state.lanes.iter().copied().collect();
+        lanes.into_iter().for_each(|lane| self.move_lane(now, lane, to));
+    }
+
+    /// A lane with all that is in the window of it. Transactions under way end where they are.
+    fn move_lane(&mut self, now: Timestamp, key: LaneKey, to: DestinationKey) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let from = lane.destination;
+        if from == to {
+            return;
+        }
+        lane.destination = to;
+        (lane.hungry, lane.expiring) = (false, false);
+        let listed = lane.fresh.len() + lane.again.len();
+        let claimed = lane.claimed;
+        let mut suspects = Vec::new();
+        if let Some(destination) = self.destinations.get_mut(from) {
+            let window = &self.window;
+            destination.suspects.retain(|&id| {
+                let stays = window.get(id).is_none_or(|item| item.lane != key);
+                if !stays {
+                    suspects.push(id);
+                }
+                stays
+            });
+            destination.ready -= listed + suspects.len();
+            destination.claimed = destination.claimed.saturating_sub(claimed);
+            destination.lanes.remove(&key);
+        }
+        if let Some(destination) = self.destinations.get_mut(to) {
+            destination.ready += listed + suspects.len();
+            destination.claimed += claimed;
+            destination.lanes.insert(key);
+            destination.suspects.extend(suspects);
+        }
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        lane.ring_stamp = lane.ring_stamp.wrapping_add(1);
+        lane.in_ring = lane.has_ready();
+        if lane.in_ring
+            && let Some(destination) = self.destinations.get_mut(to)
+        {
+            destination.ring.push(lane.key.priority, key, lane.ring_stamp);
+        }
+        self.set_deadlines(key);
+        if self.is_held(now, to) {
+            let waiting: Vec<ItemId> = self
+                .lanes
+                .get(key)
+                .map(|lane| lane.deadlines.iter().map(|&(_, id)| id).collect())
+                .unwrap_or_default();
+            waiting.into_iter().for_each(|id| self.put_back(now, id, None));
+        }
+        self.review_lane(now, key);
+        self.mark(from);
+        self.mark(to);
+    }
+
+    pub(super) fn remove_lane(&mut self, now: Timestamp, key: LaneKey) {
+        let Some(mut lane) = self.lanes.remove(key) else { return };
+        self.timers.arm(&mut lane.timer, None, TimerOwner::Lane(key));
+        self.unmark_lane(now, lane.purge.take());
+        self.lane_keys.remove(&lane.key);
+        if let Some(destination) = self.destinations.get_mut(lane.destination) {
+            destination.lanes.remove(&key);
+        }
+        let Some(domain) = self.domains.get_mut(lane.domain) else { return };
+        domain.lanes.remove(&key);
+        if domain.lanes.is_empty()
+            && let Some(domain) = self.domains.remove(lane.domain)
+        {
+            self.domain_keys.remove(&(domain.domain, domain.source));
+        }
+    }
+}
+
+impl DomainState {
+    #[cfg(test)]
+    pub(super) fn for_tests(domain: Domain, destination: DestinationKey) -> Self {
+        Self { domain, source: "default".into(), destination, until: None, lanes: BTreeSet::new() }
+    }
+}
+
+impl Site {
+    /// That of a route by MX.
+    fn of(route: &Route) -> Self {
+        let names = |group: &Vec<Arc<str>>| {
+            let mut names: Vec<&str> = group.iter().map(AsRef::as_ref).collect();
+            names.sort_unstable();
+            names.dedup();
+            names.join(",")
+        };
+        Self::Hosts(route.exchangers.iter().map(names).collect::<Vec<_>>().join(";").into())
+    }
+
+    /// Its mail comes from many domains, each of which is looked up by itself.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Hosts(_))
+    }
+}
+
+/// A rule that names hosts delivers to these first, and to the domain's others when none of them can be reached.
+fn configured_first<'a>(rule: &RollupRule, route: &'a Route) -> Cow<'a, Route> {
+    if rule.hosts().iter().any(|host| host.is_wildcard()) {
+        return Cow::Borrowed(route);
+    }
+    let is_configured = |name: &str| rule.hosts().iter().any(|host| host.matches(name));
+    let mut first = Vec::new();
+    let mut others = Vec::new();
+    for hosts in &route.preferences {
+        let (configured, other): (Vec<_>, Vec<_>) =
+            hosts.iter().cloned().partition(|host| is_configured(&host.name));
+        for host in configured {
+            if !first.iter().any(|known: &crate::dns::RouteHost| known.name == host.name) {
+                first.push(host);
+            }
+        }
+        others.push(other);
+    }
+    let (mut names, mut other_names) = (Vec::new(), Vec::new());
+    for group in &route.exchangers {
+        let (configured, other): (Vec<_>, Vec<_>) = group.iter().cloned().partition(|name| is_configured(name));
+        names.extend(configured);
+        other_names.push(other);
+    }
+    let with = |first, others: Vec<Vec<_>>| {
+        std::iter::once(first).chain(others).filter(|group: &Vec<_>| !group.is_empty()).collect()
+    };
+    let preferences = with(first, others);
+    names.sort_unstable();
+    names.dedup();
+    let exchangers = std::iter::once(names).chain(other_names).filter(|group| !group.is_empty()).collect();
+    Cow::Owned(Route { preferences, exchangers, kind: route.kind, ttl: route.ttl })
+}

@@ -1,0 +1,237 @@
+//! Ending mail by the lane: all that a lane holds up to an age, whenever it is due.
+//!
+//! A purge marks lanes. What is in the window of a marked lane ends at once, what is in the store is claimed by age
+//! and ends as it comes, and what is in a transaction ends when that does. A lane's purge is over when nothing so
+//! old is left of it.
+
+use super::command::{Answer, CancelReport, Command, Token};
+use super::outcome::Settlement;
+use super::window::WindowItem;
+use super::writes::Effect;
+use super::{DestinationKey, LaneKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::event::Diagnosis;
+use crate::storage::{ItemId, Recipient};
+
+/// Items that one call ends at most of one lane; the rest follows.
+const AT_A_TIME: usize = 256;
+
+/// Names a purge under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PurgeId(u64);
+
+/// A lane's mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LanePurge {
+    id: PurgeId,
+    /// Nothing was left. Should something so old come back into the store, it ends too.
+    finished: bool,
+}
+
+/// How mail ends.
+#[derive(Clone, Debug)]
+pub(super) enum Ending {
+    /// As cancelled.
+    Cancelled,
+    /// As bounced, with this.
+    Bounced(Box<Diagnosis>),
+}
+
+pub(super) struct Purge {
+    /// What was submitted (or held) until then ends.
+    before: Timestamp,
+    ending: Ending,
+    /// Lanes that carry its mark.
+    lanes: usize,
+    /// Of these, the ones of which something may be left, and items in transactions.
+    unfinished: usize,
+    report: CancelReport,
+    /// The host waits for the report.
+    token: Option<Token>,
+}
+
+impl Scheduler {
+    /// A reply rule: every message in the queue bounces with this.
+    pub(super) fn bounce_queue(&mut self, now: Timestamp, key: DestinationKey, diagnosis: &Diagnosis) {
+        let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) else { return };
+        let lanes: Vec<LaneKey> = queue
+            .destinations
+            .iter()
+            .filter_map(|&destination| self.destinations.get(destination))
+            .flat_map(|destination| destination.lanes.iter().copied())
+            .collect();
+        self.purge(now, lanes, Ending::Bounced(Box::new(diagnosis.clone())), None);
+    }
+
+    /// Ends all mail of these lanes. With a token the host is told once it is durable.
+    pub(super) fn purge(
+        &mut self,
+        now: Timestamp,
+        lanes: Vec<LaneKey>,
+        ending: Ending,
+        token: Option<Token>,
+    ) {
+        let id = PurgeId(self.next_purge);
+        self.next_purge += 1;
+        let report = CancelReport::default();
+        // One more than there are, until all have begun.
+        let unfinished = lanes.len() + 1;
+        let purge = Purge { before: now, ending, lanes: lanes.len(), unfinished, report, token };
+        self.purges.insert(id, purge);
+        for &key in &lanes {
+            let Some(lane) = self.lanes.get_mut(key) else { continue };
+            let earlier = lane.purge.replace(LanePurge { id, finished: false });
+            self.unmark_lane(now, earlier);
+        }
+        self.mark_busy(id);
+        for key in lanes {
+            self.purge_on(now, key);
+        }
+        self.purged_one(now, id);
+    }
+
+    /// Items in transactions end when these do.
+    fn mark_busy(&mut self, id: PurgeId) {
+        let lanes = &self.lanes;
+        let Some(purge) = self.purges.get_mut(&id) else { return };
+        for item in self.window.all_mut().filter(|item| item.busy) {
+            let marked = lanes.get(item.lane).and_then(|lane| lane.purge).is_some_and(|mark| mark.id == id);
+            if marked && item.item.envelope.age_from <= purge.before {
+                item.purge = Some(id);
+                purge.unfinished += 1;
+                let recipients = u32::try_from(item.item.recipients.len()).unwrap_or(u32::MAX);
+                purge.report.in_flight = purge.report.in_flight.saturating_add(recipients);
+            }
+        }
+    }
+
+    /// Goes on with a lane's purge, or ends it.
+    pub(super) fn purge_on(&mut self, now: Timestamp, key: LaneKey) {
+        if self.purging {
+            return;
+        }
+        let Some(lane) = self.lanes.get(key) else { return };
+        let Some((mark, before)) = lane.purge.and_then(|mark| Some((mark, self.purges.get(&mark.id)?.before)))
+        else {
+            return;
+        };
+        let id = mark.id;
+        let waiting: Vec<ItemId> = lane
+            .deadlines
+            .iter()
+            .map(|&(_, id)| id)
+            .filter(|&id| self.window.get(id).is_some_and(|item| item.item.envelope.age_from <= before))
+            .take(AT_A_TIME)
+            .collect();
+        self.purging = true;
+        for item in waiting {
+            self.end_item(now, id, item);
+        }
+        self.purging = false;
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let stored = [lane.head.oldest, lane.head.oldest_with_expiry];
+        let is_stored = stored.into_iter().flatten().any(|oldest| oldest <= before);
+        if is_stored && !lane.expiring && lane.claiming.is_none() {
+            lane.expiring = true;
+            let destination_key = lane.destination;
+            if let Some(destination) = self.destinations.get_mut(destination_key) {
+                destination.expiring.push_back(key);
+            }
+            self.mark(destination_key);
+        } else if !is_stored
+            && !mark.finished
+            && lane.claiming.is_none()
+            && !lane.deadlines.iter().any(|&(_, id)| {
+                self.window.get(id).is_some_and(|item| item.item.envelope.age_from <= before)
+            })
+        {
+            lane.purge = Some(LanePurge { id, finished: true });
+            self.purged_one(now, id);
+        }
+    }
+
+    /// Up to which age a lane's mail is to be claimed to end it.
+    pub(super) fn purge_before(&self, key: LaneKey) -> Option<Timestamp> {
+        let mark = self.lanes.get(key)?.purge?;
+        self.purges.get(&mark.id).map(|purge| purge.before)
+    }
+
+    /// The purge of an item's lane, if it covers the item.
+    pub(super) fn purge_of(&self, item: &WindowItem) -> Option<PurgeId> {
+        let id = self.lanes.get(item.lane)?.purge?.id;
+        let covers = self.purges.get(&id)?.before >= item.item.envelope.age_from;
+        covers.then_some(id)
+    }
+
+    /// Ends an item that waits in the window.
+    pub(super) fn end_item(&mut self, now: Timestamp, purge: PurgeId, id: ItemId) {
+        let Some(ending) = self.purges.get(&purge).map(|purge| purge.ending.clone()) else { return };
+        let ended = self.window.get(id).map_or(0, |item| item.item.recipients.len());
+        self.finish_item(now, id, |scheduler, item, recipient, left| {
+            scheduler.end_recipient(now, item, recipient, &ending, left);
+        });
+        if let Some(purge) = self.purges.get_mut(&purge) {
+            let ended = u32::try_from(ended).unwrap_or(u32::MAX);
+            purge.report.cancelled = purge.report.cancelled.saturating_add(ended);
+        }
+    }
+
+    pub(super) fn end_recipient(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        recipient: &Recipient,
+        ending: &Ending,
+        left: &mut Settlement,
+    ) {
+        match ending {
+            Ending::Cancelled => self.cancel_recipient(now, item, recipient, &mut left.settled),
+            Ending::Bounced(diagnosis) => {
+                self.bounce(now, item, recipient, None, (**diagnosis).clone(), left);
+            }
+        }
+    }
+
+    /// A lane, or an item that was in a transaction, has nothing left for the purge.
+    pub(super) fn purged_one(&mut self, now: Timestamp, id: PurgeId) {
+        let Some(purge) = self.purges.get_mut(&id) else { return };
+        purge.unfinished = purge.unfinished.saturating_sub(1);
+        if purge.unfinished > 0 {
+            return;
+        }
+        if let Some(token) = purge.token.take() {
+            let report = purge.report;
+            self.after_writes(now, Effect::Answer(token, Answer::Cancelled(Ok(report))));
+        }
+        self.forget_purge(id);
+    }
+
+    /// A lane is gone, or carries another mark.
+    pub(super) fn unmark_lane(&mut self, now: Timestamp, mark: Option<LanePurge>) {
+        let Some(LanePurge { id, finished }) = mark else { return };
+        if let Some(purge) = self.purges.get_mut(&id) {
+            purge.lanes = purge.lanes.saturating_sub(1);
+        }
+        if finished {
+            self.forget_purge(id);
+        } else {
+            self.purged_one(now, id);
+        }
+    }
+
+    fn forget_purge(&mut self, id: PurgeId) {
+        if self.purges.get(&id).is_some_and(|purge| purge.lanes == 0 && purge.unfinished == 0) {
+            self.purges.remove(&id);
+        }
+    }
+
+    /// The store refuses for good: nobody waits for what can not be written.
+    pub(super) fn fail_purges(&mut self, error: &crate::storage::StorageError) {
+        for purge in self.purges.values_mut() {
+            if let Some(token) = purge.token.take() {
+                let answer = Answer::Cancelled(Err(error.clone()));
+                self.commands.push_back(Command::Answer { token, answer });
+            }
+        }
+    }
+}

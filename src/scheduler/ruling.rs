@@ -1,0 +1,153 @@
+//! Reply rules over one transaction: each recipient's verdict, as the rules have it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::outcome::Carried;
+use super::rules::{About, Counted, named_rule};
+use super::session::Candidate;
+use super::verdict::{Cause, Verdict, What};
+use super::window::WindowItem;
+use super::{DestinationKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::event::Diagnosis;
+use crate::policy::{Fate, RuleDecision};
+use crate::reply::{Reply, Stage};
+use crate::storage::Recipient;
+
+/// What the rules say over the recipients of one transaction.
+pub(super) struct Ruling<'a> {
+    carried: &'a Carried<'a>,
+    /// The reply that ended the session before this transaction's first verdict.
+    ended_by: Option<&'a Reply>,
+    counted: Counted,
+    /// The queue was told already what the rules say of this reply.
+    told: Vec<(Stage, Reply)>,
+    /// Every message in the queue bounces with this.
+    pub(super) bounces_queue: Option<Diagnosis>,
+    /// The host that replied is passed over.
+    pub(super) skips: Option<(Arc<str>, Diagnosis)>,
+}
+
+/// A verdict, and by which rule.
+pub(super) struct Ruled {
+    pub(super) verdict: Verdict,
+    pub(super) rule: Option<Arc<str>>,
+    /// In place of the next interval.
+    pub(super) interval: Option<Duration>,
+    /// A rule bounces what would be retried: it counts for the queue's fuse.
+    pub(super) counts: bool,
+}
+
+impl<'a> Ruling<'a> {
+    pub(super) fn new(carried: &'a Carried<'a>, ended_by: Option<&'a Reply>) -> Self {
+        Self { carried, ended_by, counted: Counted::new(), told: Vec::new(), bounces_queue: None, skips: None }
+    }
+}
+
+impl Scheduler {
+    /// A recipient's verdict once the rules were asked about its reply.
+    pub(super) fn rule_on(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        item: &mut WindowItem,
+        recipient: &Recipient,
+        verdict: Verdict,
+        ruling: &mut Ruling<'_>,
+    ) -> Ruled {
+        let as_is = |verdict| Ruled { verdict, rule: None, interval: None, counts: false };
+        let (reply, stage) = match &verdict {
+            Verdict::Delivered(reply) => (reply.clone(), Stage::Dot),
+            Verdict::Deferred(Cause { what: What::Reply(reply), stage, .. })
+            | Verdict::Bounced(Cause { what: What::Reply(reply), stage, .. }) => (reply.clone(), *stage),
+            Verdict::AtOnce => match ruling.ended_by {
+                Some(reply) => (reply.clone(), Stage::Mail),
+                None => return as_is(verdict),
+            },
+            _ => return as_is(verdict),
+        };
+        let envelope = &item.item.envelope;
+        let domain = recipient.address.domain().clone();
+        let about = About {
+            domain: domain.as_str(),
+            host: &ruling.carried.candidate.host,
+            stage,
+            attempts: recipient.attempts.saturating_add(1),
+            age: now.saturating_since(envelope.age_from),
+        };
+        if matches!(verdict, Verdict::Delivered(_)) {
+            self.leave_backoff_if_due(now, key, &reply, about, ruling.carried.transaction.begun);
+            return as_is(verdict);
+        }
+        let decision = self.consult(now, key, &reply, about, &mut ruling.counted);
+        if decision.is_empty() {
+            return as_is(verdict);
+        }
+        let told = (stage, reply.clone());
+        if !ruling.told.contains(&told) {
+            self.apply_to_queue(now, key, &decision, &reply);
+            ruling.told.push(told);
+        }
+        self.decide(item, verdict, &reply, stage, &decision, ruling)
+    }
+
+    fn decide(
+        &mut self,
+        item: &mut WindowItem,
+        verdict: Verdict,
+        reply: &Reply,
+        stage: Stage,
+        decision: &RuleDecision,
+        ruling: &mut Ruling<'_>,
+    ) -> Ruled {
+        let rule = named_rule(decision);
+        let interval = decision.retry_after.as_ref().map(|(interval, _)| *interval);
+        let cause = Cause { stage, what: What::Reply(reply.clone()), reason: None };
+        let diagnosis = || Diagnosis { rule: rule.clone(), ..cause.diagnosis() };
+        let was_permanent = matches!(verdict, Verdict::Bounced(_));
+        let several = ruling.carried.transaction.recipients.len() > 1;
+        let mut counts = false;
+        let verdict = match decision.fate.as_ref().map(|(fate, _)| *fate) {
+            // One reply for several recipients: whose fault it is shows when each is sent by itself.
+            Some(Fate::BounceRecipient)
+                if several && matches!(stage, Stage::Data | Stage::Dot) && !was_permanent =>
+            {
+                item.singly = true;
+                Verdict::AtOnce
+            }
+            Some(Fate::BounceRecipient) => {
+                counts = !was_permanent;
+                Verdict::Bounced(cause.clone())
+            }
+            Some(Fate::BounceQueue) => {
+                counts = !was_permanent;
+                ruling.bounces_queue.get_or_insert_with(diagnosis);
+                Verdict::Bounced(cause.clone())
+            }
+            Some(Fate::SkipMx) => {
+                ruling.skips = Some((ruling.carried.candidate.host.clone(), diagnosis()));
+                Verdict::AtOnce
+            }
+            Some(Fate::RetryRecipient) => Verdict::Deferred(cause.clone()),
+            None => verdict,
+        };
+        Ruled { verdict, rule, interval, counts }
+    }
+
+    /// Every host of a destination was passed over: its retry step, nobody charged.
+    pub(super) fn step_if_all_skipped(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        candidate: &Candidate,
+        diagnosis: Diagnosis,
+    ) {
+        let Some(destination) = self.destinations.get(key) else { return };
+        let Some(route) = destination.known_route() else { return };
+        let mut hosts = route.preferences.iter().flatten();
+        if hosts.all(|host| destination.skips(now, &host.name)) && !self.is_held(now, key) {
+            self.fail_step(now, key, Some(candidate.clone()), diagnosis);
+        }
+    }
+}
