@@ -478,6 +478,14 @@ impl Record {
                 .peer(e.mx.as_ref(), e.peer)
                 .diagnosis(&e.diagnosis)
                 .with("next_attempt", &e.next_attempt.to_string()),
+            DeliveryEvent::QueueMode(e) => Self::new("queue-mode", e.time)
+                .with("event", &e.event)
+                .with("queue", &e.queue)
+                .with("source", &e.source)
+                .with("mode", e.mode.as_str())
+                .maybe("until", e.until.map(|until| until.to_string()))
+                .maybe("rule", e.rule.as_ref())
+                .maybe("reply", e.reply.as_ref().map(reply)),
             DeliveryEvent::LocalTrouble(e) => Self::new("local-trouble", e.time)
                 .with("event", &e.event)
                 .maybe("source", e.source.as_ref())

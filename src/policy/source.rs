@@ -139,7 +139,6 @@ impl Pool {
     }
 
     /// The same by a text: for all that shares it, such as a lane.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the scheduler does not draw yet"))]
     pub(crate) fn draw_by_name(&self, key: &str, usable: impl Fn(&str) -> bool) -> Option<&Arc<str>> {
         self.highest(key.as_bytes(), usable)
     }

@@ -18,8 +18,8 @@ pub(crate) struct Queue {
     pub(super) slot: SlotKey,
     pub(super) destinations: BTreeSet<DestinationKey>,
     pub(super) mode: Mode,
-    /// How often each reply rule with `after` matched, by its place in the policy.
-    pub(super) rule_counts: HashMap<usize, SlidingCount>,
+    /// How often each reply rule with `after` matched.
+    pub(super) rule_counts: HashMap<Arc<str>, SlidingCount>,
     /// Bounces by rules and DNS, if they are counted.
     pub(super) bounces: Option<SlidingCount>,
     pub(super) timer: Option<Timestamp>,

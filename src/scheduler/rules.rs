@@ -38,7 +38,7 @@ impl Change {
 }
 
 /// Matches of `after` rules in one transaction: one reply counts once, however many recipients it is about.
-pub(super) type Counted = std::collections::HashMap<(usize, Stage), bool>;
+pub(super) type Counted = std::collections::HashMap<(Arc<str>, Stage), bool>;
 
 impl Scheduler {
     /// What the rules say of a refusal.
@@ -61,13 +61,16 @@ impl Scheduler {
             .with_attempts(about.attempts)
             .with_age(about.age);
         let counts = &mut queue.rule_counts;
+        let rules = self.policy.reply_rules();
         let after = |rule: usize, rate| {
-            let mut record =
-                || counts.entry(rule).or_insert_with(|| SlidingCount::new(rate)).record(now);
+            let Some(rule) = rules.get(rule).map(|rule| rule.name().clone()) else { return false };
+            let mut record = || {
+                counts.entry(rule.clone()).or_insert_with(|| SlidingCount::new(rate)).record(now)
+            };
             match about.stage {
                 // Each recipient has a reply of its own.
                 Stage::Rcpt => record(),
-                stage => *counted.entry((rule, stage)).or_insert_with(record),
+                stage => *counted.entry((rule.clone(), stage)).or_insert_with(record),
             }
         };
         self.policy.decide_reply(&reply.to_string(), &context, after)
@@ -90,8 +93,13 @@ impl Scheduler {
             .with_attempts(about.attempts)
             .with_age(about.age);
         let counts = &mut queue.rule_counts;
-        let after =
-            |rule, rate| counts.entry(rule).or_insert_with(|| SlidingCount::new(rate)).record(now);
+        let rules = self.policy.reply_rules();
+        let after = |rule: usize, rate| {
+            let name = rules.get(rule).map(|rule| rule.name().clone());
+            name.is_some_and(|name| {
+                counts.entry(name).or_insert_with(|| SlidingCount::new(rate)).record(now)
+            })
+        };
         let rule = self.policy.leaves_backoff(&reply.to_string(), &context, after);
         // One that was under way when backoff began says nothing.
         let by_delivery = queue.settings.backoff_to_normal_after_delivery && begun >= backoff.since;
@@ -183,9 +191,25 @@ impl Scheduler {
         self.disabled_queues += usize::from(news);
         self.mode_changed(now, key);
         if news {
-            self.report_mode(now, key, QueueModeChange::SourceDisabled, change);
+            self.report_mode(now, key, QueueModeChange::SourceDisabled, change.clone());
+            if !self.has_other_source(key) {
+                self.report_mode(now, key, QueueModeChange::AllSourcesDisabled, change);
+            }
             self.revisit_queue(key);
         }
+    }
+
+    /// Whether a pool of the queue's source has another that may be used for it.
+    fn has_other_source(&self, key: QueueKey) -> bool {
+        let Some(queue) = self.queues.get(key) else { return false };
+        let mut pools =
+            self.policy.pools().filter(|pool| pool.sources().any(|(name, _)| *name == queue.source));
+        pools.any(|pool| {
+            pool.sources().any(|(name, _)| {
+                let other = self.queue_keys.get(&(queue.name.clone(), name.clone()));
+                other.and_then(|&key| self.queues.get(key)).is_none_or(|queue| !queue.is_disabled())
+            })
+        })
     }
 
     pub(super) fn enable_source(&mut self, now: Timestamp, key: QueueKey, change: Change) {
