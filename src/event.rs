@@ -363,6 +363,8 @@ words! {
         ExtensionMissing = "extension-missing",
         /// The message is larger than the server takes.
         TooLarge = "too-large",
+        /// The host cancelled it.
+        Cancelled = "cancelled",
         /// The stored content is gone or damaged.
         ContentLost = "content-lost",
     }

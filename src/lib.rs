@@ -58,6 +58,7 @@
 //! and everything else may be dropped at any time.
 
 pub mod clock;
+pub mod control;
 pub mod dns;
 pub mod engine;
 pub mod event;

@@ -16,11 +16,14 @@ use super::reporter::{Handover, Reporter, Streams};
 use super::session::{Order, Phase, SessionTask};
 use super::{ShutdownReport, Stats};
 use crate::clock::{self, Clock, Timestamp};
+use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
 use crate::event::DeliveryEvent;
 use crate::message::{Message, MessageId};
 use crate::policy::Policy;
-use crate::scheduler::{Answer, CancelReport, Command, ConnectionId, Event, Scheduler, SubmitFailure, Token};
+use crate::scheduler::{
+    Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
+};
 use crate::storage::{
     Change, ClaimRequest, Filter, ItemSummary, Owner, Storage, StorageError, StorageErrorKind,
 };
@@ -51,9 +54,19 @@ pub(super) struct Submission {
 #[derive(Debug)]
 pub(super) enum Request {
     Cancel { message: MessageId, reply: oneshot::Sender<Result<CancelReport, StorageError>> },
+    Control { control: Control, reply: ControlReply },
+    SetPolicy { policy: Box<Policy>, reply: oneshot::Sender<()> },
+    Queues { sort: QueueSort, limit: usize, reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>> },
     Stats { reply: oneshot::Sender<Stats> },
     WaitIdle { reply: oneshot::Sender<()> },
     Shutdown { deadline: Duration, reply: oneshot::Sender<ShutdownReport> },
+}
+
+/// Where the answer to a verb goes.
+#[derive(Debug)]
+pub(super) enum ControlReply {
+    Cancelled(oneshot::Sender<Result<CancelReport, StorageError>>),
+    Done(oneshot::Sender<Result<u64, StorageError>>),
 }
 
 /// What tasks tell the driver.
@@ -77,6 +90,7 @@ pub(super) struct Parts {
 enum Waiter {
     Submit(oneshot::Sender<Result<MessageId, SubmitFailure>>),
     Cancel(oneshot::Sender<Result<CancelReport, StorageError>>),
+    Control(oneshot::Sender<Result<u64, StorageError>>),
 }
 
 pub(super) struct Driver {
@@ -289,6 +303,19 @@ impl Driver {
                 let token = self.wait(Waiter::Cancel(reply));
                 self.scheduler.handle(now, Event::Cancel { token, message });
             }
+            Request::Control { control, reply } => {
+                let token = self.wait(match reply {
+                    ControlReply::Cancelled(reply) => Waiter::Cancel(reply),
+                    ControlReply::Done(reply) => Waiter::Control(reply),
+                });
+                self.scheduler.handle(now, Event::Control { token, control });
+            }
+            Request::SetPolicy { policy, reply } => {
+                self.policy = (*policy).clone();
+                self.scheduler.handle(now, Event::Policy(policy));
+                let _ = reply.send(());
+            }
+            Request::Queues { sort, limit, reply } => self.answer_queues(sort, limit, reply),
             Request::Stats { reply } => self.answer_stats(reply),
             Request::WaitIdle { reply } => {
                 self.idle_waiters.retain(|waiter| !waiter.is_closed());
@@ -396,6 +423,11 @@ impl Driver {
                     result,
                 });
             }
+            Command::Page { token, filter, after } => {
+                self.store(async move { storage.list(filter, after, PAGE).await }, move |result| {
+                    Event::Page { token, result }
+                })
+            }
             Command::Resolve { destination, domain, source, settings, freshness } => {
                 let (resolver, policy) = (self.parts.resolver.clone(), self.policy.clone());
                 let hostname = self.parts.hostname.clone();
@@ -473,12 +505,16 @@ impl Driver {
         match (self.waiters.remove(&token), answer) {
             (Some(Waiter::Submit(reply)), Answer::Submitted(answer)) => drop(reply.send(answer)),
             (Some(Waiter::Cancel(reply)), Answer::Cancelled(answer)) => drop(reply.send(answer)),
+            // A store that refuses for good answers every verb alike.
+            (Some(Waiter::Cancel(reply)), Answer::Done(Err(error))) => drop(reply.send(Err(error))),
+            (Some(Waiter::Control(reply)), Answer::Done(answer)) => drop(reply.send(answer)),
             _ => {}
         }
     }
 
     fn stats(&self) -> Stats {
         let counters = self.scheduler.counters;
+        let (queues, in_backoff) = self.scheduler.queue_counts();
         Stats {
             queued: 0,
             in_flight: self.scheduler.in_flight() as u64,
@@ -489,6 +525,8 @@ impl Driver {
             deferred: counters.deferred,
             bounced: counters.bounced,
             cancelled: counters.cancelled,
+            queues: queues as u64,
+            in_backoff: in_backoff as u64,
         }
     }
 
@@ -497,6 +535,47 @@ impl Driver {
         self.storage_tasks.spawn(async move {
             let queued = storage.usage().await.map_or(0, |usage| usage.items);
             let _ = reply.send(Stats { queued, ..stats });
+        });
+    }
+
+    /// Items are counted by the store: of the queues shown, or of all if they decide which are shown.
+    fn answer_queues(
+        &mut self,
+        sort: QueueSort,
+        limit: usize,
+        reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>>,
+    ) {
+        let mut shown = self.scheduler.queues(self.parts.clock.now());
+        match sort {
+            QueueSort::Items | QueueSort::Name => {}
+            QueueSort::Oldest => shown.sort_by_key(|queue| std::cmp::Reverse(queue.info.oldest)),
+            QueueSort::Connections => shown.sort_by_key(|queue| std::cmp::Reverse(queue.info.connections)),
+            QueueSort::Rate => {
+                shown.sort_by(|a, b| b.info.delivered_per_minute.total_cmp(&a.info.delivered_per_minute));
+            }
+        }
+        if sort != QueueSort::Items {
+            shown.truncate(limit);
+        }
+        let storage = self.parts.storage.clone();
+        self.storage_tasks.spawn(async move {
+            let answer = async {
+                let mut queues = Vec::with_capacity(shown.len());
+                for mut queue in shown {
+                    for lane in &queue.lanes {
+                        queue.info.items += storage.count(lane).await?;
+                    }
+                    queues.push(queue.info);
+                }
+                if sort == QueueSort::Items {
+                    queues.sort_by_key(|queue| std::cmp::Reverse(queue.items));
+                    queues.truncate(limit);
+                }
+                Ok(queues)
+            };
+            let answer = unless_panicked(answer).await;
+            let panicked = || Err(StorageError::new(StorageErrorKind::OutcomeUnknown, "the store panicked"));
+            let _ = reply.send(answer.unwrap_or_else(panicked));
         });
     }
 

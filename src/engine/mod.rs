@@ -14,13 +14,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 pub use builder::{EngineBuilder, StartError};
-use driver::{Request, Submission};
+use driver::{ControlReply, Request, Submission};
 pub use reporter::EventStream;
 
+use crate::control::{CancelAs, FuseDecision, QueueInfo, QueueSort, Selector};
 use crate::message::{Message, MessageError, MessageId};
-use crate::policy::UnknownSource;
+use crate::policy::{Policy, UnknownSource};
 pub use crate::scheduler::CancelReport;
-use crate::scheduler::SubmitFailure;
+use crate::scheduler::{Control, SubmitFailure};
 use crate::storage::StorageError;
 
 /// A running delivery engine. Clones are handles to the same one.
@@ -86,6 +87,18 @@ pub enum CancelError {
     Stopped(#[from] Stopped),
 }
 
+/// Why a verb failed. What it was about is as it was, or in part as it was to be: the same again does no harm.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The store refused.
+    #[error("not done: {0}")]
+    Storage(#[from] StorageError),
+    /// The engine has ended.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
 /// What the engine has done since it was started, and what it has in hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -108,6 +121,10 @@ pub struct Stats {
     pub bounced: u64,
     /// Recipients cancelled.
     pub cancelled: u64,
+    /// Queues with mail, or with something to remember.
+    pub queues: u64,
+    /// Of these, queues in backoff.
+    pub in_backoff: u64,
 }
 
 /// How a shutdown went.
@@ -197,6 +214,139 @@ impl DeliveryEngine {
     pub async fn cancel(&self, message: MessageId) -> Result<CancelReport, CancelError> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Cancel { message, reply }).await.map_err(|_| Stopped)?;
+        Ok(answer.await.map_err(|_| Stopped)??)
+    }
+
+    /// As [`cancel`](Self::cancel), for all that `selector` selects, ending as `ending` says. Of a queue, domain or
+    /// source: what was submitted before, and is not held back by `hold_until`. A tag reads every stored item.
+    ///
+    /// # Cancel safety
+    /// Dropped, the cancellation still takes place.
+    ///
+    /// # Errors
+    /// [`CancelError`]: what waited may still be delivered.
+    pub async fn cancel_all(
+        &self,
+        selector: impl Into<Selector>,
+        ending: CancelAs,
+    ) -> Result<CancelReport, CancelError> {
+        let (reply, answer) = oneshot::channel();
+        let control = Control::Cancel(selector.into(), ending);
+        let request = Request::Control { control, reply: ControlReply::Cancelled(reply) };
+        self.requests.send(request).await.map_err(|_| Stopped)?;
+        Ok(answer.await.map_err(|_| Stopped)??)
+    }
+
+    /// Stops sending what `selector` selects, now and after a restart, until it is resumed. Transactions under way
+    /// end; mail goes on to age and expires. Durable on return.
+    ///
+    /// # Cancel safety
+    /// Dropped, the pause still takes place.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn pause(&self, selector: impl Into<Selector>) -> Result<(), ControlError> {
+        self.control(Control::Pause(selector.into())).await.map(drop)
+    }
+
+    /// Takes back a [`pause`](Self::pause) of the same selector. Messages that were paused by themselves, by id or
+    /// tag, are due at once. `false`: it was not paused.
+    ///
+    /// # Cancel safety
+    /// Dropped, it still takes place.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn resume(&self, selector: impl Into<Selector>) -> Result<bool, ControlError> {
+        let selector = selector.into();
+        let by_itself = matches!(selector, Selector::Message(_) | Selector::Tag { .. });
+        let count = self.control(Control::Resume(selector)).await?;
+        Ok(count > 0 || by_itself)
+    }
+
+    /// Makes what waits for its next attempt due at once, and ends the retry mode of its destinations. Attempts stay
+    /// counted. How many items were put off till later.
+    ///
+    /// # Cancel safety
+    /// Dropped, it still takes place.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn retry_now(&self, selector: impl Into<Selector>) -> Result<u64, ControlError> {
+        self.control(Control::RetryNow(selector.into())).await
+    }
+
+    /// Puts a queue, of every source, into backoff or back to normal. Queues come to be with mail: one without is
+    /// not there. How many it was about.
+    ///
+    /// # Cancel safety
+    /// Dropped, it still takes place.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn set_backoff(&self, queue: &str, backoff: bool) -> Result<u64, ControlError> {
+        self.control(Control::SetBackoff { queue: queue.to_ascii_lowercase().into(), backoff }).await
+    }
+
+    /// Uses a source for a queue again that a reply rule disabled there. `false`: there is no such queue.
+    ///
+    /// # Cancel safety
+    /// Dropped, it still takes place.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn enable_source(&self, queue: &str, source: &str) -> Result<bool, ControlError> {
+        let queue = queue.to_ascii_lowercase().into();
+        let count = self.control(Control::EnableSource { queue, source: source.into() }).await?;
+        Ok(count > 0)
+    }
+
+    /// Decides about mail that a queue's blown fuse (`bounce-fuse`) holds, and resets the fuse. How many items were
+    /// held.
+    ///
+    /// # Cancel safety
+    /// Dropped, it still takes place.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn decide_fuse(&self, queue: &str, decision: FuseDecision) -> Result<u64, ControlError> {
+        self.control(Control::DecideFuse { queue: queue.to_ascii_lowercase().into(), decision }).await
+    }
+
+    /// Puts another policy in place of this one. New limits bind at once, and nothing is cut; where mail goes is
+    /// decided anew before its next attempt. The storage, resolver and transport stay, with the settings they were
+    /// made with.
+    ///
+    /// # Cancel safety
+    /// Dropped, the policy is replaced all the same.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the engine has ended.
+    pub async fn set_policy(&self, policy: Policy) -> Result<(), Stopped> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::SetPolicy { policy: Box::new(policy), reply };
+        self.requests.send(request).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// At most `limit` queues, in this order. Items are counted in the store: those of the queues shown, or of all
+    /// if [`QueueSort::Items`] sorts them.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn queues(&self, sort: QueueSort, limit: usize) -> Result<Vec<QueueInfo>, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Queues { sort, limit, reply }).await.map_err(|_| Stopped)?;
+        Ok(answer.await.map_err(|_| Stopped)??)
+    }
+
+    async fn control(&self, control: Control) -> Result<u64, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Control { control, reply: ControlReply::Done(reply) };
+        self.requests.send(request).await.map_err(|_| Stopped)?;
         Ok(answer.await.map_err(|_| Stopped)??)
     }
 

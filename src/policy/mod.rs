@@ -46,6 +46,7 @@ use std::sync::Arc;
 
 pub use choices::{IpFamily, NoMx, NoMxLiveHost, NxDomain, PolicyBase, StartTls};
 pub use cidr::{Cidr, CidrError};
+pub(crate) use count::SlidingCount;
 pub use error::{ConfigError, PolicyError, PolicyErrorKind};
 pub use file::Config;
 pub use hosts::{FixedHost, FixedHostError, HostName};
@@ -55,7 +56,6 @@ pub use reply_rule::{
     Action, ActionError, BackoffChange, Conditions, Fate, ReplyContext, ReplyRule, ReplyRuleError,
     RuleDecision,
 };
-pub(crate) use count::SlidingCount;
 pub use retry::{RetryAfter, RetryAfterError, with_jitter};
 pub use rollup::{RollupError, RollupMatch, RollupName, RollupNameError, RollupRule};
 pub use settings::{DomainSettings, QueueSettings};

@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::command::{Answer, CancelReport, Command, Token};
+use super::control::cancelled_diagnosis;
 use super::window::WindowItem;
 use super::writes::{Effect, poisoned};
 use super::{ClaimId, Scheduler};
 use crate::clock::Timestamp;
-use crate::event::{Cancelled, DeliveryEvent};
+use crate::event::{Bounced, Cancelled, DeliveryEvent};
 use crate::message::MessageId;
 use crate::storage::{ItemId, ItemSummary, Recipient, StorageError};
 
@@ -34,6 +35,8 @@ struct Cancel {
 #[derive(Default)]
 struct Mark {
     cancels: Vec<CancelKey>,
+    /// Its recipients bounce.
+    bounces: bool,
     /// Items that ended since: a claim may still bring them.
     ended: HashSet<ItemId>,
 }
@@ -69,7 +72,7 @@ impl Cancels {
 }
 
 impl Scheduler {
-    pub(super) fn on_cancel(&mut self, now: Timestamp, key: CancelKey, message: MessageId) {
+    pub(super) fn on_cancel(&mut self, now: Timestamp, key: CancelKey, message: MessageId, bounces: bool) {
         if self.writes.is_stopped() {
             let answer = Answer::Cancelled(Err(poisoned()));
             self.commands.push_back(Command::Answer { token: key, answer });
@@ -78,7 +81,9 @@ impl Scheduler {
         self.cancels
             .under_way
             .insert(key, Cancel { message, report: CancelReport::default(), ends_at: None });
-        self.cancels.messages.entry(message).or_default().cancels.push(key);
+        let mark = self.cancels.messages.entry(message).or_default();
+        mark.cancels.push(key);
+        mark.bounces |= bounces;
         self.after_writes(now, Effect::List(key));
     }
 
@@ -169,10 +174,16 @@ impl Scheduler {
         settled: &mut Vec<u32>,
     ) {
         let record = self.record(now, item, recipient, None);
-        self.counters.cancelled += 1;
-        self.finish(&DeliveryEvent::Cancelled(Cancelled { record }));
-        settled.push(recipient.index);
         let message = item.item.envelope.id;
+        if self.cancels.messages.get(&message).is_some_and(|mark| mark.bounces) {
+            self.counters.bounced += 1;
+            let diagnosis = cancelled_diagnosis();
+            self.finish(&DeliveryEvent::Bounced(Bounced { record, diagnosis }));
+        } else {
+            self.counters.cancelled += 1;
+            self.finish(&DeliveryEvent::Cancelled(Cancelled { record }));
+        }
+        settled.push(recipient.index);
         let Some(mark) = self.cancels.messages.get(&message) else { return };
         for key in &mark.cancels {
             if let Some(cancel) = self.cancels.under_way.get_mut(key) {

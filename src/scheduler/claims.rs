@@ -1,7 +1,7 @@
 //! Claims: mail taken out of the store, to send it or to end it.
 
 use super::cancel::CancelKey;
-use super::command::Command;
+use super::command::{Command, Token};
 use super::lane::Head;
 use super::writes::is_about_one_change;
 use super::{ClaimId, DestinationKey, LaneKey, Scheduler};
@@ -33,6 +33,8 @@ pub(super) enum Purpose {
     Deliver(DestinationKey),
     /// To cancel a message.
     Cancel(CancelKey),
+    /// To make items due, or to end them.
+    Sweep(Token),
 }
 
 impl Scheduler {
@@ -41,8 +43,7 @@ impl Scheduler {
         let mut parts = Vec::new();
         let mut lanes = Vec::new();
         while lanes.len() < LANES_PER_CLAIM
-            && let Some(key) =
-                self.destinations.get_mut(destination_key).and_then(|d| d.expiring.pop_front())
+            && let Some(key) = self.destinations.get_mut(destination_key).and_then(|d| d.expiring.pop_front())
         {
             if self.take_expiring(key, destination_key) {
                 self.parts_of_old(now, destination_key, key, &mut parts);
@@ -120,6 +121,12 @@ impl Scheduler {
         self.start_claim(claim, vec![ClaimPart::Items(items)]);
     }
 
+    /// Leases a page of a sweep.
+    pub(super) fn claim_to_sweep(&mut self, token: Token, items: Vec<ItemId>) {
+        let claim = ClaimInFlight { purpose: Purpose::Sweep(token), lanes: Vec::new(), promised: 0 };
+        self.start_claim(claim, vec![ClaimPart::Items(items)]);
+    }
+
     fn start_claim(&mut self, claim: ClaimInFlight, what: Vec<ClaimPart>) {
         let id = ClaimId(self.next_claim);
         self.next_claim += 1;
@@ -155,6 +162,11 @@ impl Scheduler {
                         lane.head.merge(meanwhile);
                     }
                 }
+                if let Purpose::Sweep(token) = claim.purpose {
+                    self.on_swept(now, token, claimed.items);
+                    self.finish_cancels(now);
+                    return;
+                }
                 for item in claimed.items {
                     if self.cancels.has_ended(item.envelope.id, item.id) {
                         continue;
@@ -173,6 +185,7 @@ impl Scheduler {
                     }
                     Purpose::Deliver(_) => self.stop_writing(now, &error),
                     Purpose::Cancel(ref key) => self.cancel_failed(*key, &error),
+                    Purpose::Sweep(token) => self.sweep_failed(now, token, &error),
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::dns::Freshness;
 use crate::event::DeliveryEvent;
 use crate::message::{Address, Domain, MessageId, ReversePath};
 use crate::policy::QueueSettings;
-use crate::storage::{Change, ClaimPart, NewMessage, StorageError};
+use crate::storage::{Change, ClaimPart, Filter, ItemId, NewMessage, StorageError};
 use crate::transport::Target;
 
 /// Names a question of the host's, so that the answer finds it.
@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Claim { claim: ClaimId, what: Vec<ClaimPart> },
     /// List a message's items, all of them, for a cancellation.
     List { token: Token, message: MessageId },
+    /// List a page of what a filter selects, after an item.
+    Page { token: Token, filter: Filter, after: Option<ItemId> },
     /// Find where a destination's mail goes.
     Resolve {
         destination: DestinationKey,
@@ -62,6 +64,8 @@ pub(crate) struct Outgoing {
 pub(crate) enum Answer {
     Submitted(Result<MessageId, SubmitFailure>),
     Cancelled(Result<CancelReport, StorageError>),
+    /// How many queues or items it was about.
+    Done(Result<u64, StorageError>),
 }
 
 /// Why a message was not taken.

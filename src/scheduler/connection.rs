@@ -16,8 +16,6 @@ use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
 use crate::transport::{ConnectError, EndCause, Target};
 
-
-
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
     pub(super) fn open_current(&mut self, id: ConnectionId) {
@@ -284,8 +282,13 @@ impl Scheduler {
         let Some(domain) = self.destinations.get(key).map(|destination| destination.domain.clone()) else {
             return RuleDecision::default();
         };
-        let about =
-            About { domain: domain.as_str(), host: &host, stage, attempts: 0, age: std::time::Duration::ZERO };
+        let about = About {
+            domain: domain.as_str(),
+            host: &host,
+            stage,
+            attempts: 0,
+            age: std::time::Duration::ZERO,
+        };
         let decision = self.consult(now, key, reply, about, &mut Counted::new());
         self.apply_to_queue(now, key, &decision, reply);
         if let Some(destination) = self.destinations.get_mut(key) {

@@ -367,10 +367,11 @@ mod tests {
                 };
                 let queue = Arena::default().insert(crate::scheduler::queue::Queue::for_tests());
                 let site = Site::Fixed;
-                let destination =
-                    Arena::default().insert(Destination::new(queue, site, lane.domain.clone()));
-                let domain = Arena::default()
-                    .insert(crate::scheduler::placement::DomainState::for_tests(lane.domain.clone(), destination));
+                let destination = Arena::default().insert(Destination::new(queue, site, lane.domain.clone()));
+                let domain = Arena::default().insert(crate::scheduler::placement::DomainState::for_tests(
+                    lane.domain.clone(),
+                    destination,
+                ));
                 (priority, arena.insert(crate::scheduler::lane::LaneState::new(lane, domain, destination)))
             })
             .collect();

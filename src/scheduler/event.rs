@@ -42,6 +42,13 @@ pub(crate) enum Event {
     Closed { connection: ConnectionId },
     /// The host cancels a message; answered by [`Answer::Cancelled`](super::command::Answer::Cancelled).
     Cancel { token: Token, message: MessageId },
+    /// The host wants something else; answered by [`Answer::Done`](super::command::Answer::Done) or, of a
+    /// cancellation, by [`Answer::Cancelled`](super::command::Answer::Cancelled).
+    Control { token: Token, control: super::Control },
+    /// The host puts another policy in place of this one.
+    Policy(Box<crate::policy::Policy>),
+    /// A page of a sweep came back; an empty one is the last.
+    Page { token: Token, result: Result<Vec<ItemSummary>, StorageError> },
     /// The items of a message to cancel.
     Listed { token: Token, result: Result<Vec<ItemSummary>, StorageError> },
     /// Reports can not be taken at present (`true`), or can again.

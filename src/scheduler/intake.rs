@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
 use super::lane::{Head, LaneState};
+use super::outcome::PAUSED;
 use super::placement::lane_source;
 use super::window::WindowItem;
 use super::writes::{Effect, Submission, is_about_one_change};
@@ -285,19 +286,7 @@ impl Scheduler {
         let cancelled = self.cancels.is_cancelled(envelope.id);
         let message = envelope.id;
         let due = item.due;
-        let window_item = WindowItem {
-            item,
-            lane: key,
-            body,
-            deadline,
-            overflowed: Vec::new(),
-            suspect: false,
-            ready: false,
-            busy: false,
-            singly: false,
-            purge: None,
-            cancelled: false,
-        };
+        let window_item = WindowItem { body, deadline, ..WindowItem::new(item, key) };
         let fresh = window_item.is_fresh();
         let purge = self.purge_of(&window_item);
         self.window.insert(window_item);
@@ -317,11 +306,18 @@ impl Scheduler {
             self.end_item(now, purge, id);
         } else if deadline <= now {
             self.overdue(now, id);
+        } else if due != PAUSED && self.is_paused(id) {
+            self.put_back(now, id, Some(PAUSED));
         } else if due > now || held || self.shutting_down {
             self.put_back(now, id, None);
         } else {
             self.make_ready(id, fresh, false);
         }
+    }
+
+    /// Its message is paused by itself.
+    pub(super) fn is_paused(&self, id: ItemId) -> bool {
+        self.window.get(id).is_some_and(|item| self.pauses.hold_message(&item.item.envelope))
     }
 
     /// The item may be tried: at the back of its lane, or at its front.

@@ -298,7 +298,9 @@ impl Limits {
     pub(super) fn to_keep(&mut self) -> Vec<(LimitKey, Option<(Rate, Timestamp)>)> {
         let changed = std::mem::take(&mut self.to_keep);
         let kept = changed.into_iter().filter_map(|slot| match self.slots.get(slot)? {
-            Slot { key, gauge: Gauge::Paced(pace), .. } => Some((key.clone(), Some((pace.rate(), pace.rests_at())))),
+            Slot { key, gauge: Gauge::Paced(pace), .. } => {
+                Some((key.clone(), Some((pace.rate(), pace.rests_at()))))
+            }
             Slot { .. } => None,
         });
         kept.chain(std::mem::take(&mut self.to_forget).into_iter().map(|key| (key, None))).collect()

@@ -17,9 +17,11 @@ mod cancel;
 mod claims;
 mod command;
 mod connection;
+mod control;
 mod destination;
 mod event;
 mod health;
+mod info;
 mod intake;
 mod lane;
 mod limits;
@@ -32,10 +34,12 @@ mod pump;
 mod purge;
 mod queue;
 mod record;
+mod replace;
 mod rules;
 mod ruling;
 mod session;
 mod state;
+mod sweep;
 mod timers;
 mod verdict;
 mod window;
@@ -50,12 +54,14 @@ use std::sync::Arc;
 use arena::{Arena, Key};
 pub use command::CancelReport;
 pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
+pub(crate) use control::Control;
 use destination::Destination;
 pub(crate) use event::{Content, Event};
 use lane::LaneState;
 use limits::Call;
 use queue::Queue;
 use session::Connection;
+pub(crate) use sweep::PAGE;
 use timers::Timers;
 
 use crate::clock::Timestamp;
@@ -176,7 +182,13 @@ pub(crate) struct Scheduler {
     /// Destinations to look at again since their queue changed.
     revisits: VecDeque<DestinationKey>,
     revisit_timer: Option<Timestamp>,
+    /// Destinations to look at again since the policy changed.
+    replaced: VecDeque<DestinationKey>,
+    pauses: control::Pauses,
+    sweeps: BTreeMap<Token, sweep::Sweep>,
     purges: BTreeMap<purge::PurgeId, purge::Purge>,
+    /// Purges by a tag.
+    tag_purges: Vec<purge::PurgeId>,
     next_purge: u64,
     /// A purge is ending items: it goes on by itself.
     purging: bool,
@@ -289,7 +301,11 @@ impl Scheduler {
             unsaved_queues: Vec::new(),
             revisits: VecDeque::new(),
             revisit_timer: None,
+            replaced: VecDeque::new(),
+            pauses: control::Pauses::default(),
+            sweeps: BTreeMap::new(),
             purges: BTreeMap::new(),
+            tag_purges: Vec::new(),
             next_purge: 0,
             purging: false,
             claims: BTreeMap::new(),
@@ -335,7 +351,10 @@ impl Scheduler {
             Event::BodyFailed { connection, error } => self.on_body_failed(now, connection, &error),
             Event::SessionEnded { connection, end } => self.on_session_ended(now, connection, &end),
             Event::Closed { connection } => self.on_connection_gone(now, connection),
-            Event::Cancel { token, message } => self.on_cancel(now, token, message),
+            Event::Cancel { token, message } => self.on_cancel(now, token, message, false),
+            Event::Control { token, control } => self.on_control(now, token, control),
+            Event::Policy(policy) => self.on_policy(now, *policy),
+            Event::Page { token, result } => self.on_page(now, token, result),
             Event::Listed { token, result } => self.on_listed(now, token, result),
             Event::ReportsBlocked(blocked) => self.reports_blocked = blocked,
             Event::Shutdown => self.on_shutdown(now),
@@ -451,7 +470,11 @@ impl Scheduler {
             let Some(key) = self.revisits.pop_front() else { break };
             self.revisit(now, key);
         }
-        let next = (!self.revisits.is_empty()).then_some(now);
+        for _ in 0..REVISITS {
+            let Some(key) = self.replaced.pop_front() else { break };
+            self.revisit_replaced(now, key);
+        }
+        let next = (!self.revisits.is_empty() || !self.replaced.is_empty()).then_some(now);
         self.timers.arm(&mut self.revisit_timer, next, TimerOwner::Revisit);
     }
 

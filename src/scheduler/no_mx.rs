@@ -92,8 +92,7 @@ impl Scheduler {
     fn refuse_by_dns(&mut self, now: Timestamp, key: DestinationKey, diagnosis: Diagnosis) {
         self.no_longer_missing(now, key);
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.refusal =
-                Some(Refusal { diagnosis, until: now + HOLDS, counts: true });
+            destination.refusal = Some(Refusal { diagnosis, until: now + HOLDS, counts: true });
         }
     }
 
@@ -141,7 +140,9 @@ impl Scheduler {
             .queues
             .get(destination.queue)
             .is_some_and(|queue| queue.settings.no_mx_live_host == NoMxLiveHost::Keep);
-        if keeps && missing.diagnosis.reason == Some(Reason::NoMx) && !std::mem::replace(&mut missing.kept, true)
+        if keeps
+            && missing.diagnosis.reason == Some(Reason::NoMx)
+            && !std::mem::replace(&mut missing.kept, true)
         {
             self.store_state(key);
             self.review_missing(now, key);

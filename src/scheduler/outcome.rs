@@ -23,15 +23,17 @@ use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport}
 
 /// When a body that could not be read for the moment is tried again.
 const BODY_RETRY: Duration = Duration::from_secs(30);
-/// The due time of what is held until somebody says otherwise. Far past every expiry.
-pub(super) const HELD_UNTIL: Timestamp = Timestamp::from_unix_micros(u64::MAX / 4);
+/// The due time of what a blown fuse holds until somebody says otherwise. Far past every expiry.
+pub(super) const HELD_BY_FUSE: Timestamp = Timestamp::from_unix_micros(u64::MAX / 4);
+/// The due time of messages that are paused.
+pub(super) const PAUSED: Timestamp = Timestamp::from_unix_micros(u64::MAX / 4 + 1);
 
 /// What is left of an item after a transaction.
 #[derive(Default)]
 pub(super) struct Settlement {
     pub(super) settled: Vec<u32>,
-    released: BTreeMap<Timestamp, Vec<Recipient>>,
-    staying: Vec<Recipient>,
+    pub(super) released: BTreeMap<Timestamp, Vec<Recipient>>,
+    pub(super) staying: Vec<Recipient>,
 }
 
 /// What a transaction carried, and where to.
@@ -242,6 +244,9 @@ impl Scheduler {
                 Verdict::AtOnce => left.staying.push(recipient),
             }
         }
+        if let Some(purge) = item.purge.or_else(|| self.purge_of(&item)) {
+            self.purge_rest(now, &item, purge, &mut left);
+        }
         if self.is_being_cancelled(&item) {
             for recipient in std::mem::take(&mut left.staying) {
                 self.cancel_recipient(now, &item, &recipient, &mut left.settled);
@@ -316,6 +321,8 @@ impl Scheduler {
         self.window.insert(item);
         if let Some(purge) = covering {
             self.end_item(now, purge, id);
+        } else if self.is_paused(id) {
+            self.put_back(now, id, Some(PAUSED));
         } else if self.shutting_down || held {
             self.put_back(now, id, None);
         } else {
@@ -340,6 +347,7 @@ impl Scheduler {
         let record = self.record(now, item, &recipient, Some(carried.candidate));
         let delivered = Delivered { record, reply: reply.clone(), tls: carried.tls.map(str::to_owned) };
         self.counters.delivered += 1;
+        self.tally(item, |tally| tally.delivered(now));
         self.finish(&DeliveryEvent::Delivered(delivered));
         left.settled.push(recipient.index);
     }
@@ -355,6 +363,7 @@ impl Scheduler {
     ) {
         let record = self.record(now, item, recipient, candidate);
         self.counters.bounced += 1;
+        self.tally(item, |tally| tally.bounced += 1);
         self.finish(&DeliveryEvent::Bounced(Bounced { record, diagnosis }));
         left.settled.push(recipient.index);
     }
@@ -398,6 +407,7 @@ impl Scheduler {
         let next_attempt = now + with_jitter(interval, settings.retry_jitter, random);
         let record = self.record(now, item, &recipient, Some(candidate));
         self.counters.deferred += 1;
+        self.tally(item, |tally| tally.deferred += 1);
         self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred {
             record,
             diagnosis,
@@ -425,13 +435,24 @@ impl Scheduler {
             diagnosis: diagnosis.clone(),
         });
         self.counters.deferred += 1;
+        self.tally(item, |tally| tally.deferred += 1);
         let next_attempt = item.deadline;
-        self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred { record, diagnosis, next_attempt })));
-        left.released.entry(HELD_UNTIL).or_default().push(recipient);
+        self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred {
+            record,
+            diagnosis,
+            next_attempt,
+        })));
+        left.released.entry(HELD_BY_FUSE).or_default().push(recipient);
     }
 
     /// Bounces an item that waits, for a rule or DNS, or holds it once the queue's fuse has blown.
-    pub(super) fn bounce_or_hold(&mut self, now: Timestamp, key: DestinationKey, id: ItemId, diagnosis: &Diagnosis) {
+    pub(super) fn bounce_or_hold(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        id: ItemId,
+        diagnosis: &Diagnosis,
+    ) {
         if self.fuse_allows(now, key) {
             return self.bounce_item(now, id, diagnosis);
         }
@@ -442,8 +463,13 @@ impl Scheduler {
         }
         let released: Vec<Release> =
             left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
-        let put_back = Some(head_of(&item.item.envelope, HELD_UNTIL));
-        self.writes.change(Change::Update { item: id, lease: item.item.lease, settled: Vec::new(), released });
+        let put_back = Some(head_of(&item.item.envelope, HELD_BY_FUSE));
+        self.writes.change(Change::Update {
+            item: id,
+            lease: item.item.lease,
+            settled: Vec::new(),
+            released,
+        });
         self.writes.then(Effect::Settled { lane: item.lane, put_back });
     }
 
@@ -525,6 +551,14 @@ impl Scheduler {
         self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
     }
 
+    /// Counts for the queue an item lies in.
+    fn tally(&mut self, item: &WindowItem, count: impl FnOnce(&mut super::queue::Tally)) {
+        let destination = self.lanes.get(item.lane).and_then(|lane| self.destinations.get(lane.destination));
+        if let Some(queue) = destination.and_then(|destination| self.queues.get_mut(destination.queue)) {
+            count(&mut queue.tally);
+        }
+    }
+
     /// Writes a final event to the outbox.
     pub(super) fn finish(&mut self, event: &DeliveryEvent) {
         if let Some(change) = crate::outbox::entry(event) {
@@ -548,6 +582,8 @@ impl Scheduler {
         let held = self.lanes.get(lane).is_some_and(|lane| self.is_held(now, lane.destination));
         if is_being_cancelled {
             self.cancel_item(now, id);
+        } else if self.is_paused(id) {
+            self.put_back(now, id, Some(PAUSED));
         } else if self.shutting_down || held {
             self.put_back(now, id, None);
         } else {

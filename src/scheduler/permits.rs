@@ -178,6 +178,18 @@ impl Scheduler {
         permits
     }
 
+    /// The counts a connection of this queue to this candidate holds.
+    pub(super) fn all_permits(
+        &mut self,
+        now: Timestamp,
+        queue: QueueKey,
+        candidate: &Candidate,
+    ) -> Vec<SlotKey> {
+        let mut counts = self.queue_permits(now, queue).counts;
+        counts.extend(self.candidate_permits(now, queue, candidate).counts);
+        counts
+    }
+
     pub(super) fn local(&self, source: &str, peer: SocketAddr) -> Local {
         let address = self.policy.source(source).and_then(|source| local_address(source, peer.ip()));
         address.map_or(Local::System { ipv6: peer.is_ipv6() }, Local::Address)
@@ -347,8 +359,7 @@ impl Scheduler {
         queue: QueueKey,
         candidate: &Candidate,
     ) -> bool {
-        let mut wanted = self.queue_permits(now, queue).counts;
-        wanted.extend(self.candidate_permits(now, queue, candidate).counts);
+        let wanted = self.all_permits(now, queue, candidate);
         let Some(connection) = self.connections.get(&id) else { return false };
         let held = connection.holds.clone();
         let missing: Vec<_> = wanted.iter().copied().filter(|slot| !held.contains(slot)).collect();

@@ -103,7 +103,7 @@ impl Scheduler {
     }
 
     /// The destination where a domain's mail begins.
-    fn home(&mut self, domain: &Domain, lane_source: &str) -> DestinationKey {
+    pub(super) fn home(&mut self, domain: &Domain, lane_source: &str) -> DestinationKey {
         let own: Arc<str> = domain.as_str().into();
         let source = self.source_for(&own, domain, lane_source);
         let settings = self.policy.settings(&own, &source);
@@ -212,7 +212,8 @@ impl Scheduler {
     fn rollup_of(&self, home: DestinationKey, route: &Arc<Route>) -> Option<(Arc<str>, Site, Arc<Route>)> {
         let destination = self.destinations.get(home)?;
         let queue = self.queues.get(destination.queue)?;
-        if route.kind != RouteKind::Mx || !matches!(destination.site, Site::Domain(_)) {
+        let is_home = matches!(destination.site, Site::Domain(_));
+        if route.kind != RouteKind::Mx || !is_home || self.pauses.hold_domain(&destination.domain) {
             return None;
         }
         if *queue.name != *destination.domain.as_str() {
@@ -279,9 +280,7 @@ impl Scheduler {
                 stale.push(lane);
             }
         }
-        stale.extend(
-            destination.suspects.iter().filter_map(|&id| self.window.get(id)).map(|item| item.lane),
-        );
+        stale.extend(destination.suspects.iter().filter_map(|&id| self.window.get(id)).map(|item| item.lane));
         for lane in stale {
             // Each is in a ring again where it goes.
             if let Some(domain) = self.lanes.get(lane).map(|lane| lane.domain) {
@@ -312,13 +311,7 @@ impl Scheduler {
         self.mark(key);
     }
 
-    fn move_domain(
-        &mut self,
-        now: Timestamp,
-        key: DomainKey,
-        to: DestinationKey,
-        until: Option<Timestamp>,
-    ) {
+    fn move_domain(&mut self, now: Timestamp, key: DomainKey, to: DestinationKey, until: Option<Timestamp>) {
         let Some(state) = self.domains.get_mut(key) else { return };
         state.until = until;
         state.destination = to;
@@ -442,7 +435,8 @@ fn configured_first<'a>(rule: &RollupRule, route: &'a Route) -> Cow<'a, Route> {
     }
     let (mut names, mut other_names) = (Vec::new(), Vec::new());
     for group in &route.exchangers {
-        let (configured, other): (Vec<_>, Vec<_>) = group.iter().cloned().partition(|name| is_configured(name));
+        let (configured, other): (Vec<_>, Vec<_>) =
+            group.iter().cloned().partition(|name| is_configured(name));
         names.extend(configured);
         other_names.push(other);
     }

@@ -80,11 +80,10 @@ impl Scheduler {
         let bound = self.bounds.window_per_destination;
         let free = self.bounds.window.saturating_sub(self.window.len());
         // Half empty: claims are made in lots.
-        let wants =
-            !self.is_held(now, key)
-                && !destination.is_asking()
-                && !self.is_blocked(now, key)
-                && destination.claimed <= bound / 2;
+        let wants = !self.is_held(now, key)
+            && !destination.is_asking()
+            && !self.is_blocked(now, key)
+            && destination.claimed <= bound / 2;
         let room = if !wants || destination.hungry.is_empty() {
             0
         } else if free > 0 {
@@ -164,7 +163,8 @@ impl Scheduler {
             let Some(lane) = self.lanes.get_mut(lane_key).filter(|lane| lane.ring_stamp == stamp) else {
                 continue;
             };
-            if self.domains.get(lane.domain).and_then(|domain| domain.until).is_some_and(|until| until <= now) {
+            if self.domains.get(lane.domain).and_then(|domain| domain.until).is_some_and(|until| until <= now)
+            {
                 let domain = lane.domain;
                 lane.in_ring = false;
                 self.send_home(now, domain);
@@ -365,7 +365,8 @@ impl Scheduler {
             return;
         }
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        let freshness = if std::mem::take(&mut destination.wants_fresh) { Freshness::Fresh } else { freshness };
+        let freshness =
+            if std::mem::take(&mut destination.wants_fresh) { Freshness::Fresh } else { freshness };
         destination.asked = freshness;
         destination.route = RouteState::LookingUp;
         self.looking_up += 1;
@@ -440,8 +441,12 @@ impl Scheduler {
     /// Nothing of it may be tried now.
     pub(super) fn is_held(&self, now: Timestamp, key: DestinationKey) -> bool {
         self.destinations.get(key).is_some_and(|destination| {
+            let is_home = matches!(destination.site, super::placement::Site::Domain(_));
             destination.is_held(now)
-                || self.queues.get(destination.queue).is_some_and(|queue| queue.is_held(now))
+                || is_home && self.pauses.hold_domain(&destination.domain)
+                || self.queues.get(destination.queue).is_some_and(|queue| {
+                    queue.is_held(now) || self.pauses.hold_queue(&queue.name, &queue.source)
+                })
         })
     }
 

@@ -6,12 +6,13 @@
 
 use super::command::{Answer, CancelReport, Command, Token};
 use super::outcome::Settlement;
+use super::sweep::{Scope, SweepAction};
 use super::window::WindowItem;
 use super::writes::Effect;
 use super::{DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
-use crate::storage::{ItemId, Recipient};
+use crate::storage::{Filter, Item, ItemId, Recipient, StorageError};
 
 /// Items that one call ends at most of one lane; the rest follows.
 const AT_A_TIME: usize = 256;
@@ -40,6 +41,8 @@ pub(super) enum Ending {
 pub(super) struct Purge {
     /// What was submitted (or held) until then ends.
     before: Timestamp,
+    /// Of any lane, what has this tag.
+    tag: Option<(String, String)>,
     ending: Ending,
     /// Lanes that carry its mark.
     lanes: usize,
@@ -48,6 +51,15 @@ pub(super) struct Purge {
     report: CancelReport,
     /// The host waits for the report.
     token: Option<Token>,
+}
+
+impl Purge {
+    /// By its tag.
+    fn covers(&self, item: &WindowItem) -> bool {
+        let envelope = &item.item.envelope;
+        let tagged = self.tag.as_ref().is_some_and(|(name, value)| envelope.tags.get(name) == Some(value));
+        tagged && envelope.submitted_at <= self.before
+    }
 }
 
 impl Scheduler {
@@ -76,7 +88,7 @@ impl Scheduler {
         let report = CancelReport::default();
         // One more than there are, until all have begun.
         let unfinished = lanes.len() + 1;
-        let purge = Purge { before: now, ending, lanes: lanes.len(), unfinished, report, token };
+        let purge = Purge { before: now, tag: None, ending, lanes: lanes.len(), unfinished, report, token };
         self.purges.insert(id, purge);
         for &key in &lanes {
             let Some(lane) = self.lanes.get_mut(key) else { continue };
@@ -111,7 +123,8 @@ impl Scheduler {
             return;
         }
         let Some(lane) = self.lanes.get(key) else { return };
-        let Some((mark, before)) = lane.purge.and_then(|mark| Some((mark, self.purges.get(&mark.id)?.before)))
+        let Some((mark, before)) =
+            lane.purge.and_then(|mark| Some((mark, self.purges.get(&mark.id)?.before)))
         else {
             return;
         };
@@ -141,9 +154,10 @@ impl Scheduler {
         } else if !is_stored
             && !mark.finished
             && lane.claiming.is_none()
-            && !lane.deadlines.iter().any(|&(_, id)| {
-                self.window.get(id).is_some_and(|item| item.item.envelope.age_from <= before)
-            })
+            && !lane
+                .deadlines
+                .iter()
+                .any(|&(_, id)| self.window.get(id).is_some_and(|item| item.item.envelope.age_from <= before))
         {
             lane.purge = Some(LanePurge { id, finished: true });
             self.purged_one(now, id);
@@ -158,9 +172,91 @@ impl Scheduler {
 
     /// The purge of an item's lane, if it covers the item.
     pub(super) fn purge_of(&self, item: &WindowItem) -> Option<PurgeId> {
+        let by_tag = self.tag_purges.iter().find(|id| self.purges.get(id).is_some_and(|p| p.covers(item)));
+        if by_tag.is_some() {
+            return by_tag.copied();
+        }
         let id = self.lanes.get(item.lane)?.purge?.id;
         let covers = self.purges.get(&id)?.before >= item.item.envelope.age_from;
         covers.then_some(id)
+    }
+
+    /// What a transaction left over of an item that is being purged.
+    pub(super) fn purge_rest(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        id: PurgeId,
+        left: &mut Settlement,
+    ) {
+        let Some(ending) = self.purges.get(&id).map(|purge| purge.ending.clone()) else { return };
+        let released = std::mem::take(&mut left.released).into_values().flatten();
+        let rest: Vec<Recipient> = released.chain(std::mem::take(&mut left.staying)).collect();
+        rest.iter().for_each(|recipient| self.end_recipient(now, item, recipient, &ending, left));
+        if let Some(purge) = self.purges.get_mut(&id) {
+            let ended = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+            purge.report.cancelled = purge.report.cancelled.saturating_add(ended);
+        }
+    }
+
+    /// Ends all messages with a tag, wherever they lie.
+    pub(super) fn cancel_tag(
+        &mut self,
+        now: Timestamp,
+        token: Token,
+        name: String,
+        value: String,
+        ending: Ending,
+    ) {
+        let id = PurgeId(self.next_purge);
+        self.next_purge += 1;
+        let tag = Some((name.clone(), value.clone()));
+        let report = CancelReport::default();
+        let mut purge =
+            Purge { before: now, tag, ending, lanes: 0, unfinished: 1, report, token: Some(token) };
+        let mut waiting = Vec::new();
+        for item in self.window.all_mut() {
+            if !purge.covers(item) {
+                continue;
+            }
+            if item.busy {
+                item.purge = Some(id);
+                purge.unfinished += 1;
+                let recipients = u32::try_from(item.item.recipients.len()).unwrap_or(u32::MAX);
+                purge.report.in_flight = purge.report.in_flight.saturating_add(recipients);
+            } else {
+                waiting.push(item.item.id);
+            }
+        }
+        waiting.sort_unstable();
+        self.purges.insert(id, purge);
+        self.tag_purges.push(id);
+        waiting.into_iter().for_each(|item| self.end_item(now, id, item));
+        self.sweep(now, Scope::one(Filter::Tag { name, value }), SweepAction::Purge(id), token);
+    }
+
+    /// A stored item of a sweep.
+    pub(super) fn end_stored(&mut self, now: Timestamp, id: PurgeId, item: Item) {
+        let Some(purge) = self.purges.get_mut(&id) else { return };
+        let ended = u32::try_from(item.recipients.len()).unwrap_or(u32::MAX);
+        purge.report.cancelled = purge.report.cancelled.saturating_add(ended);
+        let ending = purge.ending.clone();
+        self.finish_stored(now, item, |scheduler, item, recipient, left| {
+            scheduler.end_recipient(now, item, recipient, &ending, left);
+        });
+    }
+
+    /// The store was gone over.
+    pub(super) fn end_tag_purge(&mut self, now: Timestamp, id: PurgeId) {
+        self.tag_purges.retain(|&other| other != id);
+        self.purged_one(now, id);
+    }
+
+    pub(super) fn fail_purge(&mut self, id: PurgeId, error: &StorageError) {
+        if let Some(token) = self.purges.get_mut(&id).and_then(|purge| purge.token.take()) {
+            let answer = Answer::Cancelled(Err(error.clone()));
+            self.commands.push_back(Command::Answer { token, answer });
+        }
     }
 
     /// Ends an item that waits in the window.

@@ -22,6 +22,7 @@ pub(crate) struct Queue {
     pub(super) rule_counts: HashMap<Arc<str>, SlidingCount>,
     /// Bounces by rules and DNS, if they are counted.
     pub(super) bounces: Option<SlidingCount>,
+    pub(super) tally: Tally,
     pub(super) timer: Option<Timestamp>,
     /// A state row of it is in the store.
     pub(super) stored_state: bool,
@@ -58,6 +59,31 @@ pub(super) struct Disabled {
     pub(super) until: Option<Timestamp>,
 }
 
+/// What became of recipients since the queue came to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) delivered: u64,
+    pub(super) deferred: u64,
+    pub(super) bounced: u64,
+    /// Deliveries, each weighing less the older it is: halved about every 42 seconds, so that it sums up to those
+    /// of a minute.
+    weight: f64,
+    weighed_at: Option<Timestamp>,
+}
+
+impl Tally {
+    pub(super) fn delivered(&mut self, now: Timestamp) {
+        self.delivered += 1;
+        self.weight = self.per_minute(now) + 1.0;
+        self.weighed_at = Some(now);
+    }
+
+    pub(super) fn per_minute(&self, now: Timestamp) -> f64 {
+        let age = self.weighed_at.map_or(0.0, |at| now.saturating_since(at).as_secs_f64());
+        self.weight * (-age / 60.0).exp()
+    }
+}
+
 /// What of a queue's mode ended by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lapsed {
@@ -67,14 +93,14 @@ pub(super) struct Lapsed {
     pub(super) cap: bool,
 }
 
+/// Counts bounces; the one past so many is too many.
+pub(super) fn fuse(rate: Rate) -> SlidingCount {
+    SlidingCount::new(Rate::new(rate.count().saturating_add(1), rate.period()).unwrap_or(rate))
+}
+
 impl Queue {
-    pub(super) fn new(
-        name: Arc<str>,
-        source: Arc<str>,
-        settings: Arc<QueueSettings>,
-        slot: SlotKey,
-    ) -> Self {
-        let bounces = settings.bounce_fuse.map(SlidingCount::new);
+    pub(super) fn new(name: Arc<str>, source: Arc<str>, settings: Arc<QueueSettings>, slot: SlotKey) -> Self {
+        let bounces = settings.bounce_fuse.map(fuse);
         Self {
             name,
             source,
@@ -84,6 +110,7 @@ impl Queue {
             mode: Mode::default(),
             rule_counts: HashMap::new(),
             bounces,
+            tally: Tally::default(),
             timer: None,
             stored_state: false,
             unsaved: false,

@@ -64,9 +64,8 @@ impl Scheduler {
         let rules = self.policy.reply_rules();
         let after = |rule: usize, rate| {
             let Some(rule) = rules.get(rule).map(|rule| rule.name().clone()) else { return false };
-            let mut record = || {
-                counts.entry(rule.clone()).or_insert_with(|| SlidingCount::new(rate)).record(now)
-            };
+            let mut record =
+                || counts.entry(rule.clone()).or_insert_with(|| SlidingCount::new(rate)).record(now);
             match about.stage {
                 // Each recipient has a reply of its own.
                 Stage::Rcpt => record(),
@@ -96,9 +95,7 @@ impl Scheduler {
         let rules = self.policy.reply_rules();
         let after = |rule: usize, rate| {
             let name = rules.get(rule).map(|rule| rule.name().clone());
-            name.is_some_and(|name| {
-                counts.entry(name).or_insert_with(|| SlidingCount::new(rate)).record(now)
-            })
+            name.is_some_and(|name| counts.entry(name).or_insert_with(|| SlidingCount::new(rate)).record(now))
         };
         let rule = self.policy.leaves_backoff(&reply.to_string(), &context, after);
         // One that was under way when backoff began says nothing.
@@ -267,7 +264,13 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn report_mode(&mut self, now: Timestamp, key: QueueKey, mode: QueueModeChange, change: Change) {
+    pub(super) fn report_mode(
+        &mut self,
+        now: Timestamp,
+        key: QueueKey,
+        mode: QueueModeChange,
+        change: Change,
+    ) {
         let event = self.event_id(now);
         let Some(queue) = self.queues.get(key) else { return };
         self.commands.push_back(Command::Report(DeliveryEvent::QueueMode(QueueMode {
@@ -347,8 +350,16 @@ impl Scheduler {
 
 /// The rule that a record names: the one that decided about the recipient, else one that did something.
 pub(super) fn named_rule(decision: &RuleDecision) -> Option<Arc<str>> {
-    let RuleDecision { fate, retry_after, mode, defer_queue, disable_source, limit_connections, limit_rate, .. } =
-        decision;
+    let RuleDecision {
+        fate,
+        retry_after,
+        mode,
+        defer_queue,
+        disable_source,
+        limit_connections,
+        limit_rate,
+        ..
+    } = decision;
     let of_fate = fate.as_ref().map(|(_, rule)| rule);
     let others = [
         retry_after.as_ref().map(|(_, rule)| rule),

@@ -41,7 +41,14 @@ pub(super) struct Ruled {
 
 impl<'a> Ruling<'a> {
     pub(super) fn new(carried: &'a Carried<'a>, ended_by: Option<&'a Reply>) -> Self {
-        Self { carried, ended_by, counted: Counted::new(), told: Vec::new(), bounces_queue: None, skips: None }
+        Self {
+            carried,
+            ended_by,
+            counted: Counted::new(),
+            told: Vec::new(),
+            bounces_queue: None,
+            skips: None,
+        }
     }
 }
 

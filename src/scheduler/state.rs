@@ -11,6 +11,7 @@ use super::placement::Site;
 use super::queue::Mode;
 use super::{DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
+use crate::control::Selector;
 use crate::event::Diagnosis;
 use crate::message::Domain;
 use crate::policy::Rate;
@@ -26,6 +27,7 @@ enum Row {
     Destination(DestinationRow),
     Queue(QueueRow),
     Pace(PaceRow),
+    Pause(Selector),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -90,6 +92,9 @@ impl Scheduler {
                 Some(Row::Destination(state)) => self.restore_destination(now, state),
                 Some(Row::Queue(state)) => self.restore_queue(now, state),
                 Some(Row::Pace(state)) => self.restore_pace(now, state),
+                Some(Row::Pause(selector)) => {
+                    self.pauses.insert(selector);
+                }
                 None => {
                     tracing::warn!(
                         key = %row.key.escape_ascii(),
@@ -147,6 +152,14 @@ impl Scheduler {
         self.limits.resume(now, key, state.rate, state.rests_at, &mut self.timers);
     }
 
+    pub(super) fn store_pause(&mut self, selector: &Selector) {
+        self.put_row(pause_key(selector), &Row::Pause(selector.clone()));
+    }
+
+    pub(super) fn forget_pause(&mut self, selector: &Selector) {
+        self.writes.change(Change::DeleteState(pause_key(selector)));
+    }
+
     /// Writes a destination's retry clock, and what DNS does not have of its domain.
     pub(super) fn store_state(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
@@ -178,6 +191,13 @@ impl Scheduler {
             return;
         }
         self.drop_state(key);
+    }
+
+    /// Writes a row anew that says something else now.
+    pub(super) fn store_state_if_stored(&mut self, key: DestinationKey) {
+        if self.destinations.get(key).is_some_and(|destination| destination.stored_state) {
+            self.store_state(key);
+        }
     }
 
     pub(super) fn drop_state(&mut self, key: DestinationKey) {
@@ -262,6 +282,18 @@ fn named(kind: &[u8], parts: &[&[u8]]) -> Vec<u8> {
         key.extend_from_slice(part);
     }
     key
+}
+
+fn pause_key(selector: &Selector) -> Vec<u8> {
+    let (kind, name): (&[u8], String) = match selector {
+        Selector::Message(id) => (b"message", id.to_string()),
+        Selector::Queue(queue) => (b"queue", queue.to_string()),
+        Selector::Domain(domain) => (b"domain", domain.to_string()),
+        Selector::Source(source) => (b"source", source.to_string()),
+        // Both may be long, and hold any octet.
+        Selector::Tag { name, value } => (b"tag", format!("{}={name}={value}", name.len())),
+    };
+    named(b"pause", &[kind, &hash(&name)])
 }
 
 /// At most 512 octets: a queue's name has 255 at most, a source's 64. Hosts, of which there may be many, are hashed.

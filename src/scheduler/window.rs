@@ -34,6 +34,24 @@ pub(super) struct WindowItem {
 }
 
 impl WindowItem {
+    /// As it comes out of the store.
+    pub(super) fn new(item: Item, lane: LaneKey) -> Self {
+        let deadline = item.envelope.age_from;
+        Self {
+            item,
+            lane,
+            body: None,
+            deadline,
+            overflowed: Vec::new(),
+            suspect: false,
+            ready: false,
+            busy: false,
+            singly: false,
+            purge: None,
+            cancelled: false,
+        }
+    }
+
     /// Never attempted.
     pub(super) fn is_fresh(&self) -> bool {
         self.item.recipients.iter().all(|recipient| recipient.attempts == 0)

@@ -56,6 +56,8 @@ pub(super) enum Effect {
     Answer(Token, Answer),
     /// A message's items are listed, to cancel them.
     List(Token),
+    /// A sweep goes on.
+    Sweep(Token),
 }
 
 impl Writes {
@@ -270,6 +272,7 @@ impl Scheduler {
             Effect::Report(event) => self.commands.push_back(Command::Report(event)),
             Effect::Answer(token, answer) => self.commands.push_back(Command::Answer { token, answer }),
             Effect::List(token) => self.list_for_cancel(token),
+            Effect::Sweep(token) => self.sweep_on(now, token),
         }
     }
 
@@ -297,10 +300,16 @@ impl Scheduler {
                     let answer = Answer::Cancelled(Err(error.clone()));
                     self.commands.push_back(Command::Answer { token, answer });
                 }
+                Effect::Answer(token, Answer::Done(_)) => {
+                    let answer = Answer::Done(Err(error.clone()));
+                    self.commands.push_back(Command::Answer { token, answer });
+                }
                 other => self.writes.effects.push(other),
             }
         }
         self.fail_cancels(error);
+        self.fail_purges(error);
+        self.fail_sweeps(now, error);
     }
 
     fn report_storage_trouble(&mut self, now: Timestamp, error: &StorageError, stopped: bool) {

@@ -146,6 +146,7 @@ impl World {
             }
             Command::Claim { claim, what } => Event::Claimed { claim, result: Ok(self.claim(&what)) },
             Command::List { token, .. } => Event::Listed { token, result: Ok(Vec::new()) },
+            Command::Page { token, .. } => Event::Page { token, result: Ok(Vec::new()) },
             Command::Resolve { destination, .. } => {
                 Event::Resolved { destination, result: Ok(self.route.clone()) }
             }

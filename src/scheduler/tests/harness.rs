@@ -18,8 +18,8 @@ use crate::scheduler::{
     SubmitFailure, Token,
 };
 use crate::storage::{
-    Change, ClaimPart, ClaimRequest, Filter, MemoryStorage, NewMessage, OutboxPosition, Owner, Storage,
-    StorageError, StorageErrorKind,
+    Change, ClaimPart, ClaimRequest, Filter, ItemId, MemoryStorage, NewMessage, OutboxPosition, Owner,
+    Storage, StorageError, StorageErrorKind,
 };
 use crate::transport::{ConnectError, EndCause, RecipientReport, SessionEnd, Target, TransactionReport};
 
@@ -59,6 +59,8 @@ pub(crate) struct Rig {
     pub(crate) claims: VecDeque<(ClaimId, Vec<ClaimPart>)>,
     pub(crate) resolves: VecDeque<(DestinationKey, String)>,
     pub(crate) lists: VecDeque<(Token, MessageId)>,
+    pub(crate) pages: VecDeque<(Token, Filter, Option<ItemId>)>,
+    pub(crate) done: BTreeMap<Token, Result<u64, StorageError>>,
     pub(crate) connects: VecDeque<(ConnectionId, Target)>,
     pub(crate) transacts: VecDeque<(ConnectionId, Outgoing)>,
     pub(crate) closes: VecDeque<ConnectionId>,
@@ -102,6 +104,8 @@ impl Rig {
             claims: VecDeque::new(),
             resolves: VecDeque::new(),
             lists: VecDeque::new(),
+            pages: VecDeque::new(),
+            done: BTreeMap::new(),
             connects: VecDeque::new(),
             transacts: VecDeque::new(),
             closes: VecDeque::new(),
@@ -178,6 +182,7 @@ impl Rig {
                 Command::Commit(changes) => self.commits.push_back(changes),
                 Command::Claim { claim, what } => self.claims.push_back((claim, what)),
                 Command::List { token, message } => self.lists.push_back((token, message)),
+                Command::Page { token, filter, after } => self.pages.push_back((token, filter, after)),
                 Command::Resolve { destination, domain, .. } => {
                     self.resolves.push_back((destination, domain.to_string()));
                 }
@@ -192,6 +197,9 @@ impl Rig {
                 }
                 Command::Answer { token, answer: Answer::Cancelled(result) } => {
                     assert!(self.cancelled.insert(token, result).is_none(), "answered twice");
+                }
+                Command::Answer { token, answer: Answer::Done(result) } => {
+                    assert!(self.done.insert(token, result).is_none(), "answered twice");
                 }
                 Command::Drained => self.drained = true,
             }
@@ -219,6 +227,8 @@ impl Rig {
             self.claim();
         } else if !self.by_hand.list && !self.lists.is_empty() {
             self.list();
+        } else if !self.by_hand.list && !self.pages.is_empty() {
+            self.page();
         } else if !self.by_hand.resolve && !self.resolves.is_empty() {
             self.resolve();
         } else if !self.by_hand.close && !self.closes.is_empty() {
@@ -273,6 +283,19 @@ impl Rig {
         let (token, message) = self.lists.pop_front().expect("a list");
         let result = self.store.list(Filter::Message(message), None, usize::MAX).now_or_never().unwrap();
         self.tell(Event::Listed { token, result })
+    }
+
+    pub(crate) fn page(&mut self) -> &mut Self {
+        let (token, filter, after) = self.pages.pop_front().expect("a page");
+        let result = self.store.list(filter, after, 3).now_or_never().unwrap();
+        self.tell(Event::Page { token, result })
+    }
+
+    /// Says something to the scheduler; the token of the answer.
+    pub(crate) fn control(&mut self, control: crate::scheduler::Control) -> Token {
+        let token = self.token();
+        self.tell(Event::Control { token, control });
+        token
     }
 
     pub(crate) fn resolve(&mut self) -> &mut Self {

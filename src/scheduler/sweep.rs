@@ -1,0 +1,213 @@
+//! Going over stored items in the order of their ids, page by page: to make them due, or to end what is held.
+
+use std::collections::VecDeque;
+
+use super::Scheduler;
+use super::command::{Answer, Command, Token};
+use super::intake::head_of;
+use super::outcome::{HELD_BY_FUSE, Settlement};
+use super::purge::PurgeId;
+use super::window::WindowItem;
+use super::writes::Effect;
+use crate::clock::Timestamp;
+use crate::storage::{Change, Filter, Item, ItemId, ItemSummary, Recipient, Release, StorageError};
+
+/// Items listed, and claimed, at a time.
+pub(crate) const PAGE: usize = 256;
+
+/// What is gone over.
+pub(super) struct Scope {
+    filters: VecDeque<Filter>,
+    after: Option<ItemId>,
+}
+
+impl Scope {
+    pub(super) fn one(filter: Filter) -> Self {
+        Self::of([filter])
+    }
+
+    pub(super) fn of(filters: impl IntoIterator<Item = Filter>) -> Self {
+        Self { filters: filters.into_iter().collect(), after: None }
+    }
+}
+
+/// What is done with items that wait in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SweepAction {
+    /// They are due now; `only` those that were put off until then.
+    Release { only: Option<Timestamp> },
+    /// Those held by a blown fuse bounce, each recipient with what it met.
+    BounceHeld,
+    /// They end.
+    Purge(PurgeId),
+}
+
+pub(super) struct Sweep {
+    scope: Scope,
+    action: SweepAction,
+    /// Items it did something with.
+    count: u64,
+}
+
+impl SweepAction {
+    fn is_about(self, due: Timestamp, now: Timestamp) -> bool {
+        match self {
+            Self::Release { only: None } => due > now && due != HELD_BY_FUSE && due != super::outcome::PAUSED,
+            Self::Release { only: Some(only) } => due == only,
+            Self::BounceHeld => due == HELD_BY_FUSE,
+            Self::Purge(_) => true,
+        }
+    }
+}
+
+impl Scheduler {
+    /// Begins a sweep once all that was decided is durable; the host is told at its end.
+    pub(super) fn sweep(&mut self, now: Timestamp, scope: Scope, action: SweepAction, token: Token) {
+        self.write_state();
+        self.sweeps.insert(token, Sweep { scope, action, count: 0 });
+        self.after_writes(now, Effect::Sweep(token));
+    }
+
+    /// The next page.
+    pub(super) fn sweep_on(&mut self, now: Timestamp, token: Token) {
+        let Some(sweep) = self.sweeps.get(&token) else { return };
+        match sweep.scope.filters.front() {
+            Some(filter) => {
+                let (filter, after) = (filter.clone(), sweep.scope.after);
+                self.commands.push_back(Command::Page { token, filter, after });
+            }
+            None => {
+                let (count, action) = (sweep.count, sweep.action);
+                self.sweeps.remove(&token);
+                if let SweepAction::Purge(id) = action {
+                    return self.end_tag_purge(now, id);
+                }
+                self.after_writes(now, Effect::Answer(token, Answer::Done(Ok(count))));
+            }
+        }
+    }
+
+    pub(super) fn on_page(
+        &mut self,
+        now: Timestamp,
+        token: Token,
+        result: Result<Vec<ItemSummary>, StorageError>,
+    ) {
+        let items = match result {
+            Ok(items) => items,
+            Err(error) => return self.sweep_failed(now, token, &error),
+        };
+        let Some(sweep) = self.sweeps.get_mut(&token) else { return };
+        match items.last() {
+            Some(last) => sweep.scope.after = Some(last.id),
+            None => {
+                sweep.scope.filters.pop_front();
+                sweep.scope.after = None;
+            }
+        }
+        let action = sweep.action;
+        // What is leased is being worked on, and what of it is left comes back due later than now.
+        let wanted: Vec<ItemId> = items
+            .iter()
+            .filter(|item| !item.leased && action.is_about(item.due, now))
+            .map(|item| item.id)
+            .collect();
+        if wanted.is_empty() {
+            self.sweep_on(now, token);
+        } else {
+            self.claim_to_sweep(token, wanted);
+        }
+    }
+
+    /// Items of a sweep, leased.
+    pub(super) fn on_swept(&mut self, now: Timestamp, token: Token, items: Vec<Item>) {
+        let Some(action) = self.sweeps.get(&token).map(|sweep| sweep.action) else {
+            items.into_iter().for_each(|item| self.swept_release(now, item, None));
+            return;
+        };
+        if let Some(sweep) = self.sweeps.get_mut(&token) {
+            sweep.count += items.len() as u64;
+        }
+        for item in items {
+            if self.cancels.has_ended(item.envelope.id, item.id) {
+                continue;
+            }
+            match action {
+                SweepAction::BounceHeld if item.due == HELD_BY_FUSE => self.bounce_held(now, item),
+                SweepAction::Release { .. } if action.is_about(item.due, now) => {
+                    self.swept_release(now, item, Some(now));
+                }
+                SweepAction::Purge(id) => self.end_stored(now, id, item),
+                _ => self.swept_release(now, item, None),
+            }
+        }
+        // The next page once these are written: what was released is not found again.
+        self.after_writes(now, Effect::Sweep(token));
+    }
+
+    fn swept_release(&mut self, now: Timestamp, item: Item, due: Option<Timestamp>) {
+        let lane = self.lane_for(&item.lane);
+        let put_back = Some(head_of(&item.envelope, due.unwrap_or(item.due)));
+        let (id, lease) = (item.id, item.lease);
+        self.writes.change(match due {
+            Some(due) => Change::Update {
+                item: id,
+                lease,
+                settled: Vec::new(),
+                released: vec![Release { due, recipients: item.recipients }],
+            },
+            None => Change::Unclaim { item: id, lease },
+        });
+        if let Some(state) = self.lanes.get_mut(lane) {
+            state.pending += 1;
+        }
+        self.writes.then(Effect::Settled { lane, put_back });
+        self.review_lane(now, lane);
+    }
+
+    fn bounce_held(&mut self, now: Timestamp, item: Item) {
+        self.finish_stored(now, item, |scheduler, item, recipient, left| {
+            let met = recipient.last.as_ref();
+            let diagnosis =
+                met.map_or_else(super::control::cancelled_diagnosis, |last| last.diagnosis.clone());
+            scheduler.bounce(now, item, recipient, None, diagnosis, left);
+        });
+    }
+
+    /// Ends all recipients of an item that was leased for it and is not in the window.
+    pub(super) fn finish_stored(
+        &mut self,
+        now: Timestamp,
+        item: Item,
+        end: impl Fn(&mut Self, &WindowItem, &Recipient, &mut Settlement),
+    ) {
+        let lane = self.lane_for(&item.lane);
+        let mut left = Settlement::default();
+        let (id, lease) = (item.id, item.lease);
+        let item = WindowItem::new(item, lane);
+        item.item.recipients.iter().for_each(|recipient| end(self, &item, recipient, &mut left));
+        self.cancels.ended(item.item.envelope.id, id);
+        self.writes.change(Change::Update { item: id, lease, settled: left.settled, released: Vec::new() });
+        if let Some(state) = self.lanes.get_mut(lane) {
+            state.pending += 1;
+        }
+        self.writes.then(Effect::Settled { lane, put_back: None });
+        self.review_lane(now, lane);
+    }
+
+    pub(super) fn sweep_failed(&mut self, now: Timestamp, token: Token, error: &StorageError) {
+        let Some(sweep) = self.sweeps.remove(&token) else { return };
+        if let SweepAction::Purge(id) = sweep.action {
+            self.fail_purge(id, error);
+            self.end_tag_purge(now, id);
+        } else {
+            let answer = Answer::Done(Err(error.clone()));
+            self.commands.push_back(Command::Answer { token, answer });
+        }
+    }
+
+    pub(super) fn fail_sweeps(&mut self, now: Timestamp, error: &StorageError) {
+        let all: Vec<Token> = self.sweeps.keys().copied().collect();
+        all.into_iter().for_each(|token| self.sweep_failed(now, token, error));
+    }
+}
