@@ -85,6 +85,20 @@ impl Scheduler {
         );
     }
 
+    /// A claim of what is too old shows a lane's head, whether or not there is any.
+    fn ask_for_head(&mut self, key: LaneKey) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        if lane.expiring || lane.claiming.is_some() {
+            return;
+        }
+        lane.expiring = true;
+        let destination_key = lane.destination;
+        if let Some(destination) = self.destinations.get_mut(destination_key) {
+            destination.expiring.push_back(key);
+        }
+        self.mark(destination_key);
+    }
+
     fn take_expiring(&mut self, key: LaneKey, of: DestinationKey) -> bool {
         self.lanes
             .get_mut(key)
@@ -162,6 +176,16 @@ impl Scheduler {
                         lane.head.merge(meanwhile);
                     }
                 }
+                let by_id = !matches!(claim.purpose, Purpose::Deliver(_));
+                let mut claimed_from: Vec<LaneKey> = Vec::new();
+                for item in claimed.items.iter().filter(|_| by_id) {
+                    let lane = self.lane_for(&item.lane);
+                    if !claimed_from.contains(&lane) {
+                        claimed_from.push(lane);
+                    }
+                }
+                // Items taken out by their id: where the heads of their lanes are now is asked for.
+                claimed_from.into_iter().for_each(|lane| self.ask_for_head(lane));
                 if let Purpose::Sweep(token) = claim.purpose {
                     self.on_swept(now, token, claimed.items);
                     self.finish_cancels(now);

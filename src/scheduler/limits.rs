@@ -244,7 +244,10 @@ impl Limits {
     ) {
         let Some(state) = self.slots.get_mut(slot) else { return };
         match &mut state.gauge {
-            Gauge::Count { used, .. } => *used = used.saturating_add(units as usize),
+            Gauge::Count { used, limit } => {
+                *used = used.saturating_add(units as usize);
+                debug_assert!(used <= limit, "{:?}: {used} of {limit}", state.key);
+            }
             Gauge::Paced(pace) => {
                 pace.take(now, units);
                 if pace.is_long() {
@@ -254,6 +257,13 @@ impl Limits {
                     timers.arm(&mut state.timer, Some(pace.rests_at()), TimerOwner::Slot(slot));
                 }
             }
+        }
+    }
+
+    /// Takes of a count what is held already, though a new limit may not allow it.
+    pub(super) fn take_regardless(&mut self, slot: SlotKey) {
+        if let Some(Slot { gauge: Gauge::Count { used, .. }, .. }) = self.slots.get_mut(slot) {
+            *used = used.saturating_add(1);
         }
     }
 
@@ -499,14 +509,14 @@ impl Limits {
     }
 
     #[cfg(test)]
-    pub(super) fn all(&self) -> impl Iterator<Item = (&LimitKey, SlotKey, usize, usize, usize)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (&LimitKey, SlotKey, usize, usize)> {
         self.keys.iter().filter_map(|(key, &slot)| {
             let state = self.slots.get(slot)?;
-            let (used, limit) = match &state.gauge {
-                Gauge::Count { used, limit } => (*used, *limit),
-                Gauge::Paced(_) => (0, usize::MAX),
+            let used = match &state.gauge {
+                Gauge::Count { used, .. } => *used,
+                Gauge::Paced(_) => 0,
             };
-            Some((key, slot, used, limit, state.idle.len()))
+            Some((key, slot, used, state.idle.len()))
         })
     }
 }

@@ -52,7 +52,7 @@ impl Scheduler {
             self.limits.now_closing(&wanted);
         }
         for &slot in wanted.iter().filter(|slot| !held.contains(slot)) {
-            self.limits.take(slot, now, 1, &mut self.timers);
+            self.limits.take_regardless(slot);
         }
         for &slot in held.iter().filter(|slot| !wanted.contains(slot)) {
             self.limits.give_back(slot);

@@ -134,6 +134,7 @@ fn while_a_claim_under_way_brings_it() {
         rig.tell(last);
         assert_eq!(report(&rig, token), (1, 0), "cancel_first: {cancel_first}");
         rig.by_hand.claim = false;
+        rig.carry_out();
         rig.pass(HOUR);
         assert!(rig.connects.is_empty() && rig.transacts.is_empty());
         assert_eq!(rig.timeline().iter().filter(|line| line.contains("cancelled")).count(), 1);

@@ -45,9 +45,9 @@ impl Scheduler {
             }
         }
         assert_eq!((self.open, self.busy), (self.connections.len(), busy), "open, busy");
-        for (key, slot, used, limit, idle) in self.limits.all() {
+        // Whether a limit is kept is checked where it is taken: one may be lowered later.
+        for (key, slot, used, idle) in self.limits.all() {
             assert_eq!(used, held.remove(&slot).unwrap_or(0), "{key:?}");
-            assert!(used <= limit, "{key:?}: {used} of {limit}");
             assert!(idle <= used, "{key:?}: {idle} idle of {used}");
         }
         assert!(held.is_empty(), "held of no limit");

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod consistency;
+mod control;
 mod expiry;
 mod harness;
 mod hosts;
