@@ -261,15 +261,15 @@ impl Scheduler {
 
     /// Ends an item that waits in the window.
     pub(super) fn end_item(&mut self, now: Timestamp, purge: PurgeId, id: ItemId) {
-        let Some(ending) = self.purges.get(&purge).map(|purge| purge.ending.clone()) else { return };
         let ended = self.window.get(id).map_or(0, |item| item.item.recipients.len());
+        let Some(purge) = self.purges.get_mut(&purge) else { return };
+        // Counted first: with the last item the purge may end.
+        let ended = u32::try_from(ended).unwrap_or(u32::MAX);
+        purge.report.cancelled = purge.report.cancelled.saturating_add(ended);
+        let ending = purge.ending.clone();
         self.finish_item(now, id, |scheduler, item, recipient, left| {
             scheduler.end_recipient(now, item, recipient, &ending, left);
         });
-        if let Some(purge) = self.purges.get_mut(&purge) {
-            let ended = u32::try_from(ended).unwrap_or(u32::MAX);
-            purge.report.cancelled = purge.report.cancelled.saturating_add(ended);
-        }
     }
 
     pub(super) fn end_recipient(
