@@ -305,7 +305,7 @@ impl Limits {
     }
 
     /// Slow paces that changed: their state rows are to be written.
-    pub(super) fn to_keep(&mut self) -> Vec<(LimitKey, Option<(Rate, Timestamp)>)> {
+    pub(super) fn take_changes(&mut self) -> Vec<(LimitKey, Option<(Rate, Timestamp)>)> {
         let changed = std::mem::take(&mut self.to_keep);
         let kept = changed.into_iter().filter_map(|slot| match self.slots.get(slot)? {
             Slot { key, gauge: Gauge::Paced(pace), .. } => {

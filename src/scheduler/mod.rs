@@ -78,6 +78,9 @@ pub(crate) type DomainKey = Key<placement::DomainState>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ConnectionId(pub(crate) u64);
 
+/// Idle connections, the longest idle first.
+type Idle = BTreeSet<(Timestamp, ConnectionId)>;
+
 /// A claim under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClaimId(pub(crate) u64);
@@ -212,7 +215,7 @@ pub(crate) struct Scheduler {
     /// Connections that became idle and may be used before anybody else is told.
     newly_idle: Vec<ConnectionId>,
     /// Idle connections by source and address, the longest idle first.
-    idle_at: HashMap<(Arc<str>, std::net::SocketAddr), BTreeSet<(Timestamp, ConnectionId)>>,
+    idle_at: HashMap<(Arc<str>, std::net::SocketAddr), Idle>,
     looking_up: usize,
     transit_octets: usize,
     waiting: Waiting,
@@ -255,10 +258,6 @@ struct Turns {
 impl Turns {
     fn push(&mut self, destination: DestinationKey, fresh: bool) {
         if fresh { &mut self.fresh } else { &mut self.again }.push_back(destination);
-    }
-
-    fn len(&self) -> usize {
-        self.fresh.len() + self.again.len()
     }
 
     fn pop(&mut self) -> Option<DestinationKey> {

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::destination::Grant;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
@@ -329,7 +330,10 @@ impl Scheduler {
         queue: QueueKey,
         attempt: &Attempt,
     ) -> bool {
-        if self.idle_at.is_empty() {
+        // The proof is an address that DNS gives for the host now.
+        let is_known =
+            self.destinations.get(key).is_some_and(|d| d.route_within(now, Duration::ZERO).is_some());
+        if self.idle_at.is_empty() || !is_known {
             return false;
         }
         let Some(state) = self.queues.get(queue) else { return false };

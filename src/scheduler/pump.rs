@@ -137,6 +137,12 @@ impl Scheduler {
             }
             // The one used last: the others may go.
             let Some(&(_, connection)) = destination.idle.last() else { return };
+            // Its sessions lead to where the mail went when DNS was asked. That may have changed.
+            let is_known = destination.route_within(now, Duration::ZERO).is_some();
+            if !is_known && !destination.site.is_shared() && self.resolver_rests.is_none() {
+                self.look_up_if_possible(key, Freshness::Cached);
+                return;
+            }
             if !self.may_start() {
                 self.wait_to_settle(key);
                 return;

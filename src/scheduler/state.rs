@@ -233,7 +233,7 @@ impl Scheduler {
         if !self.limits.has_to_keep() {
             return;
         }
-        for (key, kept) in self.limits.to_keep() {
+        for (key, kept) in self.limits.take_changes() {
             let (kind, queue, of) = match key {
                 LimitKey::MessageRate(queue, source) => {
                     (PaceKind::Messages, queue, PaceOf::Source(source.to_string()))

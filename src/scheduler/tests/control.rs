@@ -14,7 +14,7 @@ fn domain(name: &str) -> Selector {
 }
 
 fn tagged(to: &str, value: &str) -> Message {
-    Message::new("s@sender.example", &[to], "Subject: x\r\n\r\nhi\r\n").unwrap().with_tag("job", value)
+    Message::new("s@sender.example", [to], "Subject: x\r\n\r\nhi\r\n").unwrap().with_tag("job", value)
 }
 
 /// Mail in the window, in the store and due later, and in a transaction.
