@@ -238,7 +238,7 @@ impl DeliveryEngine {
     }
 
     /// Stops sending what `selector` selects, now and after a restart, until it is resumed. Transactions under way
-    /// end; mail goes on to age and expires. Durable on return.
+    /// end; mail goes on to age and expires. Durable on return. At most 10,000 pauses stand at a time.
     ///
     /// # Cancel safety
     /// Dropped, the pause still takes place.

@@ -15,7 +15,10 @@ use crate::control::{CancelAs, FuseDecision, Selector};
 use crate::event::{Category, Diagnosis, Failure, QueueModeChange, Reason};
 use crate::message::Domain;
 use crate::reply::{EnhancedStatus, Stage};
-use crate::storage::{Envelope, Filter, ItemId};
+use crate::storage::{Envelope, Filter, ItemId, StorageError, StorageErrorKind};
+
+/// Pauses that may stand at a time.
+const MOST_PAUSES: usize = 10_000;
 
 /// Something the host wants.
 #[derive(Clone, Debug)]
@@ -106,6 +109,12 @@ impl Scheduler {
     }
 
     fn pause(&mut self, now: Timestamp, token: Token, selector: Selector) {
+        if self.pauses.0.len() >= MOST_PAUSES && !self.pauses.0.contains(&selector) {
+            let message = format!("{MOST_PAUSES} pauses stand already: resume some, or pause a queue or tag");
+            let answer = Answer::Done(Err(StorageError::new(StorageErrorKind::Full, message)));
+            self.commands.push_back(Command::Answer { token, answer });
+            return;
+        }
         if self.pauses.insert(selector.clone()) {
             self.store_pause(&selector);
             self.report_pause(now, &selector, QueueModeChange::Paused);
