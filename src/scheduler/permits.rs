@@ -162,8 +162,7 @@ impl Scheduler {
             let key = LimitKey::SourceIp(queue.name.clone(), local);
             permits.counts.push(self.limits.count(key, limit as usize));
         }
-        if let Some(limit) = self.policy.mx_connection_limits().iter().find(|l| l.mx.matches(&candidate.host))
-        {
+        if let Some(limit) = self.policy.mx_connection_limit(&candidate.host) {
             let key = LimitKey::Mx(limit.mx.clone(), candidate.host.clone());
             permits.counts.push(self.limits.count(key, limit.limit as usize));
         }

@@ -29,6 +29,25 @@ fn max_smtp_out_binds_each_queue() {
     rig.scheduler.assert_empty();
 }
 
+/// Whichever stands first in the file.
+#[test]
+fn the_most_specific_mx_connection_limit_binds_each_host() {
+    let wide = "[[mx-connection-limit]]\nmx = \"*.example\"\nlimit = 1\n";
+    let exact = "[[mx-connection-limit]]\nmx = \"mx.x.example\"\nlimit = 3\n";
+    for policy in [[wide, exact].concat(), [exact, wide].concat()] {
+        let mut rig = Rig::with_policy(&policy, Bounds::default());
+        for _ in 0..50 {
+            rig.submit("a@x.example");
+            rig.submit("a@y.example");
+        }
+        (0..2).for_each(|_| {
+            rig.connect();
+        });
+        assert_eq!(rig.connects.len(), 2, "two more to mx.x.example, none to mx.y.example");
+        assert_eq!(rig.accept_all(), 100);
+    }
+}
+
 #[test]
 fn max_connections_binds_all_and_waiters_wake_without_polling() {
     let mut rig = rig(3, "max-msg-per-connection = 1");
