@@ -66,7 +66,7 @@ impl Policy {
     /// The limit for connections to `address`: that of the longest prefix that contains it. An IPv4-mapped IPv6
     /// address counts as its IPv4.
     ///
-    /// ```no_run
+    /// ```
     /// # use postrider::policy::{IpConnectionLimit, Policy};
     /// let policy = Policy::new().with_ip_connection_limit(IpConnectionLimit::new("192.0.2.0/24".parse()?, 10))?;
     /// assert_eq!(policy.ip_connection_limit("192.0.2.7".parse()?).map(|limit| limit.limit), Some(10));
@@ -85,7 +85,7 @@ impl Policy {
     /// wildcards the one with more after its `*`, then the one with more before it. The order of adding plays no
     /// part. Case and a trailing dot do not matter.
     ///
-    /// ```no_run
+    /// ```
     /// # use postrider::policy::{MxConnectionLimit, Policy};
     /// let policy = Policy::new().with_mx_connection_limit(MxConnectionLimit::new("*.mail.example".parse()?, 5))?;
     /// assert_eq!(policy.mx_connection_limit("mx1.mail.example").map(|limit| limit.limit), Some(5));

@@ -1,7 +1,8 @@
 //! Policies: how mail is sent, as typed settings or as a policy file.
 //!
 //! A [`Policy`] answers what the engine asks: the [settings](Policy::settings) of a queue, the
-//! [source](Policy::choose_source) of a message. It does nothing itself: no clock, no I/O. It is built in Rust
+//! [source](Policy::choose_source) of a message, the [rollup](Policy::rollup_for) of a domain, what
+//! [reply rules](Policy::decide_reply) say of a reply, the limit of an [address](Policy::ip_connection_limit). It does nothing itself: no clock, no I/O. It is built in Rust
 //! with `with_*`, or read from TOML ([`Policy::from_toml`]; with the places of the parts, [`Config::from_toml`]).
 //! Either way it is valid: what is out of range or contradicts itself is refused when it is added.
 //!
@@ -17,6 +18,55 @@
 //! let settings = policy.settings("example.com", "out1");
 //! assert_eq!(settings.max_smtp_out, Some(2));
 //! assert_eq!(settings.retry_after.interval(7), Duration::from_secs(30 * 60));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The five delivery controls, in Rust and as a file
+//!
+//! | Control | In Rust | In a file |
+//! |---|---|---|
+//! | domains without MX | [`NoMx`], [`NxDomain`] | `bounce-upon-no-mx`, `bounce-upon-nxdomain` |
+//! | increasing retry intervals | [`RetryAfter`] | `retry-after` |
+//! | bounces on specific 4xx replies | [`ReplyRule`] | `[[reply-rule]]` |
+//! | connections per destination IP | [`IpConnectionLimit`] | `[[ip-connection-limit]]` |
+//! | rollup queues by MX records | [`RollupRule`] | `[[rollup]]` |
+//!
+//! ```
+//! use postrider::policy::{
+//!     Action, DomainSettings, IpConnectionLimit, NoMx, Policy, ReplyRule, RetryAfter, RollupRule,
+//! };
+//! use std::time::Duration;
+//!
+//! const MINUTE: Duration = Duration::from_secs(60);
+//! let everywhere = DomainSettings::new()
+//!     .with_bounce_upon_no_mx(NoMx::After(60 * MINUTE))
+//!     .with_retry_after(RetryAfter::new([5, 10, 15, 30, 60].map(|minutes| minutes * MINUTE))?);
+//! let over_quota = ReplyRule::new("over-quota", r"^452 4\.2\.2 .*over ?quota", [Action::BounceRecipient])?;
+//! let policy = Policy::new()
+//!     .with_domain("*", everywhere)?
+//!     .with_reply_rule(over_quota)?
+//!     .with_ip_connection_limit(IpConnectionLimit::new("192.0.2.0/24".parse()?, 10))?
+//!     .with_rollup(RollupRule::new("google.rollup".parse()?, ["*.google.com".parse()?])?)
+//!     .with_domain("google.rollup", DomainSettings::new().with_max_smtp_out(50))?;
+//!
+//! let file = r#"
+//!     [domain."*"]
+//!     bounce-upon-no-mx = "1h"
+//!     retry-after = ["5m", "10m", "15m", "30m", "1h"]
+//!     [[reply-rule]]
+//!     name = "over-quota"
+//!     match = '^452 4\.2\.2 .*over ?quota'
+//!     actions = ["bounce-rcpt"]
+//!     [[ip-connection-limit]]
+//!     cidr = "192.0.2.0/24"
+//!     limit = 10
+//!     [[rollup]]
+//!     queue = "google.rollup"
+//!     mx = ["*.google.com"]
+//!     [domain."google.rollup"]
+//!     max-smtp-out = 50
+//! "#;
+//! assert_eq!(policy, Policy::from_toml(file)?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -200,26 +250,18 @@ impl Policy {
         Ok(self)
     }
 
-    /// Appends a rollup rule.
-    ///
-    /// # Errors
-    /// Rollups are not built yet.
+    /// Appends a rollup rule. Rules are ordered: the first that matches a domain wins.
     #[doc(alias = "mx-rollup")]
-    pub fn with_rollup(mut self, rule: RollupRule) -> Result<Self, PolicyError> {
-        unbuilt::refuse(dotted("rollup", rule.queue().as_str()), unbuilt::ROLLUP)?;
+    pub fn with_rollup(mut self, rule: RollupRule) -> Self {
         self.inner().rollups.push(rule);
-        Ok(self)
+        self
     }
 
     /// Limits connections to addresses.
     ///
     /// # Errors
-    /// The limit is zero, the range has one already, or the feature is not built yet.
+    /// The limit is zero, or the range has one already.
     pub fn with_ip_connection_limit(mut self, limit: IpConnectionLimit) -> Result<Self, PolicyError> {
-        unbuilt::refuse(
-            dotted("ip-connection-limit", &limit.cidr.to_string()),
-            unbuilt::IP_CONNECTION_LIMIT,
-        )?;
         self.inner().add_ip_limit(limit)?;
         Ok(self)
     }
@@ -227,9 +269,8 @@ impl Policy {
     /// Limits connections to hosts by name.
     ///
     /// # Errors
-    /// The limit is zero, the pattern has one already, or the feature is not built yet.
+    /// The limit is zero, or the pattern has one already.
     pub fn with_mx_connection_limit(mut self, limit: MxConnectionLimit) -> Result<Self, PolicyError> {
-        unbuilt::refuse(dotted("mx-connection-limit", &limit.mx.to_string()), unbuilt::MX_CONNECTION_LIMIT)?;
         self.inner().add_mx_limit(limit)?;
         Ok(self)
     }
@@ -245,14 +286,12 @@ impl Policy {
     /// Appends reply rules.
     ///
     /// # Errors
-    /// A name can not be used or is taken, all patterns together take more than 16 MiB compiled, or the feature is
-    /// not built yet.
+    /// A name can not be used or is taken, or all patterns together take more than 16 MiB compiled.
     pub fn with_reply_rules(
         mut self,
         rules: impl IntoIterator<Item = ReplyRule>,
     ) -> Result<Self, PolicyError> {
         for rule in rules {
-            unbuilt::refuse(dotted("reply-rule", rule.name()), unbuilt::REPLY_RULE)?;
             self.inner().add_reply_rule(rule)?;
         }
         self.inner().reply_rules.compile()?;

@@ -190,10 +190,10 @@ impl Policy {
     /// The first rule that [matches](RollupRule::matches) a domain with these MX hosts. Takes time in the number
     /// of rules: for once per look-up of a domain.
     ///
-    /// ```no_run
+    /// ```
     /// # use postrider::policy::{Policy, RollupRule};
     /// let rule = RollupRule::new("google.rollup".parse()?, ["*.google.com".parse()?])?;
-    /// let policy = Policy::new().with_rollup(rule)?;
+    /// let policy = Policy::new().with_rollup(rule);
     /// let rule = policy.rollup_for(&[vec!["aspmx.l.google.com".into()]]);
     /// assert_eq!(rule.map(|rule| rule.queue().as_str()), Some("google.rollup"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -48,15 +48,6 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// `[[rollup]]`.
-pub(super) const ROLLUP: Option<Feature> = None;
-/// `[[ip-connection-limit]]`.
-pub(super) const IP_CONNECTION_LIMIT: Option<Feature> = None;
-/// `[[mx-connection-limit]]`.
-pub(super) const MX_CONNECTION_LIMIT: Option<Feature> = None;
-/// `[[reply-rule]]`.
-pub(super) const REPLY_RULE: Option<Feature> = None;
-
 /// `[policy] base`.
 pub(super) fn base(base: PolicyBase) -> Option<Feature> {
     let feature =
@@ -77,12 +68,7 @@ pub(super) fn in_settings(settings: &DomainSettings) -> impl Iterator<Item = (&'
 
 /// Fails if one of `settings` would switch on what is not built.
 pub(super) fn refuse_settings(path: &str, settings: &DomainSettings) -> Result<(), PolicyError> {
-    in_settings(settings)
-        .next()
-        .map_or(Ok(()), |(key, feature)| refuse(format!("{path}.{key}"), Some(feature)))
-}
-
-/// Fails if there is something to refuse.
-pub(super) fn refuse(key: impl Into<String>, feature: Option<Feature>) -> Result<(), PolicyError> {
-    feature.map_or(Ok(()), |feature| Err(PolicyError::new(PolicyErrorKind::NotBuilt, key, feature)))
+    in_settings(settings).next().map_or(Ok(()), |(key, feature)| {
+        Err(PolicyError::new(PolicyErrorKind::NotBuilt, format!("{path}.{key}"), feature))
+    })
 }

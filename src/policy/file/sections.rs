@@ -270,7 +270,6 @@ impl Reader {
             rule = rule.with_match(read::rollup_match(&matching)?);
         }
         self.inner().rollups.push(rule);
-        self.refuse(item, unbuilt::ROLLUP);
         Ok(())
     }
 
@@ -288,9 +287,7 @@ impl Reader {
             limit = limit.with_per_source(read::boolean(&per_source)?);
         }
         let added = self.inner().add_ip_limit(limit);
-        added.map_err(|error| at(&section, error))?;
-        self.refuse(item, unbuilt::IP_CONNECTION_LIMIT);
-        Ok(())
+        added.map_err(|error| at(&section, error))
     }
 
     fn mx_connection_limit(&mut self, item: &Item<'_>) -> Result<()> {
@@ -298,9 +295,7 @@ impl Reader {
         let mx = read::parsed(&section.require("mx", "\"*.mail.example\"")?, str::parse, "*.mail.example")?;
         let limit = checked(&section.require("limit", "5")?, read::count, at_least_one)?;
         let added = self.inner().add_mx_limit(MxConnectionLimit::new(mx, limit));
-        added.map_err(|error| at(&section, error))?;
-        self.refuse(item, unbuilt::MX_CONNECTION_LIMIT);
-        Ok(())
+        added.map_err(|error| at(&section, error))
     }
 
     fn reply_rule(&mut self, item: &Item<'_>) -> Result<()> {
@@ -319,9 +314,7 @@ impl Reader {
         let rule =
             rule.with_conditions(conditions).map_err(|error| item.wrong(format_args!("is {error}")))?;
         let added = self.inner().add_reply_rule(rule);
-        added.map_err(|error| at(&section, error))?;
-        self.refuse(item, unbuilt::REPLY_RULE);
-        Ok(())
+        added.map_err(|error| at(&section, error))
     }
 }
 

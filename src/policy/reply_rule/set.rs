@@ -80,7 +80,7 @@ impl Policy {
     ///
     /// Takes time linear in the reply, and in the conditions of the rules that match.
     ///
-    /// ```no_run
+    /// ```
     /// # use postrider::policy::{Action, Fate, Policy, ReplyContext, ReplyRule};
     /// # use postrider::reply::Stage;
     /// let policy = Policy::new().with_reply_rule(ReplyRule::new("quota", "over quota", [Action::BounceRecipient])?)?;
@@ -110,7 +110,7 @@ impl Policy {
     ///
     /// `after` is as in [`Policy::decide_reply`].
     ///
-    /// ```no_run
+    /// ```
     /// # use postrider::policy::{Action, Policy, ReplyContext, ReplyRule};
     /// # use postrider::reply::Stage;
     /// let policy = Policy::new().with_reply_rule(ReplyRule::new("well", "^250 ", [Action::LeaveBackoff])?)?;

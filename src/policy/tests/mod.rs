@@ -2,6 +2,7 @@
 
 mod keys;
 mod messages;
+mod readme;
 mod unbuilt;
 
 use std::time::Duration;
