@@ -55,7 +55,15 @@ impl Scheduler {
                 self.rest_resolver(now, failure.message);
             }
             Err(failure) if failure.is_permanent() => self.note_not_found(now, key, &failure),
-            Err(failure) => self.fail_step(now, key, None, route_diagnosis(&failure)),
+            Err(failure) => {
+                self.fail_step(now, key, None, route_diagnosis(&failure));
+                if asked == Freshness::Fresh
+                    && let Some(destination) = self.destinations.get_mut(key)
+                {
+                    // A deadline has come, and waits for the clock like all else.
+                    destination.no_fresh_before = destination.retry.until;
+                }
+            }
         }
         self.review_lanes(now, key);
     }

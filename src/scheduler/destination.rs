@@ -28,6 +28,8 @@ pub(crate) struct Destination {
     pub(super) missing: Option<Missing>,
     /// It is to be looked up past any cache, and at once.
     pub(super) wants_fresh: bool,
+    /// Looked up so, DNS did not answer: not again before this.
+    pub(super) no_fresh_before: Option<Timestamp>,
     /// How it is being looked up.
     pub(super) asked: Freshness,
     /// The interval that a reply rule put in place of the next one.
@@ -249,6 +251,7 @@ impl Destination {
             refusal: None,
             missing: None,
             wants_fresh: false,
+            no_fresh_before: None,
             asked: Freshness::Cached,
             next_interval: None,
             kept_until: None,

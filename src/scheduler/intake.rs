@@ -420,6 +420,7 @@ impl Scheduler {
         // What DNS was asked about is seen to when it answers.
         let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
         let missing = missing.filter(|&at| at > now || !asking);
+        let missing = missing.map(|at| at.max(self.fresh_from(destination_key).unwrap_or(at)));
         let expiry = [lane.head.oldest.map(|oldest| oldest + bounce_after), lane.head.first_expiry, missing];
         // While it is about to be claimed, or a claim is under way, that decides.
         let expiry = expiry.into_iter().flatten().min().filter(|_| !lane.expiring && lane.claiming.is_none());
@@ -465,7 +466,7 @@ impl Scheduler {
             || lane.head.first_expiry.is_some_and(|expiry| expiry <= now);
         let missing = self.missing_from(lane).is_some_and(|at| at <= now);
         let confirmed = self.destinations.get(destination_key).is_some_and(|d| d.is_confirmed_missing(now));
-        if missing && !confirmed {
+        if missing && !confirmed && self.fresh_from(destination_key).is_none_or(|from| from <= now) {
             self.ask_afresh(destination_key);
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };

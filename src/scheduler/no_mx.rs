@@ -171,10 +171,18 @@ impl Scheduler {
         self.mark(key);
     }
 
-    /// The age at which mail of a destination bounces since DNS does not have its domain.
+    /// From when on DNS may be asked past any cache again.
+    pub(super) fn fresh_from(&self, key: DestinationKey) -> Option<Timestamp> {
+        self.destinations.get(key)?.no_fresh_before
+    }
+
+    /// The age at which mail of a destination bounces since DNS does not have its domain. With its queue's fuse
+    /// blown it does not: it is tried on until it expires.
     pub(super) fn missing_after(&self, key: DestinationKey) -> Option<Duration> {
-        let missing = self.destinations.get(key)?.missing.as_ref()?;
-        (!missing.kept).then_some(missing.after)
+        let destination = self.destinations.get(key)?;
+        let missing = destination.missing.as_ref()?;
+        let is_fused = self.queues.get(destination.queue).is_some_and(|queue| queue.mode.fuse_blown);
+        (!missing.kept && !is_fused).then_some(missing.after)
     }
 
     /// An item is as old as its domain may be missing: it bounces if DNS said so just now, else DNS is asked.
@@ -182,7 +190,14 @@ impl Scheduler {
         let Some(missing) = self.destinations.get(key).and_then(|d| d.missing.as_ref()) else { return };
         if missing.confirmed_until.is_some_and(|until| until > now) {
             let diagnosis = missing.diagnosis.clone();
-            self.bounce_or_hold(now, key, id, &diagnosis);
+            // Held until somebody's word it would be found by its age again and again.
+            if self.fuse_allows(now, key) {
+                self.bounce_item(now, id, &diagnosis);
+            } else {
+                self.put_back(now, id, None);
+            }
+        } else if let Some(from) = self.fresh_from(key).filter(|&from| from > now) {
+            self.put_back(now, id, Some(from));
         } else {
             self.ask_afresh(key);
             self.put_back(now, id, None);

@@ -28,7 +28,7 @@ impl Scheduler {
             return;
         }
         self.refuse_all(now, key);
-        self.look_up_afresh(key);
+        self.look_up_afresh(now, key);
         self.claim_if_wanted(now, key);
         self.send_over_idle(now, key);
         self.connect_if_wanted(now, key);
@@ -350,9 +350,9 @@ impl Scheduler {
     }
 
     /// What DNS said may bounce mail: it is asked once more, even while the destination waits.
-    fn look_up_afresh(&mut self, key: DestinationKey) {
+    fn look_up_afresh(&mut self, now: Timestamp, key: DestinationKey) {
         let wants = self.destinations.get(key).is_some_and(|d| d.wants_fresh && !d.waits.look_up);
-        if wants && self.resolver_rests.is_none() {
+        if wants && self.resolver_rests.is_none_or(|until| until <= now) {
             self.look_up_if_possible(key, Freshness::Fresh);
         }
     }

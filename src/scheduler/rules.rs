@@ -344,6 +344,8 @@ impl Scheduler {
         queue.mode.fuse_blown = true;
         self.mode_changed(now, queue_key);
         self.report_mode(now, queue_key, QueueModeChange::FuseBlown, Change::default());
+        // Mail does not bounce at an age any more.
+        self.revisit_queue(queue_key);
         false
     }
 }

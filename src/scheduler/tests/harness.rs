@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 
 use crate::clock::Timestamp;
-use crate::dns::{DnsErrorKind, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind};
+use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind};
 use crate::event::DeliveryEvent;
 use crate::message::{Message, MessageId};
 use crate::policy::Policy;
@@ -58,6 +58,8 @@ pub(crate) struct Rig {
     pub(crate) commits: VecDeque<Vec<Change>>,
     pub(crate) claims: VecDeque<(ClaimId, Vec<ClaimPart>)>,
     pub(crate) resolves: VecDeque<(DestinationKey, String)>,
+    /// Every look-up so far: when (in seconds since the start), of what, and how.
+    pub(crate) looked_up: Vec<(u64, String, Freshness)>,
     pub(crate) lists: VecDeque<(Token, MessageId)>,
     pub(crate) pages: VecDeque<(Token, Filter, Option<ItemId>)>,
     pub(crate) done: BTreeMap<Token, Result<u64, StorageError>>,
@@ -103,6 +105,7 @@ impl Rig {
             commits: VecDeque::new(),
             claims: VecDeque::new(),
             resolves: VecDeque::new(),
+            looked_up: Vec::new(),
             lists: VecDeque::new(),
             pages: VecDeque::new(),
             done: BTreeMap::new(),
@@ -183,7 +186,8 @@ impl Rig {
                 Command::Claim { claim, what } => self.claims.push_back((claim, what)),
                 Command::List { token, message } => self.lists.push_back((token, message)),
                 Command::Page { token, filter, after } => self.pages.push_back((token, filter, after)),
-                Command::Resolve { destination, domain, .. } => {
+                Command::Resolve { destination, domain, freshness, .. } => {
+                    self.looked_up.push((self.elapsed(), domain.to_string(), freshness));
                     self.resolves.push_back((destination, domain.to_string()));
                 }
                 Command::Connect { connection, target } => self.connects.push_back((connection, target)),
@@ -497,5 +501,59 @@ pub(crate) fn cut(cause: EndCause) -> impl FnOnce(usize) -> TransactionReport {
         recipients: vec![RecipientReport::None; recipients],
         end: Some(SessionEnd { stage: Stage::Mail, cause }),
         ..TransactionReport::default()
+    }
+}
+
+/// No MX: the domain itself is the host.
+pub(crate) fn implicit(domain: &str) -> Result<Arc<Route>, RouteFailure> {
+    let route = route(&[&[(domain, &[&address_of(domain)])]]);
+    Ok(Arc::new(Route { kind: RouteKind::Implicit, ..(*route).clone() }))
+}
+
+impl Rig {
+    pub(crate) fn answer_with(
+        &mut self,
+        domain: &str,
+        answer: Result<Arc<Route>, RouteFailure>,
+    ) -> &mut Self {
+        self.routes.insert(domain.to_owned(), answer);
+        self
+    }
+
+    /// When look-ups past any cache were made, in seconds since the start.
+    pub(crate) fn fresh_look_ups(&self) -> Vec<u64> {
+        let fresh = self.looked_up.iter().filter(|(_, _, freshness)| *freshness == Freshness::Fresh);
+        fresh.map(|(at, ..)| *at).collect()
+    }
+
+    /// The last bounce.
+    pub(crate) fn bounced(&self) -> &crate::event::Bounced {
+        let bounced = self.events.iter().rev().find_map(|event| match event {
+            DeliveryEvent::Bounced(bounced) => Some(bounced),
+            _ => None,
+        });
+        bounced.expect("a bounce")
+    }
+
+    /// The last deferral of a recipient.
+    pub(crate) fn deferred(&self) -> &crate::event::Deferred {
+        let deferred = self.events.iter().rev().find_map(|event| match event {
+            DeliveryEvent::Deferred(deferred) => Some(deferred),
+            _ => None,
+        });
+        deferred.expect("a deferral")
+    }
+
+    /// Goes on until a connection is wanted (`true`), or that second after the start has come.
+    pub(crate) fn wanted_by(&mut self, second: u64) -> bool {
+        let until = start() + Duration::from_secs(second);
+        while let Some(at) = self.scheduler.poll_timeout().filter(|&at| at <= until) {
+            self.pass(at.saturating_since(self.now));
+            if !self.connects.is_empty() {
+                return true;
+            }
+        }
+        self.pass(until.saturating_since(self.now));
+        !self.connects.is_empty()
     }
 }

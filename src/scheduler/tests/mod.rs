@@ -7,6 +7,7 @@ mod expiry;
 mod harness;
 mod hosts;
 mod limits;
+mod no_mx;
 mod property;
 mod retry;
 mod verdict;
