@@ -295,6 +295,7 @@ impl Destination {
         self.retry.until = None;
         self.in_doubt = false;
         self.suspended = None;
+        self.next_interval = None;
     }
 
     /// DNS said just now, past any cache, what it does not have.

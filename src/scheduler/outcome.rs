@@ -73,7 +73,8 @@ impl Scheduler {
         let context = Context { reused, overflowed: &overflowed };
         let (verdicts, session) = judge(report, context);
         let took_one = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Delivered(_)));
-        let ended_by = sent_away_by(report).filter(|_| session != SessionVerdict::Usable);
+        // On a new session it is about the connection: the rules are asked when that has failed.
+        let ended_by = sent_away_by(report).filter(|_| session == SessionVerdict::Gone);
         let carried = Carried { transaction: &transaction, candidate: &candidate, tls: tls.as_deref() };
         self.settle(now, key, &carried, verdicts, ended_by, &session);
         if took_one {
@@ -215,7 +216,11 @@ impl Scheduler {
         let mut left = Settlement::default();
         let mut ruling = Ruling::new(carried, ended_by);
         for mut recipient in recipients {
-            let verdict = verdicts.remove(&recipient.index).unwrap_or(Verdict::AtOnce);
+            let Some(verdict) = verdicts.remove(&recipient.index) else {
+                // Not in this transaction: its replies say nothing of it.
+                left.staying.push(recipient);
+                continue;
+            };
             let ruled = self.rule_on(now, key, &mut item, &recipient, verdict, &mut ruling);
             match ruled.verdict {
                 Verdict::Delivered(reply) => {
@@ -255,12 +260,13 @@ impl Scheduler {
         if let Some(diagnosis) = ruling.bounces_queue {
             self.bounce_queue(now, key, &diagnosis);
         }
+        item.suspect = matches!(session, SessionVerdict::AsGreetingFailure);
         if let Some((host, diagnosis)) = ruling.skips {
             self.skip_host(now, key, &host);
-            self.step_if_all_skipped(now, key, candidate, diagnosis);
+            // It may be this message that no host takes: another one probes first.
+            item.suspect |= self.step_if_all_skipped(now, key, candidate, diagnosis);
         }
         item.item.recipients = std::mem::take(&mut left.staying);
-        item.suspect = matches!(session, SessionVerdict::AsGreetingFailure);
         if item.suspect
             && let Some(destination) = self.destinations.get_mut(key)
         {

@@ -21,8 +21,8 @@ pub(super) struct Ruling<'a> {
     /// The reply that ended the session before this transaction's first verdict.
     ended_by: Option<&'a Reply>,
     counted: Counted,
-    /// The queue was told already what the rules say of this reply.
-    told: Vec<(Stage, Reply)>,
+    /// What the queue was told already: one reply to several recipients is told once.
+    told: Vec<(Stage, Reply, RuleDecision)>,
     /// Every message in the queue bounces with this.
     pub(super) bounces_queue: Option<Diagnosis>,
     /// The host that replied is passed over.
@@ -91,7 +91,7 @@ impl Scheduler {
         if decision.is_empty() {
             return as_is(verdict);
         }
-        let told = (stage, reply.clone());
+        let told = (stage, reply.clone(), decision.clone());
         if !ruling.told.contains(&told) {
             self.apply_to_queue(now, key, &decision, &reply);
             ruling.told.push(told);
@@ -136,25 +136,27 @@ impl Scheduler {
                 ruling.skips = Some((ruling.carried.candidate.host.clone(), diagnosis()));
                 Verdict::AtOnce
             }
-            Some(Fate::RetryRecipient) => Verdict::Deferred(cause.clone()),
-            None => verdict,
+            Some(Fate::RetryRecipient) if was_permanent => Verdict::Deferred(cause.clone()),
+            Some(Fate::RetryRecipient) | None => verdict,
         };
         Ruled { verdict, rule, interval, counts }
     }
 
-    /// Every host of a destination was passed over: its retry step, nobody charged.
+    /// Every host of a destination was passed over: its retry step, nobody charged. Whether it was so.
     pub(super) fn step_if_all_skipped(
         &mut self,
         now: Timestamp,
         key: DestinationKey,
         candidate: &Candidate,
         diagnosis: Diagnosis,
-    ) {
-        let Some(destination) = self.destinations.get(key) else { return };
-        let Some(route) = destination.known_route() else { return };
+    ) -> bool {
+        let Some(destination) = self.destinations.get(key) else { return false };
+        let Some(route) = destination.known_route() else { return false };
         let mut hosts = route.preferences.iter().flatten();
-        if hosts.all(|host| destination.skips(now, &host.name)) && !self.is_held(now, key) {
+        let all = hosts.all(|host| destination.skips(now, &host.name)) && !self.is_held(now, key);
+        if all {
             self.fail_step(now, key, Some(candidate.clone()), diagnosis);
         }
+        all
     }
 }

@@ -556,4 +556,23 @@ impl Rig {
         self.pass(until.saturating_since(self.now));
         !self.connects.is_empty()
     }
+
+    /// Every transaction now under way, and each that follows over open connections, gets this at RCPT.
+    pub(crate) fn refuse_transactions(&mut self, text: &str) {
+        while !self.transacts.is_empty() {
+            self.transact(all_rcpts(text));
+        }
+    }
+
+    /// Every connection that is wanted now is refused.
+    pub(crate) fn refuse_all(&mut self) {
+        while !self.connects.is_empty() {
+            self.refuse();
+        }
+    }
+
+    /// State rows in the store.
+    pub(crate) fn state_rows(&self) -> usize {
+        self.store.state(None, 1_000).now_or_never().unwrap().unwrap().len()
+    }
 }

@@ -10,6 +10,7 @@ mod limits;
 mod no_mx;
 mod property;
 mod retry;
+mod rules;
 mod verdict;
 mod window;
 mod writes;
