@@ -229,6 +229,12 @@ impl Scheduler {
         {
             self.health.failed(now, &queue.source, failed.peer);
         }
+        let queue = self.destinations.get(key).and_then(|destination| self.queues.get(destination.queue));
+        if queue.is_some_and(|queue| queue.is_held(now)) {
+            // A rule says so: no further host is tried from here, and there is no step.
+            self.on_connection_gone(now, id);
+            return;
+        }
         if self.shutting_down || !self.open_next(now, id) {
             self.attempt_failed(now, id);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::intake::head_of;
 use super::lane::Head;
+use super::queue::Mode;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Candidate, Connection, InTransaction, State};
@@ -110,6 +111,15 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.cohort.succeeded();
         destination.suspected.clear();
+        // While the queue is held, it is one that was under way.
+        if let Some(queue) = self.queues.get_mut(destination.queue)
+            && queue.mode.held_until.is_none()
+            && queue.mode.held_steps > 0
+        {
+            queue.mode.held_steps = 0;
+            self.unsaved_queues.push(destination.queue);
+            queue.unsaved = true;
+        }
         destination.retry.step = 0;
         if destination.retry.until.is_some() {
             // Held all the same, since DNS does not answer.
@@ -531,17 +541,26 @@ impl Scheduler {
         reason: Option<Reason>,
         left: &mut Settlement,
     ) {
-        let held = self.destinations.get(key).and_then(|destination| destination.retry.last.clone());
+        let destination = self.destinations.get(key);
+        let held = destination.and_then(|destination| destination.retry.last.clone());
+        let mode =
+            destination.and_then(|d| self.queues.get(d.queue)).map(|queue| (&queue.mode, &queue.source));
+        let by_queue = mode.and_then(|(mode, source)| match mode {
+            Mode { disabled: Some(_), .. } => Some(format!("source {source} is disabled for its queue")),
+            Mode { held_until: Some(_), .. } => Some("a reply rule deferred its queue".to_owned()),
+            _ => None,
+        });
         let last = recipient.last.as_ref();
         let age = item.deadline.saturating_since(item.item.envelope.age_from);
-        let failure = match (last.map(|last| &last.diagnosis.failure), &held) {
-            (Some(failure @ Failure::Reply(_)), _) => failure.clone(),
-            (Some(Failure::Engine(message)), _) => Failure::Engine(format!("expired; last: {message}")),
-            (None, Some(held)) => Failure::Engine(match &held.failure {
+        let failure = match (last.map(|last| &last.diagnosis.failure), by_queue, &held) {
+            (Some(failure @ Failure::Reply(_)), ..) => failure.clone(),
+            (Some(Failure::Engine(message)), ..) => Failure::Engine(format!("expired; last: {message}")),
+            (None, Some(why), _) => Failure::Engine(format!("expired before an attempt; {why}")),
+            (None, None, Some(held)) => Failure::Engine(match &held.failure {
                 Failure::Reply(reply) => format!("expired before an attempt; its hosts said: {reply}"),
                 Failure::Engine(message) => format!("expired before an attempt; its hosts: {message}"),
             }),
-            (None, None) => {
+            (None, None, None) => {
                 Failure::Engine(format!("expired at an age of {} s, before an attempt", age.as_secs()))
             }
         };

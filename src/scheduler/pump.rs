@@ -429,7 +429,15 @@ impl Scheduler {
     /// A queue without mail stays while something of it is not as the settings have it, or was counted.
     pub(super) fn remove_queue_if_done(&mut self, now: Timestamp, key: super::QueueKey) {
         let Some(queue) = self.queues.get_mut(key) else { return };
-        if !queue.destinations.is_empty() || queue.mode != super::queue::Mode::default() {
+        if !queue.destinations.is_empty() {
+            return;
+        }
+        if queue.mode.held_until.is_none() && std::mem::take(&mut queue.mode.held_steps) > 0 {
+            // As a destination without mail forgets its own.
+            queue.unsaved = true;
+            self.unsaved_queues.push(key);
+        }
+        if queue.mode != super::queue::Mode::default() {
             return;
         }
         if let Some(until) = queue.remembers_until().filter(|&until| until > now) {

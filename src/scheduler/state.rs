@@ -135,6 +135,12 @@ impl Scheduler {
             queue.stored_state = true;
         }
         self.mode_changed(now, key);
+        if let Some(queue) = self.queues.get_mut(key)
+            && queue.timer.is_none()
+        {
+            // Nothing of it ends by itself; without mail it may be done with.
+            self.timers.arm(&mut queue.timer, Some(now + KEPT_FOR_DOMAINS), TimerOwner::Queue(key));
+        }
     }
 
     fn restore_pace(&mut self, now: Timestamp, state: PaceRow) {

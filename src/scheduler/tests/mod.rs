@@ -1,5 +1,6 @@
 //! Rules of the scheduler, by events and commands.
 
+mod backoff;
 mod cancel;
 mod consistency;
 mod control;
