@@ -233,6 +233,8 @@ impl Scheduler {
             if std::mem::take(&mut queue.mode.fuse_blown) {
                 self.mode_changed(now, key);
                 self.report_mode(now, key, QueueModeChange::FuseReset, Change::default());
+                // Mail bounces at an age again.
+                self.revisit_queue(key);
             }
         }
         let scope = self.scope_of(&Selector::Queue(name.clone()));

@@ -267,7 +267,7 @@ impl Scheduler {
                 self.cancel_recipient(now, &item, &recipient, &mut left.settled);
             }
         }
-        if let Some(diagnosis) = ruling.bounces_queue {
+        if let Some(diagnosis) = ruling.bounces_queue.filter(|_| !self.is_fuse_blown(key)) {
             self.bounce_queue(now, key, &diagnosis);
         }
         item.suspect = matches!(session, SessionVerdict::AsGreetingFailure);
@@ -434,7 +434,7 @@ impl Scheduler {
 
     /// A recipient that a rule or DNS would bounce, past its queue's fuse: nothing happens to it before its expiry
     /// unless somebody says so.
-    fn hold(
+    pub(super) fn hold(
         &mut self,
         now: Timestamp,
         item: &WindowItem,
@@ -443,6 +443,10 @@ impl Scheduler {
         diagnosis: Diagnosis,
         left: &mut Settlement,
     ) {
+        if self.is_being_cancelled(item) {
+            self.cancel_recipient(now, item, &recipient, &mut left.settled);
+            return;
+        }
         let record = self.record(now, item, &recipient, candidate);
         recipient.last = Some(LastFailure {
             at: now,
@@ -472,21 +476,9 @@ impl Scheduler {
         if self.fuse_allows(now, key) {
             return self.bounce_item(now, id, diagnosis);
         }
-        let Some(mut item) = self.leave_window(id) else { return };
-        let mut left = Settlement::default();
-        for recipient in std::mem::take(&mut item.item.recipients) {
-            self.hold(now, &item, recipient, None, diagnosis.clone(), &mut left);
-        }
-        let released: Vec<Release> =
-            left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
-        let put_back = Some(head_of(&item.item.envelope, HELD_BY_FUSE));
-        self.writes.change(Change::Update {
-            item: id,
-            lease: item.item.lease,
-            settled: Vec::new(),
-            released,
+        self.finish_item(now, id, |scheduler, item, recipient, left| {
+            scheduler.hold(now, item, recipient.clone(), None, diagnosis.clone(), left);
         });
-        self.writes.then(Effect::Settled { lane: item.lane, put_back });
     }
 
     /// Bounces what lay too long, with the last thing it met.
@@ -510,7 +502,7 @@ impl Scheduler {
         });
     }
 
-    /// Ends all recipients of an item that waits in the window.
+    /// Ends all recipients of an item that waits in the window, or holds them.
     pub(super) fn finish_item(
         &mut self,
         now: Timestamp,
@@ -521,13 +513,19 @@ impl Scheduler {
         let mut left = Settlement::default();
         let recipients = std::mem::take(&mut item.item.recipients);
         recipients.iter().for_each(|recipient| end(self, &item, recipient, &mut left));
+        let mut put_back: Option<Head> = None;
+        for &due in left.released.keys() {
+            put_back.get_or_insert_default().merge(head_of(&item.item.envelope, due));
+        }
+        let released =
+            left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
         self.writes.change(Change::Update {
             item: id,
             lease: item.item.lease,
             settled: left.settled,
-            released: Vec::new(),
+            released,
         });
-        self.writes.then(Effect::Settled { lane: item.lane, put_back: None });
+        self.writes.then(Effect::Settled { lane: item.lane, put_back });
         self.cancels.ended(item.item.envelope.id, id);
         self.review_lane(now, item.lane);
     }

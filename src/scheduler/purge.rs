@@ -9,7 +9,7 @@ use super::outcome::Settlement;
 use super::sweep::{Scope, SweepAction};
 use super::window::WindowItem;
 use super::writes::Effect;
-use super::{DestinationKey, LaneKey, Scheduler};
+use super::{DestinationKey, LaneKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::storage::{Filter, Item, ItemId, Recipient, StorageError};
@@ -36,6 +36,8 @@ pub(super) enum Ending {
     Cancelled,
     /// As bounced, with this.
     Bounced(Box<Diagnosis>),
+    /// The same by a reply rule: counts for the queue's fuse.
+    BouncedByRule(Box<Diagnosis>),
 }
 
 pub(super) struct Purge {
@@ -66,13 +68,35 @@ impl Scheduler {
     /// A reply rule: every message in the queue bounces with this.
     pub(super) fn bounce_queue(&mut self, now: Timestamp, key: DestinationKey, diagnosis: &Diagnosis) {
         let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) else { return };
+        if queue.mode.fuse_blown {
+            return;
+        }
         let lanes: Vec<LaneKey> = queue
             .destinations
             .iter()
             .filter_map(|&destination| self.destinations.get(destination))
             .flat_map(|destination| destination.lanes.iter().copied())
             .collect();
-        self.purge(now, lanes, Ending::Bounced(Box::new(diagnosis.clone())), None);
+        self.purge(now, lanes, Ending::BouncedByRule(Box::new(diagnosis.clone())), None);
+    }
+
+    /// The queue's fuse has blown: what a rule was about to bounce of it stays.
+    pub(super) fn stop_bouncing(&mut self, now: Timestamp, key: QueueKey) {
+        let Some(queue) = self.queues.get(key) else { return };
+        let lanes: Vec<LaneKey> = queue
+            .destinations
+            .iter()
+            .filter_map(|&destination| self.destinations.get(destination))
+            .flat_map(|destination| destination.lanes.iter().copied())
+            .collect();
+        for key in lanes {
+            let Some(lane) = self.lanes.get_mut(key) else { continue };
+            let bounces = |purge: &Purge| matches!(purge.ending, Ending::BouncedByRule(_));
+            if lane.purge.and_then(|mark| self.purges.get(&mark.id)).is_some_and(bounces) {
+                let mark = lane.purge.take();
+                self.unmark_lane(now, mark);
+            }
+        }
     }
 
     /// Ends all mail of these lanes. With a token the host is told once it is durable.
@@ -138,10 +162,16 @@ impl Scheduler {
             .collect();
         self.purging = true;
         for item in waiting {
-            self.end_item(now, id, item);
+            if self.lanes.get(key).and_then(|lane| lane.purge).is_some_and(|mark| mark.id == id) {
+                self.end_item(now, id, item);
+            }
         }
         self.purging = false;
         let Some(lane) = self.lanes.get_mut(key) else { return };
+        if lane.purge.is_none_or(|now| now.id != id) {
+            // It was stopped meanwhile.
+            return;
+        }
         let stored = [lane.head.oldest, lane.head.oldest_with_expiry];
         let is_stored = stored.into_iter().flatten().any(|oldest| oldest <= before);
         if is_stored && !lane.expiring && lane.claiming.is_none() {
@@ -284,6 +314,14 @@ impl Scheduler {
             Ending::Cancelled => self.cancel_recipient(now, item, recipient, &mut left.settled),
             Ending::Bounced(diagnosis) => {
                 self.bounce(now, item, recipient, None, (**diagnosis).clone(), left);
+            }
+            Ending::BouncedByRule(diagnosis) => {
+                let key = self.lanes.get(item.lane).map(|lane| lane.destination);
+                if key.is_none_or(|key| self.fuse_allows(now, key)) {
+                    self.bounce(now, item, recipient, None, (**diagnosis).clone(), left);
+                } else {
+                    self.hold(now, item, recipient.clone(), None, (**diagnosis).clone(), left);
+                }
             }
         }
     }

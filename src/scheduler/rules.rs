@@ -321,7 +321,12 @@ impl Scheduler {
         fate: Fate,
         diagnosis: Diagnosis,
     ) {
-        if fate == Fate::BounceQueue {
+        if fate == Fate::BounceQueue && self.is_fuse_blown(key) {
+            // Nothing bounces, and the hosts do not take us.
+            if !self.is_held(now, key) {
+                self.fail_step(now, key, None, diagnosis);
+            }
+        } else if fate == Fate::BounceQueue {
             self.bounce_queue(now, key, &diagnosis);
         } else if let Some(destination) = self.destinations.get_mut(key) {
             destination.refusal = Some(Refusal::for_a_while(now, diagnosis));
@@ -344,9 +349,15 @@ impl Scheduler {
         queue.mode.fuse_blown = true;
         self.mode_changed(now, queue_key);
         self.report_mode(now, queue_key, QueueModeChange::FuseBlown, Change::default());
+        self.stop_bouncing(now, queue_key);
         // Mail does not bounce at an age any more.
         self.revisit_queue(queue_key);
         false
+    }
+
+    pub(super) fn is_fuse_blown(&self, key: DestinationKey) -> bool {
+        let queue = self.destinations.get(key).and_then(|destination| self.queues.get(destination.queue));
+        queue.is_some_and(|queue| queue.mode.fuse_blown)
     }
 }
 

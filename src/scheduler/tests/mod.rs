@@ -1,6 +1,7 @@
 //! Rules of the scheduler, by events and commands.
 
 mod backoff;
+mod bounce_queue;
 mod cancel;
 mod consistency;
 mod control;
