@@ -3,23 +3,16 @@
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use postrider::clock::Timestamp;
 use serde_json::Value;
 
 use crate::process::{Ended, Mailer};
 use crate::recorder::Recorder;
 use crate::site::Site;
-use crate::{submission, text};
-
-fn time(record: &Value, field: &str) -> Timestamp {
-    text(record, field).parse().unwrap_or_else(|error| panic!("{field}: {error} in {record}"))
-}
+use crate::{submission, text, time};
 
 /// The only record of a type and reference.
 fn only<'a>(ended: &'a Ended, kind: &'a str, reference: &str) -> &'a Value {
-    let found: Vec<_> = ended.of_type(kind).filter(|record| text(record, "ref") == reference).collect();
-    let [record] = found[..] else { panic!("{} of {kind} {reference}: {:#?}", found.len(), ended.records) };
-    record
+    ended.only(kind, &[("ref", reference)])
 }
 
 #[test]

@@ -10,6 +10,9 @@
     reason = "a test panics when something is wrong"
 )]
 
+mod controls;
+mod controls_limits;
+mod controls_rules;
 mod delivery;
 mod failures;
 mod process;
@@ -17,6 +20,7 @@ mod recorder;
 mod restarts;
 mod site;
 
+use postrider::clock::Timestamp;
 use serde_json::{Value, json};
 
 /// A line of input.
@@ -27,4 +31,9 @@ fn submission(reference: &str, to: &str, data: &str) -> String {
 /// A text field of a record, empty if it is not there.
 fn text<'a>(record: &'a Value, field: &str) -> &'a str {
     record[field].as_str().unwrap_or_default()
+}
+
+/// A time field of a record.
+fn time(record: &Value, field: &str) -> Timestamp {
+    text(record, field).parse().unwrap_or_else(|error| panic!("{field}: {error} in {record}"))
 }

@@ -156,6 +156,25 @@ impl Mailer {
         }
     }
 
+    /// Until so many recipients have their final record.
+    pub(crate) fn until_settled(&mut self, count: usize) {
+        let mut left = count;
+        while left > 0 {
+            self.until("final records", |record| {
+                record["type"] == "delivered" || record["type"] == "bounced"
+            });
+            left -= 1;
+        }
+    }
+
+    /// Asks for a graceful end, and reads until it has come.
+    pub(crate) fn terminate(self) -> Ended {
+        self.signal("TERM");
+        let ended = self.until_ended();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        ended
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         send_signal(name, self.child.id());
     }
@@ -202,6 +221,19 @@ fn send_signal(name: &str, pid: u32) {
 impl Ended {
     pub(crate) fn of_type<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
         self.records.iter().filter(move |record| record["type"] == kind)
+    }
+
+    /// The records of a type, as text fields say.
+    pub(crate) fn with<'a>(&'a self, kind: &'a str, fields: &[(&str, &str)]) -> Vec<&'a Value> {
+        let fits = |record: &&Value| fields.iter().all(|(field, text)| record[field] == *text);
+        self.of_type(kind).filter(fits).collect()
+    }
+
+    /// The only record of a type, with these text fields.
+    pub(crate) fn only<'a>(&'a self, kind: &'a str, fields: &[(&str, &str)]) -> &'a Value {
+        let found = self.with(kind, fields);
+        let [record] = found[..] else { panic!("{} of {kind} {fields:?}: {:#?}", found.len(), self.records) };
+        record
     }
 
     /// How many records of a type.

@@ -1,8 +1,17 @@
 //! An SMTP server that keeps what it is given, octet for octet.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
+use std::time::Duration;
+
+use postrider::clock::{Clock, Timestamp};
+
+/// No test waits longer for what a server must see.
+const SEEN: Duration = Duration::from_secs(30);
+/// The line a script is asked about when a connection opens: its reply is the greeting.
+pub(crate) const GREETING: &str = "(greeting)";
 
 /// A message as it came, dots un-stuffed.
 #[derive(Clone, Debug)]
@@ -14,8 +23,56 @@ pub(crate) struct Taken {
     pub(crate) body: Vec<u8>,
 }
 
+/// A connection as the server saw it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Visit {
+    /// The client's address.
+    pub(crate) from: IpAddr,
+    pub(crate) at: Timestamp,
+    /// Messages accepted.
+    pub(crate) messages: usize,
+    /// Openings and closings of all servers of this process, numbered in order.
+    opened: u64,
+    closed: Option<u64>,
+}
+
+/// The most connections that were open at once.
+pub(crate) fn most_at_once<'a>(visits: impl IntoIterator<Item = &'a Visit>) -> usize {
+    let mut steps = Vec::new();
+    for visit in visits {
+        steps.push((visit.opened, 1));
+        steps.extend(visit.closed.map(|number| (number, -1)));
+    }
+    steps.sort_unstable();
+    let open = steps.iter().scan(0_isize, |open, (_, step)| {
+        *open += step;
+        Some(*open)
+    });
+    usize::try_from(open.max().unwrap_or(0)).unwrap()
+}
+
+/// Holds a script up until a test lets it go on.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    pub(crate) fn pass(&self) {
+        let guard = self.0.0.lock().unwrap();
+        // A test that failed opens nothing any more.
+        let _ = self.0.1.wait_timeout_while(guard, SEEN, |open| !*open).unwrap();
+    }
+}
+
 /// What to answer to a command line, `.` being the end of the content; `None`: as usual.
-type Script = dyn Fn(&str) -> Option<String> + Send + Sync;
+type Script = dyn Fn(IpAddr, &str) -> Option<String> + Send + Sync;
+
+static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::system);
+static STEP: AtomicU64 = AtomicU64::new(0);
 
 /// Listens until the test process ends.
 #[derive(Clone)]
@@ -25,7 +82,9 @@ struct Inner {
     script: Box<Script>,
     taken: Mutex<Vec<Taken>>,
     /// Command lines, and anything that no client may send.
-    heard: Mutex<Vec<String>>,
+    heard: Mutex<Vec<(Timestamp, String)>>,
+    visits: Mutex<Vec<Visit>>,
+    visited: Condvar,
 }
 
 impl Recorder {
@@ -38,18 +97,28 @@ impl Recorder {
         address: SocketAddr,
         script: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
+        Self::by_client(address, move |_, line| script(line))
+    }
+
+    /// The script sees the client's address too.
+    pub(crate) fn by_client(
+        address: SocketAddr,
+        script: impl Fn(IpAddr, &str) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let recorder = Self(Arc::new(Inner {
             script: Box::new(script),
             taken: Mutex::default(),
             heard: Mutex::default(),
+            visits: Mutex::default(),
+            visited: Condvar::new(),
         }));
         let server = recorder.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let session = server.clone();
                 // An error is the client's going away, which is its right.
-                std::thread::spawn(move || session.0.converse(stream).ok());
+                std::thread::spawn(move || session.0.receive(stream).ok());
             }
         });
         recorder
@@ -61,16 +130,64 @@ impl Recorder {
 
     /// Everything said to this server, one command a line.
     pub(crate) fn heard(&self) -> Vec<String> {
-        self.0.heard.lock().unwrap().clone()
+        self.0.heard.lock().unwrap().iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// When it heard lines that begin so.
+    pub(crate) fn times(&self, beginning: &str) -> Vec<Timestamp> {
+        let heard = self.0.heard.lock().unwrap();
+        heard.iter().filter(|(_, line)| line.starts_with(beginning)).map(|(at, _)| *at).collect()
+    }
+
+    pub(crate) fn visits(&self) -> Vec<Visit> {
+        self.0.visits.lock().unwrap().clone()
+    }
+
+    /// Waits until so many connections are open.
+    pub(crate) fn until_open(&self, count: usize) {
+        let open = |visits: &Vec<Visit>| visits.iter().filter(|visit| visit.closed.is_none()).count();
+        let visits = self.0.visits.lock().unwrap();
+        let (visits, late) =
+            self.0.visited.wait_timeout_while(visits, SEEN, |visits| open(visits) < count).unwrap();
+        assert!(!late.timed_out(), "{} connections, not {count}: {visits:#?}", open(&visits));
     }
 }
 
 impl Inner {
-    fn converse(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    fn receive(&self, stream: TcpStream) -> std::io::Result<()> {
+        let from = stream.peer_addr()?.ip();
+        let number = {
+            let mut visits = self.visits.lock().unwrap();
+            let opened = STEP.fetch_add(1, Ordering::Relaxed);
+            visits.push(Visit { from, at: CLOCK.now(), messages: 0, opened, closed: None });
+            self.visited.notify_all();
+            visits.len() - 1
+        };
+        let result = self.converse(stream, from, number);
+        self.close(number);
+        result
+    }
+
+    fn close(&self, number: usize) {
+        let mut visits = self.visits.lock().unwrap();
+        visits[number].closed.get_or_insert_with(|| STEP.fetch_add(1, Ordering::Relaxed));
+    }
+
+    fn hear(&self, line: impl Into<String>) {
+        self.heard.lock().unwrap().push((CLOCK.now(), line.into()));
+    }
+
+    fn converse(&self, mut stream: TcpStream, from: IpAddr, number: usize) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         let mut input = BufReader::new(stream.try_clone()?);
         let (mut mail, mut to) = (String::new(), Vec::new());
-        stream.write_all(b"220 recorder ESMTP\r\n")?;
+        let greeting = (self.script)(from, GREETING).unwrap_or_else(|| "220 recorder ESMTP".to_owned());
+        if !greeting.starts_with('2') {
+            // Before the client can know: what it does next comes after.
+            self.close(number);
+            return stream.write_all(format!("{greeting}\r\n").as_bytes());
+        }
+        stream.write_all(format!("{greeting}\r\n").as_bytes())?;
         loop {
             let mut octets = Vec::new();
             if input.read_until(b'\n', &mut octets)? == 0 {
@@ -78,10 +195,10 @@ impl Inner {
             }
             let line = String::from_utf8_lossy(&octets);
             let Some(line) = line.strip_suffix("\r\n") else {
-                self.heard.lock().unwrap().push(format!("NOT A LINE: {line:?}"));
+                self.hear(format!("NOT A LINE: {line:?}"));
                 return Ok(());
             };
-            self.heard.lock().unwrap().push(line.to_owned());
+            self.hear(line);
             let (verb, rest) = line.split_at(line.find([' ', ':']).unwrap_or(line.len()));
             let verb = verb.to_ascii_uppercase();
             let usual = match verb.as_str() {
@@ -95,7 +212,7 @@ impl Inner {
                 "HELO" | "MAIL" | "RCPT" | "RSET" | "NOOP" => "250 2.0.0 ok",
                 _ => "500 5.5.2 what?",
             };
-            let mut reply = (self.script)(line).unwrap_or_else(|| usual.to_owned());
+            let mut reply = (self.script)(from, line).unwrap_or_else(|| usual.to_owned());
             let positive = reply.starts_with('2');
             match verb.as_str() {
                 "MAIL" => {
@@ -110,17 +227,22 @@ impl Inner {
                 "DATA" if reply.starts_with('3') => {
                     stream.write_all(format!("{reply}\r\n").as_bytes())?;
                     let body = self.content(&mut input)?;
-                    reply = (self.script)(".").unwrap_or_else(|| "250 2.0.0 kept".to_owned());
+                    reply = (self.script)(from, ".").unwrap_or_else(|| "250 2.0.0 kept".to_owned());
                     if reply.starts_with('2') {
                         let taken = Taken { mail: mail.clone(), to: to.clone(), body };
                         self.taken.lock().unwrap().push(taken);
+                        self.visits.lock().unwrap()[number].messages += 1;
                     }
                     to.clear();
                 }
                 _ => {}
             }
+            let last = verb == "QUIT" || reply.starts_with("421");
+            if last {
+                self.close(number);
+            }
             stream.write_all(format!("{reply}\r\n").as_bytes())?;
-            if verb == "QUIT" || reply.starts_with("421") {
+            if last {
                 return Ok(());
             }
         }
@@ -136,7 +258,7 @@ impl Inner {
             }
             let line = &body[start..];
             if !line.ends_with(b"\r\n") {
-                self.heard.lock().unwrap().push("BARE LF IN CONTENT".to_owned());
+                self.hear("BARE LF IN CONTENT");
             }
             if line == b".\r\n" {
                 body.truncate(start);

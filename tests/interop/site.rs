@@ -36,7 +36,7 @@ impl Site {
     /// `None`, and a visible line, where the servers are missing and nobody requires them.
     pub(crate) fn new() -> Option<Self> {
         let missing: Vec<_> =
-            ["knotd", "smtp-sink"].into_iter().filter(|name| program(name).is_none()).collect();
+            ["knotd", "knotc", "smtp-sink"].into_iter().filter(|name| program(name).is_none()).collect();
         if !missing.is_empty() {
             let line = format!("SKIPPED interop: {} not found", missing.join(" and "));
             assert!(std::env::var_os("POSTRIDER_INTEROP").is_none_or(|mode| mode != "require"), "{line}");
@@ -69,33 +69,44 @@ impl Site {
 
     /// A configuration with `all` in `[domain."*"]`; retries come after a second.
     pub(crate) fn config(&self, engine: &str, all: &str) -> PathBuf {
+        let head = self.head(engine);
+        self.write_config(&format!(
+            "{head}\
+             [domain.\"*\"]\nretry-after = [\"1s\"]\nuse-starttls = \"off\"\n{all}\n",
+        ))
+    }
+
+    /// A configuration that ends with these tables, and has no defaults of its own for domains.
+    pub(crate) fn policy(&self, tables: &str) -> PathBuf {
+        self.write_config(&format!("{}\n{tables}\n", self.head("")))
+    }
+
+    /// A whole configuration.
+    pub(crate) fn write_config(&self, text: &str) -> PathBuf {
         let path = self.path("mailer.toml");
-        let text = format!(
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The tables that say where everything is, `engine` among the keys of `[engine]`.
+    pub(crate) fn head(&self, engine: &str) -> String {
+        format!(
             "[engine]\nhostname = \"mta.sender.example\"\n{engine}\n\
              [storage]\npath = {spool:?}\n\
              [dns]\nnameservers = [\"{dns_ip}:{dns}\"]\n\
-             [smtp]\nport = {port}\nprohibited-addresses = []\n\
-             [domain.\"*\"]\nretry-after = [\"1s\"]\nuse-starttls = \"off\"\n{all}\n",
+             [smtp]\nport = {port}\nprohibited-addresses = []\n",
             spool = self.path("spool"),
             dns_ip = self.ip(53),
             dns = self.dns,
             port = self.port,
-        );
-        std::fs::write(&path, text).unwrap();
-        path
+        )
     }
 
     /// knotd with one zone, `example.`; in `zone`, names are relative to it and `@N` is host N's address.
     pub(crate) fn serve_dns(&mut self, zone: &str) {
         let folder = self.path("knot");
         std::fs::create_dir(&folder).unwrap();
-        let mut text =
-            "$ORIGIN example.\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 5\n@ NS ns\nns A @53\n"
-                .to_owned();
-        text.push_str(zone);
-        text.push('\n');
-        let prefix = format!("A 127.{}.{}.", self.net.0, self.net.1);
-        std::fs::write(folder.join("example.zone"), text.replace("A @", &prefix)).unwrap();
+        self.write_zone(zone, 1);
         let config = folder.join("knot.conf");
         let listen = format!("{}@{}", self.ip(53), self.dns);
         let text = format!(
@@ -127,6 +138,25 @@ impl Site {
                 Err(error) => panic!("knotd does not start: {error}\n{}", said.join("\n")),
             }
         }
+    }
+
+    /// Another zone for the server that runs.
+    pub(crate) fn change_dns(&self, zone: &str) {
+        self.write_zone(zone, 2);
+        let config = self.path("knot/knot.conf");
+        let mut knotc = Command::new(program("knotc").unwrap());
+        let output = knotc.arg("-b").arg("-c").arg(config).args(["zone-reload", "example"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn write_zone(&self, zone: &str, serial: u32) {
+        let mut text = format!(
+            "$ORIGIN example.\n$TTL 60\n@ SOA ns hostmaster {serial} 3600 600 86400 5\n@ NS ns\nns A @53\n"
+        );
+        text.push_str(zone);
+        text.push('\n');
+        let prefix = format!("A 127.{}.{}.", self.net.0, self.net.1);
+        std::fs::write(self.path("knot/example.zone"), text.replace("A @", &prefix)).unwrap();
     }
 
     /// smtp-sink on host `host`; each message becomes a file in the folder this returns.
