@@ -103,7 +103,7 @@ fn an_address_has_no_more_connections_than_its_limit() {
 #[test]
 fn a_shared_limit_is_one_for_the_range() {
     let Some(mut site) = Site::new() else { return };
-    // The range has hosts 1 and 2; host 3 has none.
+    // The range has hosts 1 and 2; host 3 has a limit of its own, by its longer prefix.
     let range = site.ip(0);
     let policy = format!(
         "[[ip-connection-limit]]\ncidr = \"{range}/30\"\nlimit = 4\nshared = true\n\

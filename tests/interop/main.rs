@@ -12,6 +12,8 @@
 
 mod controls;
 mod controls_limits;
+mod controls_modes;
+mod controls_rollup;
 mod controls_rules;
 mod delivery;
 mod failures;

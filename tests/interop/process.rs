@@ -156,6 +156,12 @@ impl Mailer {
         }
     }
 
+    /// Until so many records of a type have come since the start.
+    pub(crate) fn until_total(&mut self, kind: &str, count: usize) {
+        let seen = self.records.iter().filter(|record| record["type"] == kind).count();
+        self.until_count(kind, count.saturating_sub(seen));
+    }
+
     /// Until so many recipients have their final record.
     pub(crate) fn until_settled(&mut self, count: usize) {
         let mut left = count;

@@ -27,8 +27,8 @@ impl Drop for Server {
 pub(crate) struct Site {
     dir: TempDir,
     net: (u8, u8),
+    /// Of all servers, DNS too.
     pub(crate) port: u16,
-    dns: u16,
     servers: Vec<Server>,
 }
 
@@ -46,13 +46,19 @@ impl Site {
         }
         // Two runs at a time on one machine keep apart by process, two tests of a run by number.
         static NEXT: AtomicU8 = AtomicU8::new(1);
-        let net = (2 + u8::try_from(std::process::id() % 250).unwrap(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let free = |host| TcpListener::bind((Ipv4Addr::new(127, net.0, net.1, host), 0)).unwrap();
-        let [port, dns] = [free(1), free(53)].map(|probe| probe.local_addr().unwrap().port());
+        let process = u16::try_from(std::process::id() % 20_000).unwrap();
+        let net = (2 + u8::try_from(process % 250).unwrap(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // Below the ports that systems give to clients: one of those could be taken before a server binds it.
+        let free = |port: &u16| {
+            [1, 53]
+                .iter()
+                .all(|host| TcpListener::bind((Ipv4Addr::new(127, net.0, net.1, *host), *port)).is_ok())
+        };
+        let port = (10_000 + process..32_768).find(free).unwrap();
         let dir = tempfile::tempdir().unwrap();
         // smtp-sink gives up root's rights and must still reach its folder.
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        Some(Self { dir, net, port, dns, servers: Vec::new() })
+        Some(Self { dir, net, port, servers: Vec::new() })
     }
 
     pub(crate) fn ip(&self, host: u8) -> Ipv4Addr {
@@ -93,11 +99,10 @@ impl Site {
         format!(
             "[engine]\nhostname = \"mta.sender.example\"\n{engine}\n\
              [storage]\npath = {spool:?}\n\
-             [dns]\nnameservers = [\"{dns_ip}:{dns}\"]\n\
+             [dns]\nnameservers = [\"{dns_ip}:{port}\"]\n\
              [smtp]\nport = {port}\nprohibited-addresses = []\n",
             spool = self.path("spool"),
             dns_ip = self.ip(53),
-            dns = self.dns,
             port = self.port,
         )
     }
@@ -108,7 +113,7 @@ impl Site {
         std::fs::create_dir(&folder).unwrap();
         self.write_zone(zone, 1);
         let config = folder.join("knot.conf");
-        let listen = format!("{}@{}", self.ip(53), self.dns);
+        let listen = format!("{}@{}", self.ip(53), self.port);
         let text = format!(
             "server:\n  rundir: {folder:?}\n  listen: \"{listen}\"\n  udp-workers: 1\n  tcp-workers: 1\n\
              log:\n  - target: stderr\n    any: info\n\
