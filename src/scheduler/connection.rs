@@ -256,6 +256,8 @@ impl Scheduler {
         let bounce_5xx =
             self.queues.get(destination.queue).is_some_and(|queue| queue.settings.bounce_upon_5xx_greeting);
         let others_work = !destination.working.is_empty();
+        let retry = self.queues.get(destination.queue).map(|queue| queue.retry_after().interval(1));
+        let retry = retry.unwrap_or(std::time::Duration::MAX);
         if no_ipv6 {
             // A machine without IPv6 is no reason for the source to rest: others have IPv4.
             let message = match diagnosis.failure {
@@ -276,7 +278,7 @@ impl Scheduler {
         } else if others_work || destination.opening > 0 {
             // Others work, or may yet: while they are opening no further one is.
             destination.in_doubt = !others_work;
-            destination.cohort.failed(now);
+            destination.cohort.failed(now, retry);
             self.mark(key);
         } else if !self.is_held(now, key) {
             self.fail_step(now, key, Some(candidate), diagnosis);

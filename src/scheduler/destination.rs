@@ -116,7 +116,7 @@ impl Refusal {
 }
 
 /// How long the word that no mail is taken is believed before it is asked for again.
-const REFUSAL_HOLDS: std::time::Duration = std::time::Duration::from_secs(60);
+const REFUSAL_HOLDS: std::time::Duration = std::time::Duration::from_secs(10);
 
 pub(super) enum RouteState {
     Unknown,
@@ -170,14 +170,15 @@ impl Cohort {
         self.hold_off = FIRST_HOLD_OFF;
     }
 
-    /// A connection failed while others work. Several that were opened together hold off once.
-    pub(super) fn failed(&mut self, now: Timestamp) {
+    /// A connection failed while others work. Several that were opened together hold off once, and for no longer
+    /// than a failed step would: `retry`.
+    pub(super) fn failed(&mut self, now: Timestamp, retry: std::time::Duration) {
         self.successes = 0;
         self.allowed = self.allowed.saturating_sub(1).max(1);
         if self.hold_until.is_some_and(|until| until > now) {
             return;
         }
-        self.hold_until = Some(now + self.hold_off);
+        self.hold_until = Some(now + self.hold_off.min(retry));
         self.hold_off = self.hold_off.saturating_mul(2).min(LONGEST_HOLD_OFF);
     }
 
@@ -397,16 +398,16 @@ mod tests {
         let mut cohort = Cohort::default();
         (0..5).for_each(|_| cohort.succeeded());
         assert_eq!(cohort.allowed, 6);
-        cohort.failed(now);
+        cohort.failed(now, 2 * LONGEST_HOLD_OFF);
         assert_eq!((cohort.allowed, cohort.hold_until), (5, Some(now + FIRST_HOLD_OFF)));
-        cohort.failed(now);
+        cohort.failed(now, 2 * LONGEST_HOLD_OFF);
         assert_eq!(cohort.hold_until, Some(now + FIRST_HOLD_OFF), "opened before the hold-off: one failure");
         let mut later = now + FIRST_HOLD_OFF;
-        cohort.failed(later);
+        cohort.failed(later, 2 * LONGEST_HOLD_OFF);
         assert_eq!(cohort.hold_until, Some(later + 2 * FIRST_HOLD_OFF));
         for _ in 0..20 {
             later = later + LONGEST_HOLD_OFF;
-            cohort.failed(later);
+            cohort.failed(later, 2 * LONGEST_HOLD_OFF);
         }
         assert_eq!((cohort.allowed, cohort.hold_until), (1, Some(later + LONGEST_HOLD_OFF)));
     }

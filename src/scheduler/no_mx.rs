@@ -18,7 +18,7 @@ use crate::reply::{EnhancedStatus, Stage};
 use crate::storage::ItemId;
 
 /// How long the word of DNS is believed before it is asked for again.
-const HOLDS: Duration = Duration::from_secs(60);
+const HOLDS: Duration = Duration::from_secs(1);
 
 /// What DNS does not have of a domain, and what that means for its mail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
