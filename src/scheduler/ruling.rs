@@ -64,6 +64,12 @@ impl Scheduler {
         ruling: &mut Ruling<'_>,
     ) -> Ruled {
         let as_is = |verdict| Ruled { verdict, rule: None, interval: None, counts: false };
+        let queue = self.destinations.get(key).and_then(|destination| self.queues.get(destination.queue));
+        let in_backoff = queue.is_some_and(|queue| queue.in_backoff());
+        // Most mail is delivered from queues that have nothing to learn from it.
+        if matches!(verdict, Verdict::Delivered(_)) && !in_backoff {
+            return as_is(verdict);
+        }
         let (reply, stage) = match &verdict {
             Verdict::Delivered(reply) => (reply.clone(), Stage::Dot),
             Verdict::Deferred(Cause { what: What::Reply(reply), stage, .. })
