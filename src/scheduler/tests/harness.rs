@@ -10,7 +10,7 @@ use futures::FutureExt;
 use crate::clock::Timestamp;
 use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind};
 use crate::event::DeliveryEvent;
-use crate::message::{Message, MessageId};
+use crate::message::{Address, Message, MessageId};
 use crate::policy::Policy;
 use crate::reply::{Reply, Stage};
 use crate::scheduler::{
@@ -81,6 +81,21 @@ pub(crate) struct Rig {
     /// All counters are recomputed at every so many steps.
     pub(crate) check_every: usize,
     reported: OutboxPosition,
+    /// Where each connection leads, or last tried to.
+    pub(crate) peers: HashMap<ConnectionId, SocketAddr>,
+    /// When a connection to where was asked for.
+    pub(crate) dialled: Vec<(Timestamp, SocketAddr)>,
+    /// Every transaction: when, over which connection, where to, for whom.
+    pub(crate) offered: Vec<Offer>,
+}
+
+/// A transaction that was begun.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    pub(crate) at: Timestamp,
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: SocketAddr,
+    pub(crate) recipients: Vec<Address>,
 }
 
 impl Rig {
@@ -124,6 +139,9 @@ impl Rig {
             steps: 0,
             check_every: 1,
             reported: OutboxPosition::default(),
+            peers: HashMap::new(),
+            dialled: Vec::new(),
+            offered: Vec::new(),
         }
     }
 
@@ -190,9 +208,15 @@ impl Rig {
                     self.looked_up.push((self.elapsed(), domain.to_string(), freshness));
                     self.resolves.push_back((destination, domain.to_string()));
                 }
-                Command::Connect { connection, target } => self.connects.push_back((connection, target)),
+                Command::Connect { connection, target } => {
+                    self.peers.insert(connection, target.peer);
+                    self.dialled.push((self.now, target.peer));
+                    self.connects.push_back((connection, target));
+                }
                 Command::Transact { connection, transaction } => {
-                    self.transacts.push_back((connection, transaction))
+                    let (peer, recipients) = (self.peers[&connection], transaction.recipients.clone());
+                    self.offered.push(Offer { at: self.now, connection, peer, recipients });
+                    self.transacts.push_back((connection, transaction));
                 }
                 Command::Close { connection } => self.closes.push_back(connection),
                 Command::Report(event) => self.events.push(event),
@@ -574,5 +598,58 @@ impl Rig {
     /// State rows in the store.
     pub(crate) fn state_rows(&self) -> usize {
         self.store.state(None, 1_000).now_or_never().unwrap().unwrap().len()
+    }
+}
+
+impl Rig {
+    /// A domain's hosts, by preference, and their addresses.
+    pub(crate) fn lead(&mut self, domain: &str, preferences: &[&[(&str, &[&str])]]) -> &mut Self {
+        self.routes.insert(domain.to_owned(), Ok(route(preferences)));
+        self
+    }
+
+    /// A domain's one host at these addresses.
+    pub(crate) fn lead_to(&mut self, domain: &str, host: &str, addresses: &[&str]) -> &mut Self {
+        self.lead(domain, &[&[(host, addresses)]])
+    }
+
+    /// Submits a message by this source or pool.
+    pub(crate) fn submit_by(&mut self, source: &str, to: &str) {
+        let message = Message::new("s@sender.example", [to], "Subject: x\r\n\r\nhi\r\n").unwrap();
+        self.submit_message(message.with_source(source));
+    }
+
+    /// How many connections are open or opening to each address, closing ones included.
+    pub(crate) fn open_to(&self) -> BTreeMap<String, usize> {
+        let mut open = BTreeMap::new();
+        for connection in self.scheduler.connections.values() {
+            *open.entry(connection.current.peer.ip().to_canonical().to_string()).or_default() += 1;
+        }
+        open
+    }
+
+    /// Every transaction went to an address of each of its recipients' own domains, as it leads now.
+    pub(crate) fn assert_no_stray(&self) {
+        for offer in &self.offered {
+            for recipient in &offer.recipients {
+                let route = self.routes[recipient.domain().as_str()].as_ref().unwrap();
+                let own = route.preferences.iter().flatten().any(|host| host.addresses.contains(&offer.peer));
+                assert!(own, "{recipient} was offered to {}", offer.peer);
+            }
+        }
+    }
+
+    /// Everything connects and is accepted, timer by timer, until all mail is gone; at most for this long.
+    pub(crate) fn run_dry(&mut self, most: Duration) -> Duration {
+        let begun = self.now;
+        loop {
+            self.accept_all();
+            if self.scheduler.lanes.len() == 0 {
+                return self.now.saturating_since(begun);
+            }
+            self.next_timer();
+            let taken = self.now.saturating_since(begun);
+            assert!(taken <= most, "mail is left after {taken:?}: {:?}", self.last_line());
+        }
     }
 }

@@ -8,6 +8,7 @@ mod control;
 mod expiry;
 mod harness;
 mod hosts;
+mod ip_limits;
 mod limits;
 mod no_mx;
 mod property;
