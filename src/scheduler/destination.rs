@@ -73,10 +73,13 @@ pub(crate) struct Destination {
     pub(super) stored_state: bool,
 }
 
-/// Recipients that may be offered, charged to these slots.
+/// Recipients that may be offered.
 pub(super) struct Grant {
-    pub(super) slots: Vec<SlotKey>,
+    /// What they are charged to, and when that was paid off right after.
+    pub(super) slots: Vec<(SlotKey, u128)>,
     pub(super) units: u32,
+    /// The place it was called from for them: who comes late to use them gets it back.
+    pub(super) place: Option<Place>,
 }
 
 /// What it stands in line for.

@@ -287,10 +287,18 @@ impl Limits {
         self.forget_unused(slot);
     }
 
-    /// What was taken of a pace and not used.
-    pub(super) fn refund(&mut self, slot: SlotKey, units: u32) {
+    /// What [`Pace::paid_off`] is of a pace.
+    pub(super) fn paid_off(&self, slot: SlotKey) -> u128 {
+        match self.slots.get(slot).map(|slot| &slot.gauge) {
+            Some(Gauge::Paced(pace)) => pace.paid_off(),
+            _ => 0,
+        }
+    }
+
+    /// What was taken of a pace and not used; see [`Pace::refund`].
+    pub(super) fn refund(&mut self, slot: SlotKey, now: Timestamp, units: u32, paid_off: u128) {
         if let Some(Slot { gauge: Gauge::Paced(pace), .. }) = self.slots.get_mut(slot) {
-            pace.refund(units);
+            pace.refund(now, units, paid_off);
             if pace.is_long() {
                 self.to_keep.insert(slot);
             }

@@ -45,9 +45,16 @@ impl Pace {
         self.paid_off = self.paid_off.max(nanos(now)) + u128::from(units) * self.interval();
     }
 
-    /// What was taken was not used.
-    pub(super) fn refund(&mut self, units: u32) {
-        self.paid_off = self.paid_off.saturating_sub(u128::from(units) * self.interval());
+    /// What was taken was not used. `paid_off`: as it was right after. What time has paid off since is gone: others
+    /// took their share of it.
+    pub(super) fn refund(&mut self, now: Timestamp, units: u32, paid_off: u128) {
+        let owed = paid_off.saturating_sub(nanos(now));
+        self.paid_off = self.paid_off.saturating_sub(owed.min(u128::from(units) * self.interval()));
+    }
+
+    /// When all that was taken is paid off, in nanoseconds since 1970.
+    pub(super) fn paid_off(self) -> u128 {
+        self.paid_off
     }
 
     /// The rate changes. What is owed at the old one is owed at the new one, but no more than one interval of it.
@@ -120,8 +127,19 @@ mod tests {
         pace.take(at(0), 10);
         assert_eq!(pace.ready_at(1), at(0) + Duration::from_millis(100));
         assert_eq!(pace.ready_at(10), at(1));
-        pace.refund(4);
+        pace.refund(at(0), 4, pace.paid_off());
         assert_eq!(pace.ready_at(4), at(0));
+    }
+
+    #[test]
+    fn what_time_has_paid_off_is_not_given_back() {
+        let mut pace = pace("10/s");
+        pace.take(at(0), 1);
+        let granted = pace.paid_off();
+        pace.take(at(10), 10);
+        let full = pace;
+        pace.refund(at(10), 1, granted);
+        assert_eq!(pace, full);
     }
 
     #[test]

@@ -490,7 +490,7 @@ impl Scheduler {
     /// How many of `wanted` recipients may be offered now; at least one, or `None`: the destination waits.
     ///
     /// What is granted before there is a session is kept for its first transaction, so that of many destinations of
-    /// a queue only as many connect as may send.
+    /// a queue only as many connect as may send. It is charged anew when it is used: a rate is one of offers.
     pub(super) fn acquire_rate(
         &mut self,
         now: Timestamp,
@@ -499,70 +499,68 @@ impl Scheduler {
         local: Option<Local>,
     ) -> Option<u32> {
         let destination = self.destinations.get(key)?;
+        // Who is called has left the line; who stands there again found too little.
         let waits = !destination.waits.rate.is_empty();
-        let granted = destination.grant.as_ref().map_or(0, |grant| grant.units);
         let slots = self.message_paces(now, destination.queue, local);
         if slots.is_empty() {
             return Some(wanted);
         }
-        let call = self.called.filter(|call| call.destination == key);
-        if waits && call.is_none() {
+        if waits {
             return None;
         }
+        let grant = self.take_back_grant(now, key);
+        let granted = grant.as_ref().map_or(0, |grant| grant.units);
+        let call = self.called.filter(|call| call.destination == key);
+        let old = grant.as_ref().and_then(|grant| grant.place).or(call.map(|call| call.place));
         let burst = slots.iter().map(|&slot| self.limits.burst(slot)).min().unwrap_or(u32::MAX);
         let wanted = wanted.min(burst).max(1);
-        // A rate that came up since the grant was made is asked for all of it.
-        let missing = |slot: &SlotKey, this: &Self| {
-            let grant = this.destinations.get(key).and_then(|d| d.grant.as_ref());
-            let has = grant.filter(|grant| grant.slots.contains(slot)).map_or(0, |grant| grant.units);
-            wanted.saturating_sub(has)
+        let full = |units: u32, this: &Self| {
+            slots.iter().copied().find(|&slot| {
+                let was_granted = units <= granted
+                    && grant.iter().flat_map(|grant| &grant.slots).any(|&(of, _)| of == slot);
+                let in_turn = was_granted || call.is_some() || !this.limits.has_line(slot);
+                !in_turn || !this.limits.has_room(slot, now, units)
+            })
         };
-        let full = slots.iter().copied().find(|slot| {
-            let units = missing(slot, self);
-            units > 0
-                && (!self.limits.has_room(*slot, now, units) || call.is_none() && self.limits.has_line(*slot))
-        });
-        if let Some(slot) = full {
-            let covered = slots.iter().all(|slot| missing(slot, self) < wanted);
-            if granted > 0 && covered {
-                return Some(granted.min(wanted));
+        let mut units = wanted;
+        if let Some(slot) = full(wanted, self) {
+            units = granted.min(wanted);
+            if units == 0 || full(units, self).is_some() {
+                let fresh = self.has_fresh(key);
+                let place = self.limits.stand_in_line(slot, key, wanted, fresh, old);
+                if let Some(destination) = self.destinations.get_mut(key) {
+                    destination.waits.rate.extend(place);
+                }
+                self.limits.list(slot);
+                return None;
             }
-            let fresh = self.has_fresh(key);
-            let old = call.map(|call| call.place);
-            let units = missing(&slot, self);
-            if let Some(place) = self.limits.stand_in_line(slot, key, units, fresh, old)
-                && let Some(destination) = self.destinations.get_mut(key)
-            {
-                destination.waits.rate.push(place);
-            }
-            self.limits.list(slot);
-            return None;
         }
-        for &slot in &slots {
-            let units = missing(&slot, self);
+        let charged = slots.into_iter().map(|slot| {
             self.limits.take(slot, now, units, &mut self.timers);
-        }
+            (slot, self.limits.paid_off(slot))
+        });
+        let slots = charged.collect();
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.grant = Some(Grant { slots, units: wanted });
+            destination.grant = Some(Grant { slots, units, place: old });
         }
-        Some(wanted)
+        Some(units)
     }
 
-    /// So many of the recipients granted are being offered; the others are not.
-    pub(super) fn use_grant(&mut self, key: DestinationKey, used: u32) {
-        let Some(grant) = self.destinations.get_mut(key).and_then(|d| d.grant.take()) else { return };
-        let left = grant.units.saturating_sub(used);
-        if left > 0 {
-            grant.slots.iter().for_each(|&slot| self.limits.refund(slot, left));
+    /// A grant that was not used is charged to nobody.
+    fn take_back_grant(&mut self, now: Timestamp, key: DestinationKey) -> Option<Grant> {
+        let grant = self.destinations.get_mut(key)?.grant.take()?;
+        for &(slot, paid_off) in &grant.slots {
+            self.limits.refund(slot, now, grant.units, paid_off);
         }
+        Some(grant)
     }
 
     /// A grant that no session is coming for is given back.
-    pub(super) fn drop_unused_grant(&mut self, key: DestinationKey) {
+    pub(super) fn drop_unused_grant(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
         let session = destination.opening > 0 || !destination.idle.is_empty() && destination.ready > 0;
-        if destination.grant.is_some() && !session {
-            self.use_grant(key, 0);
+        if !session {
+            self.take_back_grant(now, key);
         }
     }
 

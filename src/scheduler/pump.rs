@@ -32,7 +32,7 @@ impl Scheduler {
         self.claim_if_wanted(now, key);
         self.send_over_idle(now, key);
         self.connect_if_wanted(now, key);
-        self.drop_unused_grant(key);
+        self.drop_unused_grant(now, key);
         self.arm_destination(now, key);
         self.remove_destination_if_done(now, key);
     }
@@ -132,7 +132,7 @@ impl Scheduler {
             if destination.ready == 0 || self.is_held(now, key) {
                 return;
             }
-            if !destination.waits.rate.is_empty() && !self.is_called(key) {
+            if !destination.waits.rate.is_empty() {
                 return;
             }
             // The one used last: the others may go.
@@ -244,7 +244,6 @@ impl Scheduler {
             self.stand_in_line(id, fresh, true);
             return false;
         };
-        self.use_grant(key, recipients);
         let Some(item) = self.window.get(id) else { return true };
         let envelope = item.item.envelope.clone();
         let chosen: Vec<_> = item.item.recipients.iter().take(recipients as usize).collect();
@@ -253,6 +252,7 @@ impl Scheduler {
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
+        destination.grant = None;
         let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
         if let State::Idle { since } = connection.state {
             connection.has_idled |= since < now;
@@ -303,7 +303,7 @@ impl Scheduler {
                 return;
             }
             // A connection that can not send would be closed for one that waits, and that one for it, without end.
-            if destination.waits.body || !destination.waits.rate.is_empty() && !self.is_called(key) {
+            if destination.waits.body || !destination.waits.rate.is_empty() {
                 return;
             }
             if !self.may_start() {

@@ -12,6 +12,7 @@ mod ip_limits;
 mod limits;
 mod no_mx;
 mod property;
+mod rates;
 mod retry;
 mod rules;
 mod verdict;
