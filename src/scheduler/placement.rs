@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::destination::{Destination, RouteState};
@@ -15,7 +16,7 @@ use super::limits::LimitKey;
 use super::queue::Queue;
 use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::dns::{Route, RouteKind};
+use crate::dns::{Route, RouteHost, RouteKind};
 use crate::message::{Domain, MessageId};
 use crate::policy::{Policy, QueueSettings, RollupRule, UnknownSource};
 use crate::storage::{ItemId, Lane};
@@ -239,7 +240,7 @@ impl Scheduler {
     /// Where a destination's mail goes from now on.
     fn set_route(&mut self, key: DestinationKey, route: Arc<Route>, until: Timestamp) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        if destination.known_route().is_none_or(|known| **known != *route) {
+        if destination.known_route().is_none_or(|known| !leads_alike(known, &route)) {
             destination.suspended = None;
             self.stop_waiting_to_connect(key);
         }
@@ -415,6 +416,16 @@ impl Site {
     }
 }
 
+/// Whether two answers of DNS lead to the same hosts at the same addresses. Its order is no news: it changes from one
+/// answer to the next.
+fn leads_alike(one: &Route, other: &Route) -> bool {
+    let sorted = |route: &Route| -> Vec<BTreeSet<(Arc<str>, BTreeSet<SocketAddr>)>> {
+        let host = |host: &RouteHost| (host.name.clone(), host.addresses.iter().copied().collect());
+        route.preferences.iter().map(|hosts| hosts.iter().map(host).collect()).collect()
+    };
+    one.preferences == other.preferences || sorted(one) == sorted(other)
+}
+
 /// A rule that names hosts delivers to these first, and to the domain's others when none of them can be reached.
 fn configured_first<'a>(rule: &RollupRule, route: &'a Route) -> Cow<'a, Route> {
     if rule.hosts().iter().any(|host| host.is_wildcard()) {
@@ -427,7 +438,7 @@ fn configured_first<'a>(rule: &RollupRule, route: &'a Route) -> Cow<'a, Route> {
         let (configured, other): (Vec<_>, Vec<_>) =
             hosts.iter().cloned().partition(|host| is_configured(&host.name));
         for host in configured {
-            if !first.iter().any(|known: &crate::dns::RouteHost| known.name == host.name) {
+            if !first.iter().any(|known: &RouteHost| known.name == host.name) {
                 first.push(host);
             }
         }

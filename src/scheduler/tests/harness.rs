@@ -85,6 +85,8 @@ pub(crate) struct Rig {
     pub(crate) peers: HashMap<ConnectionId, SocketAddr>,
     /// When a connection to where was asked for.
     pub(crate) dialled: Vec<(Timestamp, SocketAddr)>,
+    /// The same, and from where.
+    pub(crate) dialled_by: Vec<(Timestamp, String)>,
     /// Every transaction: when, over which connection, where to, for whom.
     pub(crate) offered: Vec<Offer>,
 }
@@ -141,6 +143,7 @@ impl Rig {
             reported: OutboxPosition::default(),
             peers: HashMap::new(),
             dialled: Vec::new(),
+            dialled_by: Vec::new(),
             offered: Vec::new(),
         }
     }
@@ -211,6 +214,8 @@ impl Rig {
                 Command::Connect { connection, target } => {
                     self.peers.insert(connection, target.peer);
                     self.dialled.push((self.now, target.peer));
+                    let local = target.local.map(|local| local.to_string());
+                    self.dialled_by.push((self.now, local.unwrap_or_default()));
                     self.connects.push_back((connection, target));
                 }
                 Command::Transact { connection, transaction } => {
