@@ -129,6 +129,8 @@ pub(super) struct Limits {
     /// Slots with a connection that has just become idle: the first in line may use it, or have it closed.
     nudged: VecDeque<SlotKey>,
     next_ticket: u64,
+    /// Paces made since the last look: those of which nothing was taken are forgotten.
+    new_paces: Vec<SlotKey>,
     /// Slow paces whose state is to be kept, and those at rest again.
     to_keep: BTreeSet<SlotKey>,
     to_forget: Vec<LimitKey>,
@@ -154,7 +156,11 @@ impl Limits {
 
     /// The slot of a rate, made if need be. The rate is the one given last.
     pub(super) fn pace(&mut self, now: Timestamp, key: LimitKey, rate: Rate) -> SlotKey {
+        let known = self.slots.len();
         let slot = self.slot(key, || Gauge::Paced(Pace::new(rate)));
+        if self.slots.len() > known {
+            self.new_paces.push(slot);
+        }
         if let Some(Slot { gauge: Gauge::Paced(pace), .. }) = self.slots.get_mut(slot)
             && pace.rate() != rate
         {
@@ -274,6 +280,15 @@ impl Limits {
         let lasting = matches!(state.key, LimitKey::Total | LimitKey::Queue(_));
         if unused && !lasting && state.line.is_empty() {
             self.remove(slot);
+        }
+    }
+
+    /// Paces that were only looked at are forgotten; the others are once they rest.
+    pub(super) fn forget_new_paces(&mut self) {
+        while let Some(slot) = self.new_paces.pop() {
+            if self.slots.get(slot).is_some_and(|state| state.timer.is_none() && state.line.is_empty()) {
+                self.remove(slot);
+            }
         }
     }
 
@@ -416,9 +431,12 @@ impl Limits {
         }
     }
 
-    /// More is held of a count than its limit allows now.
+    /// More is held of a count than its limit allows now, and it is not being given back already.
     pub(super) fn is_over(&self, slot: SlotKey) -> bool {
-        matches!(self.slots.get(slot), Some(Slot { gauge: Gauge::Count { used, limit }, .. }) if used > limit)
+        self.slots.get(slot).is_some_and(|state| match &state.gauge {
+            Gauge::Count { used, limit } => used.saturating_sub(state.closing) > *limit,
+            Gauge::Paced(_) => false,
+        })
     }
 
     /// The longest idle of the connections that are too many since a limit was lowered.

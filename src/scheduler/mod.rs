@@ -450,6 +450,7 @@ impl Scheduler {
                 None => break,
             }
         }
+        self.limits.forget_new_paces();
         self.write_state();
         self.flush_writes(now);
         if self.shutting_down

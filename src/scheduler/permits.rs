@@ -518,7 +518,9 @@ impl Scheduler {
             slots.iter().copied().find(|&slot| {
                 let was_granted = units <= granted
                     && grant.iter().flat_map(|grant| &grant.slots).any(|&(of, _)| of == slot);
-                let in_turn = was_granted || call.is_some() || !this.limits.has_line(slot);
+                // Called from there, it may have come to a session since: the call is used up, its turn is not.
+                let its_turn = call.is_some() || old.is_some_and(|old| old.slot == slot);
+                let in_turn = was_granted || its_turn || !this.limits.has_line(slot);
                 !in_turn || !this.limits.has_room(slot, now, units)
             })
         };

@@ -300,3 +300,31 @@ fn every_way_out_gives_the_permit_back() {
     rig.pass(MINUTE);
     rig.scheduler.assert_empty();
 }
+
+/// What is open over a lowered limit ends with its transaction; no more than that.
+#[test]
+fn a_lowered_limit_cuts_nothing_and_closes_no_more_than_it_must() {
+    let mut rig = rig(
+        "[[reply-rule]]\nname = \"slow\"\nmatch = 'slow down'\nactions = [\"limit-connections=1 for=1h\"]",
+    );
+    (0..4).for_each(|_| {
+        rig.submit("u@x.example");
+    });
+    (0..4).for_each(|_| {
+        rig.connect();
+    });
+    assert_eq!(rig.transacts.len(), 4);
+    rig.by_hand.close = true;
+    rig.transact(all_rcpts("450 4.7.0 slow down"));
+    let mut closing = vec![rig.closes.len()];
+    for _ in 0..3 {
+        rig.accept();
+        closing.push(rig.closes.len());
+    }
+    assert_eq!(closing, [1, 2, 3, 3], "one stays");
+    rig.by_hand.close = false;
+    rig.close();
+    rig.submit("u@x.example");
+    assert_eq!(rig.accept_all(), 1);
+    assert_eq!(rig.dialled.len(), 4);
+}

@@ -19,4 +19,5 @@ mod rules;
 mod sharing;
 mod verdict;
 mod window;
+mod worlds;
 mod writes;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::harness::*;
+use super::worlds::{has_controls, policy_of, shared_route};
 use crate::event::DeliveryEvent;
 use crate::message::{Message, MessageId, Priority};
 use crate::reply::Stage;
@@ -13,17 +14,12 @@ use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport}
 
 const SEEDS: u64 = 200;
 const STEPS: usize = 200;
-const POLICY: &str =
-    "[engine]\nmax-connections = 6\n[domain.\"*\"]\nmax-smtp-out = 3\nmax-msg-per-connection = 4
-max-rcpt-per-transaction = 3\nretry-after = [\"5m\", \"10m\"]\nbounce-after = \"3h\"
-[domain.\"d1.example\"]\nmax-attempts = 2\nretry-jitter = 0.3
-[domain.\"d2.example\"]\nretry-upon-new-mail = true\nconnection-idle-timeout = \"0s\"";
-
 struct World {
     rig: Rig,
     random: fastrand::Rng,
     next: usize,
     expected: BTreeMap<MessageId, usize>,
+    controls: bool,
 }
 
 impl World {
@@ -40,9 +36,9 @@ impl World {
             submissions: 10,
             submission_octets: 10_000,
         };
-        let mut rig = Rig::with_policy(POLICY, bounds);
+        let mut rig = Rig::with_policy(policy_of(seed), bounds);
         rig.check_every = if seed < 20 { 1 } else { 15 };
-        Self { rig, random, next: 0, expected: BTreeMap::new() }
+        Self { rig, random, next: 0, expected: BTreeMap::new(), controls: has_controls(seed) }
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -110,6 +106,9 @@ impl World {
         if self.chance(15) {
             message = message.expires_after(Duration::from_secs(self.random.u64(..3_000)));
         }
+        if self.controls {
+            message = message.with_source(["a", "b", "ab", "ab"][self.random.usize(..4)]);
+        }
         // A duplicate under way is answered like the first; the first is what counts.
         let recipients = message.recipients().len();
         self.expected.entry(id).or_insert(recipients);
@@ -156,6 +155,7 @@ impl World {
             [SERVFAIL, crate::dns::RouteFailureKind::NxDomain, crate::dns::RouteFailureKind::NoAddress];
         let result = match self.random.usize(..6) {
             n @ 0..3 => no_route(kinds[n]),
+            _ if self.controls => Ok(shared_route(&mut self.random, &name)),
             _ => Ok(route(&[&[("mx1", &["192.0.2.1:25", "192.0.2.2:25"])], &[("mx2", &["192.0.2.3:25"])]])),
         };
         self.rig.routes.insert(name, result);
@@ -212,7 +212,8 @@ impl World {
         let cause = self.cause();
         let kind = self.random.u32(..10);
         let replies: Vec<_> = (0..8).map(|_| self.random.usize(..5)).collect();
-        let texts = ["250 ok", "250 ok", "450 4.2.0 later", "550 5.1.1 no", "452 4.5.3 too many"];
+        let more = if self.controls { "452 4.2.2 mailbox full" } else { "452 4.5.3 too many" };
+        let texts = ["250 ok", "250 ok", "450 4.2.0 later", "550 5.1.1 no", more];
         self.rig.transact(|recipients| match kind {
             0 => sent_away(recipients),
             1 => cut(cause)(recipients),
@@ -254,6 +255,8 @@ impl World {
             self.rig.carry_out();
             self.rig.accept_all();
             if self.rig.scheduler.lanes.len() + self.rig.scheduler.destinations.len() == 0 {
+                // What queues and rates remember lapses.
+                self.rig.pass(2 * HOUR);
                 return;
             }
             self.rig.pass(4 * MINUTE);
@@ -302,7 +305,7 @@ fn run(seed: u64, keeps_commands: bool) -> World {
         assert_eq!(world.rig.scheduler.open_connections(), 0);
         assert_eq!(world.rig.scheduler.window.len(), 0, "seed {seed}: leases are given back");
         let events = std::mem::take(&mut world.rig.events);
-        world.rig = world.rig.restarted(POLICY);
+        world.rig = world.rig.restarted(policy_of(seed));
         world.rig.check_every = 15;
         world.rig.events.splice(0..0, events);
     }

@@ -127,6 +127,22 @@ fn a_session_is_charged_to_the_queue_whose_mail_it_carries() {
     rig.scheduler.assert_empty();
 }
 
+/// A rate that was asked for in vain, since a session was to be had, is not kept in memory.
+#[test]
+fn a_session_taken_over_takes_no_connection_rate() {
+    let mut rig = rig("[domain.\"y.example\"]\nmax-connect-rate = \"1/h\"");
+    for name in ["x", "y"] {
+        rig.lead_to(&format!("{name}.example"), &format!("mx.{name}.example"), &["198.51.100.1:25"]);
+        (0..2).for_each(|_| {
+            rig.submit(&format!("u@{name}.example"));
+            assert_eq!(rig.accept_all(), 1);
+        });
+    }
+    assert_eq!(rig.dialled.len(), 1);
+    rig.pass(MINUTE);
+    rig.scheduler.assert_empty();
+}
+
 /// Tenants of one provider, each with hosts of its own behind one wildcard, some with an address in common.
 #[test]
 fn a_tenant_never_gets_anothers_host() {
