@@ -1,11 +1,12 @@
 //! Limits on connections and rates, as the servers see them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use postrider::clock::Timestamp;
 
 use crate::process::{Ended, Mailer};
-use crate::recorder::{Gate, Recorder, Visit, most_at_once};
+use crate::recorder::{GREETING, Gate, Recorder, Visit, most_at_once};
 use crate::site::Site;
 use crate::{submission, text};
 
@@ -84,6 +85,9 @@ fn sixty_domains(
         assert_eq!(ended.count(kind), 0, "a limit of our own is no failure: {:#?}", ended.records);
     }
     assert!(ended.of_type("delivered").all(|record| record["attempts"] == 1));
+    // Domains share sessions to an address that all of their hosts have: few more than the limit are ever opened.
+    let opened = visits(&recorders).len();
+    assert!(opened <= 30, "{opened} connections for 60 messages");
     (recorders, ended)
 }
 
@@ -193,4 +197,104 @@ fn connections_are_opened_no_faster_than_the_rate() {
     assert_paced(&times, 4.0, 4.0);
     assert!(visits.iter().all(|visit| visit.messages <= 2), "{visits:#?}");
     assert!(visits.len() >= 16, "{visits:#?}");
+}
+
+#[test]
+fn a_dead_address_beside_a_full_one() {
+    let Some(mut site) = Site::new() else { return };
+    let recorder = Recorder::start(site.smtp(1));
+    // Nobody listens on host 99.
+    site.serve_dns(&zone(40, &[1, 99]));
+    let policy = format!(
+        "[[ip-connection-limit]]\ncidr = \"{}/24\"\nlimit = 2\n[domain.\"*\"]\nretry-after = \"10m\"\n",
+        site.ip(0)
+    );
+    let mut mailer = Mailer::start(&site.policy(&policy), &["--until-idle"]);
+    mailer.feed((0..200).map(|n| to(&format!("d{}", n % 40))));
+    let ended = mailer.finish();
+    assert_eq!((ended.code, ended.count("delivered")), (Some(0), 200), "{}", ended.stderr);
+    assert_eq!((ended.count("deferred"), ended.count("queue-deferred")), (0, 0), "{:#?}", ended.records);
+    assert!(most_at_once(&recorder.visits()) <= 2);
+}
+
+/// Servers that break off, refuse and forget in every way, for a while: what is held back is given back each time.
+#[test]
+fn a_limit_holds_while_sessions_break() {
+    let Some(mut site) = Site::new() else { return };
+    let recorders = [1, 2].map(|host| {
+        let lines = AtomicUsize::new(0);
+        Recorder::scripted(site.smtp(host), move |line| {
+            let number = lines.fetch_add(1, Ordering::Relaxed);
+            let reply = match (line, number % 7) {
+                _ if number > 1500 => return None,
+                (GREETING, 0) => "421 4.3.2 too busy",
+                (GREETING, 1) => "",
+                ("QUIT", 0 | 3) => "",
+                (_, 0) => "421 4.3.0 going down",
+                (_, 1) if line.starts_with("RCPT") => "450 4.2.0 come back",
+                (".", 2) => "451 4.3.0 try again",
+                (".", 3) => "",
+                (_, 4) if number % 3 == 0 => "",
+                (_, 5) if number % 3 == 0 => "nonsense",
+                _ => return None,
+            };
+            Some(reply.to_owned())
+        })
+    });
+    site.serve_dns(&zone(20, &[1, 2]));
+    let policy = format!(
+        "[[ip-connection-limit]]\ncidr = \"{}/24\"\nlimit = 3\n\
+         [domain.\"*\"]\nretry-after = \"100ms\"\nconnection-idle-timeout = \"100ms\"\nmax-msg-per-connection = 5\n",
+        site.ip(0)
+    );
+    let mut mailer = Mailer::start(&site.policy(&policy), &["--until-idle"]);
+    mailer.feed((0..300).map(|n| to(&format!("d{}", n % 20))));
+    let ended = mailer.finish();
+    assert_eq!((ended.code, ended.count("delivered")), (Some(0), 300), "{}", ended.stderr);
+    assert_eq!(ended.count("bounced"), 0, "{:#?}", ended.with("bounced", &[]));
+    assert!(ended.count("deferred") > 20);
+    // A client that stops before the server has seen it go may open the next connection a moment too early, as
+    // the server counts.
+    for recorder in &recorders {
+        assert!(most_at_once(&recorder.visits()) <= 4);
+        assert!(recorder.visits().len() > 60);
+    }
+}
+
+#[test]
+fn totals_and_queues_and_sources_have_limits_too() {
+    let Some(mut site) = Site::new() else { return };
+    let gate = Gate::default();
+    let recorders = held(&site, &[1], &gate);
+    let _free = Recorder::start(site.smtp(3));
+    site.serve_dns(&format!("{}free MX 10 mxfree\nmxfree A @3\n", zone(5, &[1])));
+    let (one, two) = (site.ip(101), site.ip(102));
+    let config = site.policy(&format!(
+        "[[source]]\nname = \"one\"\naddress = \"{one}\"\n[[source]]\nname = \"two\"\naddress = \"{two}\"\n\
+         [domain.\"*\"]\nmax-smtp-out = 5\nsource-ip-max-smtp-out = 3\nmax-msg-per-connection = 1\n\
+         [source.domain.\"*\"]\nmax-smtp-out = 2\n",
+    ));
+    let line = |n: usize| {
+        let mut line: serde_json::Value = serde_json::from_str(&to(&format!("d{}", n % 5))).unwrap();
+        line["source"] = ["one", "two"][n / 5 % 2].into();
+        line.to_string()
+    };
+    let mut mailer = Mailer::start(&config, &["--until-idle"]);
+    mailer.feed((0..100).map(line));
+    mailer.until_count("received", 100);
+    for _ in 0..3 {
+        mailer.feed([to("free")]);
+        mailer.until("free", |record| record["type"] == "delivered");
+    }
+    gate.open();
+    let ended = mailer.finish();
+    assert_eq!((ended.code, ended.count("delivered")), (Some(0), 103), "{}", ended.stderr);
+    assert_eq!((ended.count("deferred"), ended.count("queue-deferred")), (0, 0), "{:#?}", ended.records);
+    let visits = visits(&recorders);
+    assert!(visits.iter().all(|visit| visit.messages <= 1), "{visits:#?}");
+    // Five queues a source: of one 3 each at most, of two, listed last, 2 each.
+    for (source, most) in [(one, 15), (two, 10)] {
+        let found = most_at_once(visits.iter().filter(|visit| visit.from == source));
+        assert!(found <= most && found >= 5, "{source}: {found}");
+    }
 }

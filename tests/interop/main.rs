@@ -11,8 +11,10 @@
 )]
 
 mod controls;
+mod controls_dns;
 mod controls_limits;
 mod controls_modes;
+mod controls_outcomes;
 mod controls_rollup;
 mod controls_rules;
 mod delivery;

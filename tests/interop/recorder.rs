@@ -68,7 +68,7 @@ impl Gate {
     }
 }
 
-/// What to answer to a command line, `.` being the end of the content; `None`: as usual.
+/// What to answer to a command line, `.` being the end of the content; `None`: as usual; empty: close without a word.
 type Script = dyn Fn(IpAddr, &str) -> Option<String> + Send + Sync;
 
 static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::system);
@@ -185,9 +185,9 @@ impl Inner {
         if !greeting.starts_with('2') {
             // Before the client can know: what it does next comes after.
             self.close(number);
-            return stream.write_all(format!("{greeting}\r\n").as_bytes());
+            return say(&mut stream, &greeting);
         }
-        stream.write_all(format!("{greeting}\r\n").as_bytes())?;
+        say(&mut stream, &greeting)?;
         loop {
             let mut octets = Vec::new();
             if input.read_until(b'\n', &mut octets)? == 0 {
@@ -225,7 +225,7 @@ impl Inner {
                 }
                 "RSET" => to.clear(),
                 "DATA" if reply.starts_with('3') => {
-                    stream.write_all(format!("{reply}\r\n").as_bytes())?;
+                    say(&mut stream, &reply)?;
                     let body = self.content(&mut input)?;
                     reply = (self.script)(from, ".").unwrap_or_else(|| "250 2.0.0 kept".to_owned());
                     if reply.starts_with('2') {
@@ -237,11 +237,11 @@ impl Inner {
                 }
                 _ => {}
             }
-            let last = verb == "QUIT" || reply.starts_with("421");
+            let last = verb == "QUIT" || reply.is_empty() || reply.starts_with("421");
             if last {
                 self.close(number);
             }
-            stream.write_all(format!("{reply}\r\n").as_bytes())?;
+            say(&mut stream, &reply)?;
             if last {
                 return Ok(());
             }
@@ -269,4 +269,8 @@ impl Inner {
             }
         }
     }
+}
+
+fn say(stream: &mut TcpStream, reply: &str) -> std::io::Result<()> {
+    if reply.is_empty() { Ok(()) } else { stream.write_all(format!("{reply}\r\n").as_bytes()) }
 }
