@@ -227,15 +227,13 @@ fn a_limit_holds_while_sessions_break() {
             let number = lines.fetch_add(1, Ordering::Relaxed);
             let reply = match (line, number % 7) {
                 _ if number > 1500 => return None,
-                (GREETING, 0) => "421 4.3.2 too busy",
-                (GREETING, 1) => "",
                 ("QUIT", 0 | 3) => "",
-                (_, 0) => "421 4.3.0 going down",
-                (_, 1) if line.starts_with("RCPT") => "450 4.2.0 come back",
                 (".", 2) => "451 4.3.0 try again",
                 (".", 3) => "",
-                (_, 4) if number % 3 == 0 => "",
-                (_, 5) if number % 3 == 0 => "nonsense",
+                (_, 1) if line.starts_with("RCPT") => "450 4.2.0 come back",
+                (_, 4) if line.starts_with("RCPT") => "",
+                (_, 5) if line.starts_with("DATA") => "421 4.3.0 going down",
+                (_, 6) if line.starts_with("RCPT") => "nonsense",
                 _ => return None,
             };
             Some(reply.to_owned())
