@@ -6,7 +6,7 @@ use std::time::Duration;
 use postrider::clock::Timestamp;
 
 use crate::process::{Ended, Mailer};
-use crate::recorder::{GREETING, Gate, Recorder, Visit, most_at_once};
+use crate::recorder::{Gate, Recorder, Visit, most_at_once};
 use crate::site::Site;
 use crate::{submission, text};
 
@@ -260,7 +260,7 @@ fn a_limit_holds_while_sessions_break() {
 }
 
 #[test]
-fn totals_and_queues_and_sources_have_limits_too() {
+fn queues_and_sources_have_limits_too() {
     let Some(mut site) = Site::new() else { return };
     let gate = Gate::default();
     let recorders = held(&site, &[1], &gate);
@@ -295,4 +295,22 @@ fn totals_and_queues_and_sources_have_limits_too() {
         let found = most_at_once(visits.iter().filter(|visit| visit.from == source));
         assert!(found <= most && found >= 5, "{source}: {found}");
     }
+}
+
+#[test]
+fn the_engine_has_a_limit_in_all() {
+    let Some(mut site) = Site::new() else { return };
+    let gate = Gate::default();
+    let recorders = held(&site, &[1, 2], &gate);
+    site.serve_dns(&zone(20, &[1, 2]));
+    let config = site.write_config(&site.head("max-connections = 4"));
+    let mut mailer = Mailer::start(&config, &["--until-idle"]);
+    mailer.feed((0..60).map(|n| to(&format!("d{}", n % 20))));
+    mailer.until_count("received", 60);
+    gate.open();
+    let ended = mailer.finish();
+    assert_eq!((ended.code, ended.count("delivered")), (Some(0), 60), "{}", ended.stderr);
+    assert_eq!((ended.count("deferred"), ended.count("queue-deferred")), (0, 0), "{:#?}", ended.records);
+    let most = most_at_once(&visits(&recorders));
+    assert!((1..=4).contains(&most), "{most}");
 }
