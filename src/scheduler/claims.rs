@@ -137,6 +137,7 @@ impl Scheduler {
 
     /// Leases a page of a sweep.
     pub(super) fn claim_to_sweep(&mut self, token: Token, items: Vec<ItemId>) {
+        self.window.begin_crossing();
         let claim = ClaimInFlight { purpose: Purpose::Sweep(token), lanes: Vec::new(), promised: 0 };
         self.start_claim(claim, vec![ClaimPart::Items(items)]);
     }
@@ -159,7 +160,8 @@ impl Scheduler {
         claim: ClaimId,
         result: Result<Claimed, StorageError>,
     ) {
-        let Some(claim) = self.claims.remove(&claim) else { return };
+        let id = claim;
+        let Some(claim) = self.claims.remove(&id) else { return };
         self.window.reserved = self.window.reserved.saturating_sub(claim.promised);
         if let Purpose::Deliver(key) = claim.purpose
             && let Some(destination) = self.destinations.get_mut(key)
@@ -188,11 +190,14 @@ impl Scheduler {
                 claimed_from.into_iter().for_each(|lane| self.ask_for_head(lane));
                 if let Purpose::Sweep(token) = claim.purpose {
                     self.on_swept(now, token, claimed.items);
+                    self.window.end_crossing();
                     self.finish_cancels(now);
                     return;
                 }
                 for item in claimed.items {
-                    if self.cancels.has_ended(item.envelope.id, item.id) {
+                    // A claim by id that was made later answered first.
+                    let was_swept = self.swept.get(&item.id).is_some_and(|&until| id < until);
+                    if was_swept || self.cancels.has_ended(item.envelope.id, item.id) {
                         continue;
                     }
                     let key = self.lane_for(&item.lane);
@@ -209,14 +214,26 @@ impl Scheduler {
                     }
                     Purpose::Deliver(_) => self.stop_writing(now, &error),
                     Purpose::Cancel(ref key) => self.cancel_failed(*key, &error),
-                    Purpose::Sweep(token) => self.sweep_failed(now, token, &error),
+                    Purpose::Sweep(token) => {
+                        self.window.end_crossing();
+                        self.sweep_failed(now, token, &error);
+                    }
                 }
             }
         }
         if let Purpose::Cancel(key) = claim.purpose {
             self.cancel_claimed(key);
         }
+        self.forget_swept();
         self.finish_cancels(now);
+    }
+
+    /// What claims under way may no longer bring.
+    fn forget_swept(&mut self) {
+        if !self.swept.is_empty() {
+            let first = self.first_claim_under_way();
+            self.swept.retain(|_, until| *until > first);
+        }
     }
 
     fn after_claim(&mut self, now: Timestamp, claim: &ClaimInFlight) {

@@ -227,22 +227,48 @@ impl Scheduler {
     }
 
     fn decide_fuse(&mut self, now: Timestamp, token: Token, name: &Arc<str>, decision: FuseDecision) {
+        let scope = self.scope_of(&Selector::Queue(name.clone()));
+        match decision {
+            // What else DNS bounces by now goes with it; only then is counted anew.
+            FuseDecision::Bounce => self.sweep(now, scope, SweepAction::BounceHeld, token),
+            FuseDecision::Keep => {
+                self.keep_missing(name);
+                self.reset_fuse(now, name);
+                self.sweep(now, scope, SweepAction::Release { only: Some(HELD_BY_FUSE) }, token);
+            }
+        }
+        if decision == FuseDecision::Bounce
+            && let Some(sweep) = self.sweeps.get_mut(&token)
+        {
+            sweep.resets_fuse_of(name.clone());
+        }
+    }
+
+    /// Bounces are counted anew, and mail bounces at an age again.
+    pub(super) fn reset_fuse(&mut self, now: Timestamp, name: &Arc<str>) {
         for key in self.queues_named(name) {
             let Some(queue) = self.queues.get_mut(key) else { continue };
             queue.bounces = queue.settings.bounce_fuse.map(super::queue::fuse);
             if std::mem::take(&mut queue.mode.fuse_blown) {
                 self.mode_changed(now, key);
                 self.report_mode(now, key, QueueModeChange::FuseReset, Change::default());
-                // Mail bounces at an age again.
                 self.revisit_queue(key);
             }
         }
-        let scope = self.scope_of(&Selector::Queue(name.clone()));
-        let action = match decision {
-            FuseDecision::Bounce => SweepAction::BounceHeld,
-            FuseDecision::Keep => SweepAction::Release { only: Some(HELD_BY_FUSE) },
-        };
-        self.sweep(now, scope, action, token);
+    }
+
+    /// Mail of domains that DNS does not have is tried until it expires: the host said to keep it.
+    fn keep_missing(&mut self, name: &Arc<str>) {
+        let queues = self.queues_named(name);
+        let queues = queues.iter().filter_map(|&key| self.queues.get(key));
+        let destinations: Vec<_> = queues.flat_map(|queue| queue.destinations.iter().copied()).collect();
+        for key in destinations {
+            let missing = self.destinations.get_mut(key).and_then(|destination| destination.missing.as_mut());
+            if let Some(missing) = missing {
+                missing.kept = true;
+                self.store_state(key);
+            }
+        }
     }
 
     /// Where the items of a selector are listed.

@@ -62,6 +62,28 @@ impl Scheduler {
         Some(Shown { info, lanes: lanes().map(|lane| lane.key.clone()).collect() })
     }
 
+    /// What of the policy or the host keeps a destination's mail waiting.
+    pub(super) fn held_by(
+        &self,
+        key: super::DestinationKey,
+        item: &super::window::WindowItem,
+    ) -> Option<String> {
+        let destination = self.destinations.get(key)?;
+        let queue = self.queues.get(destination.queue)?;
+        let is_home = matches!(destination.site, super::placement::Site::Domain(_));
+        let paused = self.pauses.hold_message(&item.item.envelope)
+            || self.pauses.hold_queue(&queue.name, &queue.source)
+            || is_home && self.pauses.hold_domain(&destination.domain);
+        if paused {
+            return Some("it is paused".to_owned());
+        }
+        let places = destination.waits.rate.iter().chain(&destination.waits.connect);
+        let mut limits: Vec<&str> = places.filter_map(|place| self.limits.setting(place.slot)).collect();
+        limits.sort_unstable();
+        limits.dedup();
+        (!limits.is_empty()).then(|| format!("it waited for {}", limits.join(", ")))
+    }
+
     /// Items of a lane in transactions: those in the window that have no deadline now.
     fn busy_of(&self, lane: &super::lane::LaneState) -> usize {
         lane.claimed.saturating_sub(lane.deadlines.len()).min(self.busy)

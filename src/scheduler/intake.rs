@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
 use super::lane::{Head, LaneState};
-use super::outcome::PAUSED;
+use super::outcome::{HELD_BY_FUSE, PAUSED};
 use super::placement::lane_source;
 use super::window::WindowItem;
 use super::writes::{Effect, Submission, is_about_one_change};
@@ -308,6 +308,8 @@ impl Scheduler {
             self.overdue(now, id);
         } else if due != PAUSED && self.is_paused(id) {
             self.put_back(now, id, Some(PAUSED));
+        } else if due != HELD_BY_FUSE && self.hold_if_fused(now, destination_key, id) {
+            // DNS would bounce it.
         } else if due > now || held || self.shutting_down {
             self.put_back(now, id, None);
         } else {

@@ -212,6 +212,22 @@ impl Limits {
         }
     }
 
+    /// The setting a slot comes from.
+    pub(super) fn setting(&self, slot: SlotKey) -> Option<&'static str> {
+        Some(match self.slots.get(slot)?.key {
+            LimitKey::Total => "max-connections",
+            LimitKey::Queue(_) => "max-smtp-out",
+            LimitKey::SourceIp(..) => "source-ip-max-smtp-out",
+            LimitKey::Mx(..) => "mx-connection-limit",
+            LimitKey::Ip(..) => "ip-connection-limit",
+            LimitKey::MessageRate(..) => "max-msg-rate",
+            LimitKey::CapRate(..) => "limit-rate",
+            LimitKey::ConnectRate(..) => "max-connect-rate",
+            LimitKey::SourceIpMessageRate(..) => "source-ip-max-msg-rate",
+            LimitKey::SourceIpConnectRate(..) => "source-ip-max-connect-rate",
+        })
+    }
+
     /// How much of a count is taken.
     pub(super) fn used(&self, slot: SlotKey) -> usize {
         match self.slots.get(slot).map(|slot| &slot.gauge) {

@@ -189,6 +189,8 @@ pub(crate) struct Scheduler {
     replaced: VecDeque<DestinationKey>,
     pauses: control::Pauses,
     sweeps: BTreeMap<Token, sweep::Sweep>,
+    /// Items taken out by their id, which claims made before this one may still bring.
+    swept: HashMap<crate::storage::ItemId, ClaimId>,
     purges: BTreeMap<purge::PurgeId, purge::Purge>,
     /// Purges by a tag.
     tag_purges: Vec<purge::PurgeId>,
@@ -303,6 +305,7 @@ impl Scheduler {
             replaced: VecDeque::new(),
             pauses: control::Pauses::default(),
             sweeps: BTreeMap::new(),
+            swept: HashMap::new(),
             purges: BTreeMap::new(),
             tag_purges: Vec::new(),
             next_purge: 0,

@@ -15,7 +15,7 @@ use crate::dns::{Freshness, Route, RouteFailure, RouteFailureKind, RouteKind};
 use crate::event::{Category, Diagnosis, Failure, Reason};
 use crate::policy::{NoMx, NoMxLiveHost, NxDomain, Written};
 use crate::reply::{EnhancedStatus, Stage};
-use crate::storage::ItemId;
+use crate::storage::{Envelope, ItemId};
 
 /// How long the word of DNS is believed before it is asked for again.
 const HOLDS: Duration = Duration::from_secs(1);
@@ -185,17 +185,33 @@ impl Scheduler {
         (!missing.kept && !is_fused).then_some(missing.after)
     }
 
+    /// With what mail of this age bounces, were it not for the queue's blown fuse.
+    pub(super) fn fused(
+        &self,
+        now: Timestamp,
+        key: DestinationKey,
+        envelope: &Envelope,
+    ) -> Option<&Diagnosis> {
+        let destination = self.destinations.get(key)?;
+        let missing = destination.missing.as_ref().filter(|missing| !missing.kept)?;
+        let is_fused = self.queues.get(destination.queue).is_some_and(|queue| queue.mode.fuse_blown);
+        (is_fused && envelope.age_from + missing.after <= now).then_some(&missing.diagnosis)
+    }
+
+    /// Holds an item that DNS would bounce since the fuse has blown. `false`: it is none.
+    pub(super) fn hold_if_fused(&mut self, now: Timestamp, key: DestinationKey, id: ItemId) -> bool {
+        let Some(item) = self.window.get(id) else { return false };
+        let Some(diagnosis) = self.fused(now, key, &item.item.envelope).cloned() else { return false };
+        self.bounce_or_hold(now, key, id, &diagnosis);
+        true
+    }
+
     /// An item is as old as its domain may be missing: it bounces if DNS said so just now, else DNS is asked.
     pub(super) fn bounce_missing(&mut self, now: Timestamp, key: DestinationKey, id: ItemId) {
         let Some(missing) = self.destinations.get(key).and_then(|d| d.missing.as_ref()) else { return };
         if missing.confirmed_until.is_some_and(|until| until > now) {
             let diagnosis = missing.diagnosis.clone();
-            // Held until somebody's word it would be found by its age again and again.
-            if self.fuse_allows(now, key) {
-                self.bounce_item(now, id, &diagnosis);
-            } else {
-                self.put_back(now, id, None);
-            }
+            self.bounce_or_hold(now, key, id, &diagnosis);
         } else if let Some(from) = self.fresh_from(key).filter(|&from| from > now) {
             self.put_back(now, id, Some(from));
         } else {

@@ -548,6 +548,7 @@ impl Scheduler {
             Mode { held_until: Some(_), .. } => Some("a reply rule deferred its queue".to_owned()),
             _ => None,
         });
+        let by_queue = by_queue.or_else(|| self.held_by(key, item));
         let last = recipient.last.as_ref();
         let age = item.deadline.saturating_since(item.item.envelope.age_from);
         let failure = match (last.map(|last| &last.diagnosis.failure), by_queue, &held) {

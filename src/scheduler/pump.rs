@@ -223,6 +223,10 @@ impl Scheduler {
             self.overdue(now, id);
             return true;
         }
+        if self.hold_if_fused(now, key, id) {
+            return true;
+        }
+        let Some(item) = self.window.get(id) else { return true };
         let octets = usize::try_from(item.item.envelope.size).unwrap_or(usize::MAX);
         let fits = self.transit_octets.saturating_add(octets) <= self.bounds.transit_octets;
         let is_called = self.waiting.body_called == Some(key);

@@ -1,8 +1,8 @@
 //! Ending mail by the lane: all that a lane holds up to an age, whenever it is due.
 //!
 //! A purge marks lanes. What is in the window of a marked lane ends at once, what is in the store is claimed by age
-//! and ends as it comes, and what is in a transaction ends when that does. A lane's purge is over when nothing so
-//! old is left of it.
+//! and ends as it comes, and what is in a transaction ends when that does. Mail that is held back by `hold_until` has
+//! no age yet: the lane is gone over for it. A lane's purge is over when nothing so old is left of it.
 
 use super::command::{Answer, CancelReport, Command, Token};
 use super::outcome::Settlement;
@@ -41,7 +41,7 @@ pub(super) enum Ending {
 }
 
 pub(super) struct Purge {
-    /// What was submitted (or held) until then ends.
+    /// What was submitted until then ends.
     before: Timestamp,
     /// Of any lane, what has this tag.
     tag: Option<(String, String)>,
@@ -110,8 +110,10 @@ impl Scheduler {
         let id = PurgeId(self.next_purge);
         self.next_purge += 1;
         let report = CancelReport::default();
-        // One more than there are, until all have begun.
+        // One more than there are: what is held back is gone over at the end.
         let unfinished = lanes.len() + 1;
+        let held =
+            Scope::of(lanes.iter().filter_map(|&lane| Some(Filter::Lane(self.lanes.get(lane)?.key.clone()))));
         let purge = Purge { before: now, tag: None, ending, lanes: lanes.len(), unfinished, report, token };
         self.purges.insert(id, purge);
         for &key in &lanes {
@@ -123,7 +125,16 @@ impl Scheduler {
         for key in lanes {
             self.purge_on(now, key);
         }
-        self.purged_one(now, id);
+        // Tokens of the host count up from the other end.
+        self.sweep(now, held, SweepAction::Purge(id), Token(u64::MAX - id.0));
+    }
+
+    /// Whether a purge ends this item, found in the store.
+    pub(super) fn purges_stored(&self, id: PurgeId, item: &Item) -> bool {
+        let Some(purge) = self.purges.get(&id) else { return false };
+        let lane = self.lane_keys.get(&item.lane).and_then(|&lane| self.lanes.get(lane));
+        let marked = lane.and_then(|lane| lane.purge).is_some_and(|mark| mark.id == id);
+        (marked || purge.tag.is_some()) && item.envelope.submitted_at <= purge.before
     }
 
     /// Items in transactions end when these do.
@@ -132,7 +143,7 @@ impl Scheduler {
         let Some(purge) = self.purges.get_mut(&id) else { return };
         for item in self.window.all_mut().filter(|item| item.busy) {
             let marked = lanes.get(item.lane).and_then(|lane| lane.purge).is_some_and(|mark| mark.id == id);
-            if marked && item.item.envelope.age_from <= purge.before {
+            if marked && item.item.envelope.submitted_at <= purge.before {
                 item.purge = Some(id);
                 purge.unfinished += 1;
                 let recipients = u32::try_from(item.item.recipients.len()).unwrap_or(u32::MAX);
@@ -157,7 +168,7 @@ impl Scheduler {
             .deadlines
             .iter()
             .map(|&(_, id)| id)
-            .filter(|&id| self.window.get(id).is_some_and(|item| item.item.envelope.age_from <= before))
+            .filter(|&id| self.window.get(id).is_some_and(|item| item.item.envelope.submitted_at <= before))
             .take(AT_A_TIME)
             .collect();
         self.purging = true;
@@ -184,10 +195,9 @@ impl Scheduler {
         } else if !is_stored
             && !mark.finished
             && lane.claiming.is_none()
-            && !lane
-                .deadlines
-                .iter()
-                .any(|&(_, id)| self.window.get(id).is_some_and(|item| item.item.envelope.age_from <= before))
+            && !lane.deadlines.iter().any(|&(_, id)| {
+                self.window.get(id).is_some_and(|item| item.item.envelope.submitted_at <= before)
+            })
         {
             lane.purge = Some(LanePurge { id, finished: true });
             self.purged_one(now, id);
@@ -207,7 +217,7 @@ impl Scheduler {
             return by_tag.copied();
         }
         let id = self.lanes.get(item.lane)?.purge?.id;
-        let covers = self.purges.get(&id)?.before >= item.item.envelope.age_from;
+        let covers = self.purges.get(&id)?.before >= item.item.envelope.submitted_at;
         covers.then_some(id)
     }
 

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
-use super::Scheduler;
 use super::command::{Answer, Command, Token};
 use super::intake::head_of;
 use super::outcome::{HELD_BY_FUSE, Settlement};
 use super::purge::PurgeId;
 use super::window::WindowItem;
 use super::writes::Effect;
+use super::{ClaimId, Scheduler};
 use crate::clock::Timestamp;
 use crate::storage::{Change, Filter, Item, ItemId, ItemSummary, Recipient, Release, StorageError};
 
@@ -47,6 +47,14 @@ pub(super) struct Sweep {
     action: SweepAction,
     /// Items it did something with.
     count: u64,
+    /// The queue whose fuse is as new at its end.
+    fuse_of: Option<std::sync::Arc<str>>,
+}
+
+impl Sweep {
+    pub(super) fn resets_fuse_of(&mut self, queue: std::sync::Arc<str>) {
+        self.fuse_of = Some(queue);
+    }
 }
 
 impl SweepAction {
@@ -54,7 +62,8 @@ impl SweepAction {
         match self {
             Self::Release { only: None } => due > now && due != HELD_BY_FUSE && due != super::outcome::PAUSED,
             Self::Release { only: Some(only) } => due == only,
-            Self::BounceHeld => due == HELD_BY_FUSE,
+            // Also what DNS would bounce at its age: which that is shows once it is leased.
+            Self::BounceHeld => true,
             Self::Purge(_) => true,
         }
     }
@@ -64,7 +73,7 @@ impl Scheduler {
     /// Begins a sweep once all that was decided is durable; the host is told at its end.
     pub(super) fn sweep(&mut self, now: Timestamp, scope: Scope, action: SweepAction, token: Token) {
         self.write_state();
-        self.sweeps.insert(token, Sweep { scope, action, count: 0 });
+        self.sweeps.insert(token, Sweep { scope, action, count: 0, fuse_of: None });
         self.after_writes(now, Effect::Sweep(token));
     }
 
@@ -77,8 +86,12 @@ impl Scheduler {
                 self.commands.push_back(Command::Page { token, filter, after });
             }
             None => {
-                let (count, action) = (sweep.count, sweep.action);
+                let (count, action, fuse_of) = (sweep.count, sweep.action, sweep.fuse_of.clone());
                 self.sweeps.remove(&token);
+                if let Some(queue) = fuse_of {
+                    self.reset_fuse(now, &queue);
+                    self.write_state();
+                }
                 if let SweepAction::Purge(id) = action {
                     return self.end_tag_purge(now, id);
                 }
@@ -122,24 +135,44 @@ impl Scheduler {
     /// Items of a sweep, leased.
     pub(super) fn on_swept(&mut self, now: Timestamp, token: Token, items: Vec<Item>) {
         let Some(action) = self.sweeps.get(&token).map(|sweep| sweep.action) else {
-            items.into_iter().for_each(|item| self.swept_release(now, item, None));
+            for item in items {
+                if !self.window.has_seen(item.id) {
+                    self.swept.insert(item.id, ClaimId(self.next_claim));
+                    self.swept_release(now, item, None);
+                }
+            }
             return;
         };
-        if let Some(sweep) = self.sweeps.get_mut(&token) {
-            sweep.count += items.len() as u64;
-        }
+        let mut done = 0;
         for item in items {
-            if self.cancels.has_ended(item.envelope.id, item.id) {
+            if self.window.has_seen(item.id) || self.cancels.has_ended(item.envelope.id, item.id) {
                 continue;
             }
-            match action {
-                SweepAction::BounceHeld if item.due == HELD_BY_FUSE => self.bounce_held(now, item),
-                SweepAction::Release { .. } if action.is_about(item.due, now) => {
-                    self.swept_release(now, item, Some(now));
+            self.swept.insert(item.id, ClaimId(self.next_claim));
+            let is_about = match action {
+                SweepAction::BounceHeld => self.bounces_held(now, &item),
+                // What is held back stays so.
+                SweepAction::Release { only } => {
+                    action.is_about(item.due, now) && (only.is_some() || item.envelope.age_from <= now)
                 }
-                SweepAction::Purge(id) => self.end_stored(now, id, item),
-                _ => self.swept_release(now, item, None),
+                SweepAction::Purge(id) => self.purges_stored(id, &item),
+            };
+            if !is_about {
+                self.swept_release(now, item, None);
+                continue;
             }
+            done += 1;
+            match action {
+                SweepAction::BounceHeld => self.bounce_held(now, item),
+                SweepAction::Purge(id) => self.end_stored(now, id, item),
+                SweepAction::Release { .. } => {
+                    let due = item.envelope.age_from.max(now);
+                    self.swept_release(now, item, Some(due));
+                }
+            }
+        }
+        if let Some(sweep) = self.sweeps.get_mut(&token) {
+            sweep.count += done;
         }
         // The next page once these are written: what was released is not found again.
         self.after_writes(now, Effect::Sweep(token));
@@ -165,11 +198,20 @@ impl Scheduler {
         self.review_lane(now, lane);
     }
 
+    /// Held by a blown fuse, or to be held since DNS would bounce it.
+    fn bounces_held(&self, now: Timestamp, item: &Item) -> bool {
+        let lane = self.lane_keys.get(&item.lane).and_then(|&lane| self.lanes.get(lane));
+        let fused = lane.and_then(|lane| self.fused(now, lane.destination, &item.envelope));
+        item.due == HELD_BY_FUSE || fused.is_some()
+    }
+
     fn bounce_held(&mut self, now: Timestamp, item: Item) {
+        let lane = self.lane_keys.get(&item.lane).and_then(|&lane| self.lanes.get(lane));
+        let fused = lane.and_then(|lane| self.fused(now, lane.destination, &item.envelope)).cloned();
+        let is_held = item.due == HELD_BY_FUSE;
         self.finish_stored(now, item, |scheduler, item, recipient, left| {
-            let met = recipient.last.as_ref();
-            let diagnosis =
-                met.map_or_else(super::control::cancelled_diagnosis, |last| last.diagnosis.clone());
+            let met = recipient.last.as_ref().filter(|_| is_held).map(|last| last.diagnosis.clone());
+            let diagnosis = met.or_else(|| fused.clone()).unwrap_or_else(super::control::cancelled_diagnosis);
             scheduler.bounce(now, item, recipient, None, diagnosis, left);
         });
     }

@@ -1,6 +1,6 @@
 //! The window: items taken out of the store to be worked on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -65,9 +65,31 @@ pub(super) struct Window {
     /// Places promised to messages that are being stored, and to claims under way.
     pub(super) reserved: usize,
     held_octets: usize,
+    /// Claims by id under way for items that may be in the window by the time they answer.
+    crossing: usize,
+    /// Items that left the window meanwhile.
+    left: HashSet<ItemId>,
 }
 
 impl Window {
+    /// A claim by id is made for items that are not in the window.
+    pub(super) fn begin_crossing(&mut self) {
+        self.crossing += 1;
+    }
+
+    /// It has answered.
+    pub(super) fn end_crossing(&mut self) {
+        self.crossing = self.crossing.saturating_sub(1);
+        if self.crossing == 0 {
+            self.left.clear();
+        }
+    }
+
+    /// The item is being worked on, or was since the claim was made: another claim brought it first.
+    pub(super) fn has_seen(&self, id: ItemId) -> bool {
+        self.items.contains_key(&id) || self.left.contains(&id)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.items.len() + self.reserved
     }
@@ -111,6 +133,9 @@ impl Window {
 
     pub(super) fn remove(&mut self, id: ItemId) -> Option<WindowItem> {
         let item = self.items.remove(&id)?;
+        if self.crossing > 0 {
+            self.left.insert(id);
+        }
         self.held_octets -= item.body.as_ref().map_or(0, Bytes::len);
         Some(item)
     }

@@ -240,3 +240,107 @@ async fn backoff_is_entered_by_a_rule_and_left_by_a_delivery() {
     assert_eq!(modes, [("backoff", Some("slow".into())), ("normal", None)]);
     assert_eq!(world.elapsed(), 3_600, "backoff's own interval");
 }
+
+#[tokio::test(start_paused = true)]
+async fn held_mail_is_cancelled_by_queue_domain_and_source() {
+    let selectors: [Selector; 3] = [
+        Selector::queue("example.net"),
+        Domain::parse("example.net").unwrap().into(),
+        Selector::source("default"),
+    ];
+    for selector in selectors {
+        let world = World::new();
+        let net = SmtpServer::new();
+        world.server(MX, &net);
+        let engine = world.engine(MemoryStorage::new(), "").await;
+        let held = message(&["a@example.net"]).hold_until(crate::support::start() + 5 * HOUR);
+        engine.submit(held).await.unwrap();
+        tokio::time::sleep(MINUTE).await;
+        let report = engine.cancel_all(selector, CancelAs::Cancelled).await.unwrap();
+        idle(&engine).await;
+        assert_eq!((report.cancelled, net.message_count()), (1, 0)); // is (0, 1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bounce_queue_bounces_held_mail_too() {
+    let world = World::new();
+    let net = SmtpServer::new().reply(Command::Rcpt, "450 4.7.0 kill").times(1);
+    world.server(MX, &net);
+    let rule = "[[reply-rule]]\nname = \"k\"\nmatch = 'kill'\nactions = [\"bounce-queue\"]\n";
+    let engine = world.engine(MemoryStorage::new(), rule).await;
+    engine.submit(message(&["held@example.net"]).hold_until(crate::support::start() + HOUR)).await.unwrap();
+    engine.submit(message(&["a@example.net"])).await.unwrap();
+    idle(&engine).await;
+    assert_eq!(net.message_count(), 0); // is 1: held@ is delivered after an hour
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_now_does_not_override_hold_until() {
+    let world = World::new();
+    let net = SmtpServer::new();
+    world.server(MX, &net);
+    let engine = world.engine(MemoryStorage::new(), "").await;
+    engine
+        .submit(message(&["held@example.net"]).hold_until(crate::support::start() + 5 * HOUR))
+        .await
+        .unwrap();
+    tokio::time::sleep(MINUTE).await;
+    engine.retry_now(Selector::queue("example.net")).await.unwrap();
+    idle(&engine).await;
+    assert_eq!(world.seen.timeline(), ["18000 delivered held@example.net"]); // is "60 delivered …"
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_message_says_what_held_it() {
+    let cases = [
+        ("[domain.\"*\"]\nmax-msg-rate = \"1/h\"\n", "max-msg-rate"),
+        ("[domain.\"*\"]\nmax-smtp-out = 1\n", "max-smtp-out"),
+        ("[engine]\nmax-connections = 1\n", "max-connections"),
+        ("[[ip-connection-limit]]\ncidr = \"0.0.0.0/0\"\nlimit = 1\n", "ip-connection-limit"),
+        ("", "paused"),
+    ];
+    for (policy, held_by) in cases {
+        let world = World::new();
+        let slow = postrider::testing::Behaviour::Slow(9 * MINUTE);
+        let net = SmtpServer::new().reply(Command::Dot, slow);
+        world.server(MX, &net);
+        let engine = world.engine(MemoryStorage::new(), policy).await;
+        if policy.is_empty() {
+            engine.pause(Selector::queue("example.net")).await.unwrap();
+        }
+        engine.submit(message(&["a@example.net"])).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        engine.submit(message(&["b@example.net"]).expires_after(5 * MINUTE)).await.unwrap();
+        tokio::time::sleep(6 * MINUTE).await;
+        let said = world.seen.events().into_iter().find_map(|event| match event {
+            DeliveryEvent::Bounced(bounced) => Some(format!("{:?}", bounced.diagnosis.failure)),
+            _ => None,
+        });
+        assert!(said.as_ref().unwrap().contains(held_by), "{held_by}: {said:?}");
+        // is: Engine("expired at an age of 300 s, before an attempt"), five times
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fuse_blown_by_the_no_mx_deadline_is_decided_by_the_host() {
+    use postrider::control::FuseDecision;
+    for decision in [FuseDecision::Bounce, FuseDecision::Keep] {
+        let world = world("b.example. A 192.0.2.1\n");
+        world.network.refuse(MX.parse().unwrap());
+        let policy = "[domain.\"*\"]\nbounce-upon-no-mx = \"1h\"\nretry-after = [\"25m\"]\nbounce-after = \"9h\"\n\
+                      bounce-fuse = \"1/1h\"\n";
+        let engine = world.engine(MemoryStorage::new(), policy).await;
+        for k in 0..4 {
+            engine.submit(message(&[&format!("x{k}@b.example")])).await.unwrap();
+        }
+        tokio::time::sleep(70 * MINUTE).await;
+        let bounced = || world.seen.timeline().iter().filter(|line| line.contains("bounced")).count();
+        assert_eq!(bounced(), 1);
+        let held = engine.decide_fuse("b.example", decision).await.unwrap();
+        tokio::time::sleep(MINUTE).await;
+        assert_eq!(held, 3); // is 0
+        // is 2 both times
+        assert_eq!(bounced(), if decision == FuseDecision::Bounce { 4 } else { 1 });
+    }
+}

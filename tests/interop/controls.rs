@@ -72,7 +72,7 @@ fn domains_without_mx() {
     assert!(time(strict, "time") < time(dead, "time"), "{strict}");
     bounce(&ended, "null", "5.1.10", "routing-errors", "null-mx");
     let never = bounce(&ended, "never", "5.1.2", "bad-domain", "nxdomain");
-    bounce(&ended, "empty", "5.4.4", "routing-errors", "no-host");
+    bounce(&ended, "empty", "5.4.4", "bad-domain", "no-host");
     let late = bounce(&ended, "late", "5.1.2", "bad-domain", "nxdomain");
     assert!(late["queued_ms"].as_u64().unwrap() >= 2000, "{late}");
     assert!(time(never, "time") < time(late, "time"), "{never}");

@@ -58,7 +58,7 @@ impl RouteFailureKind {
     /// The category for records.
     pub const fn category(self) -> Category {
         match self {
-            Self::NxDomain => Category::BadDomain,
+            Self::NxDomain | Self::NoHost => Category::BadDomain,
             _ => Category::RoutingErrors,
         }
     }
