@@ -6,12 +6,32 @@ use super::lane::Head;
 use super::writes::is_about_one_change;
 use super::{ClaimId, DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
+use crate::message::Priority;
 use crate::storage::{ClaimPart, Claimed, ItemId, StorageError};
 
 /// Lanes in one claim.
 const LANES_PER_CLAIM: usize = 16;
 /// Items claimed at a time because they are too old.
 const EXPIRIES_PER_CLAIM: usize = 100;
+
+/// How much of its destination's share of the window a lane may fill: less than all of it, so that mail that is more
+/// urgent always finds room.
+pub(super) fn window_share(bound: usize, priority: Priority) -> usize {
+    let eighths = match priority {
+        Priority::High => 8,
+        Priority::Normal => 7,
+        Priority::Low => 6,
+    };
+    (bound * eighths / 8).max(1)
+}
+
+fn weight(priority: Priority) -> usize {
+    match priority {
+        Priority::High => 16,
+        Priority::Normal => 4,
+        Priority::Low => 1,
+    }
+}
 
 /// What a claim under way is for.
 pub(super) struct ClaimInFlight {
@@ -50,22 +70,34 @@ impl Scheduler {
                 lanes.push(key);
             }
         }
+        let bound = self.bounds.window_per_destination;
         let Some(destination) = self.destinations.get_mut(destination_key) else { return };
         let hungry = destination.hungry.len().min(LANES_PER_CLAIM).min(room);
         let mut promised = 0;
-        if let Some(share) = room.checked_div(hungry) {
-            for _ in 0..hungry {
-                let Some(key) = destination.hungry.pop_front() else { break };
-                let Some(lane) = self.lanes.get_mut(key) else { continue };
-                // It may have left for another destination since it stood here.
-                if lane.destination != destination_key || !std::mem::take(&mut lane.hungry) {
-                    continue;
-                }
-                parts.push(ClaimPart::Due { lane: lane.key.clone(), before: now, limit: share });
-                promised += share;
-                if !lanes.contains(&key) {
-                    lanes.push(key);
-                }
+        let weigh = |key: &LaneKey| self.lanes.get(*key).map_or(0, |lane| weight(lane.key.priority));
+        let weights: usize = destination.hungry.iter().take(hungry).map(weigh).sum();
+        for _ in 0..hungry {
+            let Some(key) = destination.hungry.pop_front() else { break };
+            let Some(lane) = self.lanes.get_mut(key) else { continue };
+            // It may have left for another destination since it stood here.
+            if lane.destination != destination_key || !std::mem::take(&mut lane.hungry) {
+                continue;
+            }
+            let priority = lane.key.priority;
+            let share = (room * weight(priority) / weights.max(1)).max(1);
+            let allowed = window_share(bound, priority).saturating_sub(destination.claimed + promised);
+            // One of it at least is at hand, whatever the others take.
+            let allowed = allowed.max(usize::from(lane.claimed == 0));
+            let share = share.min(allowed).min(room - promised);
+            if share == 0 {
+                lane.hungry = true;
+                destination.hungry.push_back(key);
+                continue;
+            }
+            parts.push(ClaimPart::Due { lane: lane.key.clone(), before: now, limit: share });
+            promised += share;
+            if !lanes.contains(&key) {
+                lanes.push(key);
             }
         }
         if parts.is_empty() {

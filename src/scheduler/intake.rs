@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::claims::window_share;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
 use super::lane::{Head, LaneState};
@@ -14,7 +15,7 @@ use super::writes::{Effect, Submission, is_about_one_change};
 use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Received};
-use crate::message::{Domain, Message};
+use crate::message::{Domain, Message, Priority};
 use crate::storage::{
     Change, Envelope, Inserted, Item, ItemId, Lane, LaneHead, NewItem, NewMessage, Recipient, Release,
     StorageError,
@@ -105,7 +106,8 @@ impl Scheduler {
     fn has_room_for_fresh(&self, now: Timestamp, lane: LaneKey) -> bool {
         let Some(key) = self.lanes.get(lane).map(|lane| lane.destination) else { return false };
         self.destinations.get(key).is_some_and(|destination| {
-            let share = self.bounds.window_per_destination;
+            let priority = self.lanes.get(lane).map_or(Priority::Normal, |lane| lane.key.priority);
+            let share = window_share(self.bounds.window_per_destination, priority);
             let others_wait = destination.claiming || !destination.hungry.is_empty();
             !self.is_held(now, key)
                 && destination.claimed < if others_wait { share / 2 } else { share }

@@ -15,6 +15,8 @@ use crate::storage::{BodyKey, ItemId};
 
 /// How long a route serves past its time for a destination that had to wait for its turn.
 pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(300);
+/// Lanes looked at to see whether one is starved.
+const LANES_LOOKED_AT: usize = 16;
 /// Items a destination may claim when the window is full, so that one that can send always can.
 const GUARANTEED_WINDOW: usize = 8;
 
@@ -83,7 +85,7 @@ impl Scheduler {
         let wants = !self.is_held(now, key)
             && !destination.is_asking()
             && !self.is_blocked(now, key)
-            && destination.claimed <= bound / 2;
+            && (destination.claimed <= bound / 2 || self.is_starved(destination));
         let room = if !wants || destination.hungry.is_empty() {
             0
         } else if free > 0 {
@@ -98,6 +100,12 @@ impl Scheduler {
         if room > 0 || !destination.expiring.is_empty() {
             self.claim(now, key, room);
         }
+    }
+
+    /// A lane with due mail has none of it at hand.
+    fn is_starved(&self, destination: &super::destination::Destination) -> bool {
+        let hungry = destination.hungry.iter().filter_map(|&lane| self.lanes.get(lane));
+        hungry.take(LANES_LOOKED_AT).any(|lane| lane.hungry && lane.claimed == 0)
     }
 
     fn wait_for_window(&mut self, key: DestinationKey) {

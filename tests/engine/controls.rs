@@ -344,3 +344,50 @@ async fn a_fuse_blown_by_the_no_mx_deadline_is_decided_by_the_host() {
         assert_eq!(bounced(), if decision == FuseDecision::Bounce { 4 } else { 1 });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn priorities_are_drawn_by_weight_also_where_a_rate_is_low() {
+    use postrider::message::Priority;
+    let world = World::new();
+    let net = SmtpServer::new();
+    world.server(MX, &net);
+    let engine = world.engine(MemoryStorage::new(), "[domain.\"*\"]\nmax-msg-rate = \"1/s\"\n").await;
+    for n in 0..100 {
+        for (priority, name) in [(Priority::Low, "l"), (Priority::Normal, "n"), (Priority::High, "h")] {
+            engine
+                .submit(message(&[&format!("{name}{n}@example.net")]).with_priority(priority))
+                .await
+                .unwrap();
+        }
+    }
+    idle(&engine).await;
+    let order: Vec<char> = net.messages().iter().map(|m| m.recipients[0].chars().next().unwrap()).collect();
+    let last_high = order.iter().rposition(|&c| c == 'h').unwrap();
+    // While there is high mail, any 21 in a row have about 16 of it: 8 is generous. Is 0 of 36.
+    for part in order[..last_high].windows(21) {
+        assert!(part.iter().filter(|&&c| c == 'h').count() >= 8, "{}", order.iter().collect::<String>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn due_retries_and_fresh_mail_alternate_where_a_rate_is_low() {
+    let world = World::new();
+    let net = SmtpServer::new().reply(Command::Rcpt, "450 4.2.0 later").times(300);
+    world.server(MX, &net);
+    let engine = world.engine(MemoryStorage::new(), "[domain.\"*\"]\nretry-after = [\"10m\"]\n").await;
+    for n in 0..300 {
+        engine.submit(message(&[&format!("o{n}@example.net")])).await.unwrap();
+    }
+    tokio::time::sleep(5 * MINUTE).await;
+    let slow = Policy::from_toml("[domain.\"*\"]\nmax-msg-rate = \"1/s\"\n").unwrap();
+    engine.set_policy(slow).await.unwrap();
+    tokio::time::sleep(6 * MINUTE).await;
+    let before = net.message_count() as usize; // about 60
+    for n in 0..300 {
+        engine.submit(message(&[&format!("f{n}@example.net")])).await.unwrap();
+    }
+    idle(&engine).await;
+    let order: String = net.messages().iter().map(|m| m.recipients[0].chars().next().unwrap()).collect();
+    let first = order.find('f').unwrap() - before;
+    assert!(first <= 10, "{first} retries before the first fresh message: {order}"); // is 134
+}
