@@ -22,7 +22,7 @@ pub(super) fn window_share(bound: usize, priority: Priority) -> usize {
         Priority::Normal => 7,
         Priority::Low => 6,
     };
-    (bound * eighths / 8).max(1)
+    (bound * eighths).div_ceil(8)
 }
 
 fn weight(priority: Priority) -> usize {

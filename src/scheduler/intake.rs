@@ -107,10 +107,12 @@ impl Scheduler {
         let Some(key) = self.lanes.get(lane).map(|lane| lane.destination) else { return false };
         self.destinations.get(key).is_some_and(|destination| {
             let priority = self.lanes.get(lane).map_or(Priority::Normal, |lane| lane.key.priority);
+            let fresh = self.lanes.get(lane).map_or(0, |lane| lane.fresh.len());
             let share = window_share(self.bounds.window_per_destination, priority);
             let others_wait = destination.claiming || !destination.hungry.is_empty();
             !self.is_held(now, key)
-                && destination.claimed < if others_wait { share / 2 } else { share }
+                && destination.claimed < share
+                && (!others_wait || fresh < share / 2)
                 && self.window.len() < self.bounds.window
         })
     }

@@ -74,9 +74,16 @@ enum Gauge {
 /// retries after a restart does not bury new mail.
 #[derive(Default)]
 struct Line {
-    fresh: BTreeMap<u64, Waiter>,
-    again: BTreeMap<u64, Waiter>,
+    fresh: BTreeMap<Ticket, Waiter>,
+    again: BTreeMap<Ticket, Waiter>,
     again_next: bool,
+}
+
+/// Who has nothing yet of what the line is for comes before who wants more of it; then first come, first served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Ticket {
+    wants_more: bool,
+    number: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -90,8 +97,15 @@ struct Waiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) slot: SlotKey,
-    ticket: u64,
+    ticket: Ticket,
     fresh: bool,
+}
+
+impl Place {
+    /// It was given to one that had some already.
+    pub(super) fn is_for_more(self) -> bool {
+        self.ticket.wants_more
+    }
 }
 
 impl Line {
@@ -103,15 +117,21 @@ impl Line {
         self.fresh.is_empty() && self.again.is_empty()
     }
 
-    fn list(&mut self, fresh: bool) -> &mut BTreeMap<u64, Waiter> {
+    fn list(&mut self, fresh: bool) -> &mut BTreeMap<Ticket, Waiter> {
         if fresh { &mut self.fresh } else { &mut self.again }
     }
 
-    fn next(&self) -> Option<(bool, u64, Waiter)> {
-        let first = |list: &BTreeMap<u64, Waiter>, fresh| {
+    fn next(&self) -> Option<(bool, Ticket, Waiter)> {
+        let first = |list: &BTreeMap<Ticket, Waiter>, fresh| {
             list.first_key_value().map(|(&ticket, &waiter)| (fresh, ticket, waiter))
         };
-        if self.again_next {
+        let wants_more = |list: &BTreeMap<Ticket, Waiter>| list.first_key_value().map(|(t, _)| t.wants_more);
+        let (fresh, again) = (wants_more(&self.fresh), wants_more(&self.again));
+        let again_first = match (fresh, again) {
+            (Some(fresh), Some(again)) if fresh != again => fresh,
+            _ => self.again_next,
+        };
+        if again_first {
             first(&self.again, false).or_else(|| first(&self.fresh, true))
         } else {
             first(&self.fresh, true).or_else(|| first(&self.again, false))
@@ -383,14 +403,14 @@ impl Limits {
         slot: SlotKey,
         destination: DestinationKey,
         units: u32,
-        fresh: bool,
+        (fresh, wants_more): (bool, bool),
         old: Option<Place>,
     ) -> Option<Place> {
         let (ticket, fresh) = match old.filter(|old| old.slot == slot) {
             Some(old) => (old.ticket, old.fresh),
             None => {
                 self.next_ticket += 1;
-                (self.next_ticket, fresh)
+                (Ticket { wants_more, number: self.next_ticket }, fresh)
             }
         };
         let state = self.slots.get_mut(slot)?;

@@ -454,6 +454,9 @@ impl Scheduler {
             }
         }
         self.limits.forget_new_paces();
+        for key in self.unsaved_queues.clone() {
+            self.remove_queue_if_done(now, key);
+        }
         self.write_state();
         self.flush_writes(now);
         if self.shutting_down

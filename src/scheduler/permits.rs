@@ -35,8 +35,15 @@ impl Scheduler {
         let call = self.called.filter(|call| call.destination == key);
         let Some(destination) = self.destinations.get_mut(key) else { return false };
         if call.is_none() && !destination.waits.connect.is_empty() {
-            return false;
+            // It waited for one more and has none now: it stands among those.
+            let lost = destination.connections == 0
+                && destination.waits.connect.iter().any(|place| place.is_for_more());
+            if !lost {
+                return false;
+            }
+            self.stop_waiting_to_connect(key);
         }
+        let Some(destination) = self.destinations.get_mut(key) else { return false };
         let queue = destination.queue;
         let attempt = match destination.suspended.take() {
             Some(attempt) => attempt,
@@ -80,10 +87,11 @@ impl Scheduler {
     }
 
     fn wait_to_connect(&mut self, key: DestinationKey, full: &[SlotKey], call: Option<Call>) {
-        let fresh = self.has_fresh(key);
+        let has_some = self.destinations.get(key).is_some_and(|destination| destination.connections > 0);
+        let who = (self.has_fresh(key), has_some);
         let old = call.map(|call| call.place);
         for &slot in full {
-            let Some(place) = self.limits.stand_in_line(slot, key, 1, fresh, old) else { continue };
+            let Some(place) = self.limits.stand_in_line(slot, key, 1, who, old) else { continue };
             if let Some(destination) = self.destinations.get_mut(key) {
                 destination.waits.connect.push(place);
             }
@@ -529,7 +537,7 @@ impl Scheduler {
             units = granted.min(wanted);
             if units == 0 || full(units, self).is_some() {
                 let fresh = self.has_fresh(key);
-                let place = self.limits.stand_in_line(slot, key, wanted, fresh, old);
+                let place = self.limits.stand_in_line(slot, key, wanted, (fresh, false), old);
                 if let Some(destination) = self.destinations.get_mut(key) {
                     destination.waits.rate.extend(place);
                 }

@@ -91,6 +91,9 @@ impl Scheduler {
                 if let Some(queue) = fuse_of {
                     self.reset_fuse(now, &queue);
                     self.write_state();
+                    for key in self.queues_named(&queue) {
+                        self.remove_queue_if_done(now, key);
+                    }
                 }
                 if let SweepAction::Purge(id) = action {
                     return self.end_tag_purge(now, id);

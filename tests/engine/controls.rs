@@ -391,3 +391,28 @@ async fn due_retries_and_fresh_mail_alternate_where_a_rate_is_low() {
     let first = order.find('f').unwrap() - before;
     assert!(first <= 10, "{first} retries before the first fresh message: {order}"); // is 134
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_without_a_connection_comes_before_a_second_one_of_a_big_queue() {
+    let mut zone = String::from("mx.p.example. A 192.0.2.1\n");
+    for n in 0..10 {
+        writeln!(zone, "d{n}.example. MX 10 mx.p.example.").unwrap();
+    }
+    let world = world(&zone);
+    let slow = postrider::testing::Behaviour::Slow(Duration::from_secs(1));
+    let net = SmtpServer::new().reply(Command::Dot, slow);
+    world.server(MX, &net);
+    let policy = "[[ip-connection-limit]]\ncidr = \"0.0.0.0/0\"\nlimit = 1\n";
+    let engine = world.engine(MemoryStorage::new(), policy).await;
+    for n in 0..500 {
+        engine.submit(message(&[&format!("b{n}@d0.example")])).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for d in 1..10 {
+        engine.submit(message(&[&format!("s@d{d}.example")])).await.unwrap();
+    }
+    idle(&engine).await;
+    let order: String = net.messages().iter().map(|m| m.recipients[0].chars().next().unwrap()).collect();
+    let first = order.find('s').unwrap();
+    assert!(first <= 100, "{first}"); // is 200
+}

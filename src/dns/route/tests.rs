@@ -119,7 +119,7 @@ async fn failures() {
             "empty.example",
             Kind::NoHost,
             EnhancedStatus::new(5, 4, 4),
-            Category::RoutingErrors,
+            Category::BadDomain,
             Some(Reason::NoHost),
             "empty.example: the domain has neither MX nor A nor AAAA",
         ),

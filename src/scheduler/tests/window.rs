@@ -73,7 +73,8 @@ fn claims_are_made_in_lots() {
         }
     }
     assert_eq!(rig.timeline().len(), 100);
-    assert!((100 / 16..=100 / 8 + 1).contains(&claims), "{claims}");
+    // A part of the window is left to mail that is more urgent.
+    assert!((100 / 16..=100 / 6).contains(&claims), "{claims}");
 }
 
 /// A start with mail for many domains: memory is bounded by the window, not by the backlog.
