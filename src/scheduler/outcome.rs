@@ -509,7 +509,19 @@ impl Scheduler {
         id: ItemId,
         end: impl Fn(&mut Self, &WindowItem, &Recipient, &mut Settlement),
     ) {
-        let Some(mut item) = self.leave_window(id) else { return };
+        if let Some(item) = self.leave_window(id) {
+            self.end_pending(now, item, end);
+        }
+    }
+
+    /// Ends all recipients of an item that is out of the window and pending. What is held instead goes back.
+    pub(super) fn end_pending(
+        &mut self,
+        now: Timestamp,
+        mut item: WindowItem,
+        end: impl Fn(&mut Self, &WindowItem, &Recipient, &mut Settlement),
+    ) {
+        let id = item.item.id;
         let mut left = Settlement::default();
         let recipients = std::mem::take(&mut item.item.recipients);
         recipients.iter().for_each(|recipient| end(self, &item, recipient, &mut left));

@@ -227,17 +227,10 @@ impl Scheduler {
         end: impl Fn(&mut Self, &WindowItem, &Recipient, &mut Settlement),
     ) {
         let lane = self.lane_for(&item.lane);
-        let mut left = Settlement::default();
-        let (id, lease) = (item.id, item.lease);
-        let item = WindowItem::new(item, lane);
-        item.item.recipients.iter().for_each(|recipient| end(self, &item, recipient, &mut left));
-        self.cancels.ended(item.item.envelope.id, id);
-        self.writes.change(Change::Update { item: id, lease, settled: left.settled, released: Vec::new() });
         if let Some(state) = self.lanes.get_mut(lane) {
             state.pending += 1;
         }
-        self.writes.then(Effect::Settled { lane, put_back: None });
-        self.review_lane(now, lane);
+        self.end_pending(now, WindowItem::new(item, lane), end);
     }
 
     pub(super) fn sweep_failed(&mut self, now: Timestamp, token: Token, error: &StorageError) {

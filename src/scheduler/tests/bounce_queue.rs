@@ -207,3 +207,20 @@ fn what_is_cancelled_is_not_held() {
     rig.transact(all_rcpts("452 4.2.2 [one] full"));
     assert_eq!(rig.last_line(), "0 cancelled b@x.example");
 }
+
+/// Two recipients of one message, held back, when the fuse lets one bounce through.
+#[test]
+fn what_the_fuse_stops_in_the_middle_of_a_message_is_held_and_not_lost() {
+    let mut rig = rig("bounce-fuse = \"1/1h\"\nbounce-after = \"3h\"");
+    let mut held = Message::new("", ["h0@x.example", "h1@x.example"], "x").unwrap();
+    held.hold_until = Some(start() + HOUR);
+    rig.submit_message(held);
+    rig.submit("a@x.example");
+    rig.connect();
+    rig.transact(all_rcpts(NEVER));
+    assert_eq!(count(&rig, "bounced"), 2, "{:?}", rig.timeline());
+    rig.pass(5 * HOUR);
+    assert_eq!(count(&rig, "bounced"), 3, "the one held expires: {:?}", rig.timeline());
+    rig.pass(HOUR);
+    assert!(rig.scheduler.is_idle(), "nothing is left of it");
+}
