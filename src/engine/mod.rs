@@ -276,16 +276,21 @@ impl DeliveryEngine {
         self.control(Control::RetryNow(selector.into())).await
     }
 
-    /// Puts a queue, of every source, into backoff or back to normal. Queues come to be with mail: one without is
-    /// not there. How many it was about.
+    /// Puts queues into backoff or back to normal: by name, of every source; all of a source; those in which a
+    /// domain's mail lies. Messages and tags have no mode. Queues come to be with mail: one without is not there.
+    /// How many it was about.
     ///
     /// # Cancel safety
     /// Dropped, it still takes place.
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn set_backoff(&self, queue: &str, backoff: bool) -> Result<u64, ControlError> {
-        self.control(Control::SetBackoff { queue: queue.to_ascii_lowercase().into(), backoff }).await
+    pub async fn set_backoff(
+        &self,
+        selector: impl Into<Selector>,
+        backoff: bool,
+    ) -> Result<u64, ControlError> {
+        self.control(Control::SetBackoff { selector: selector.into(), backoff }).await
     }
 
     /// Uses a source for a queue again that a reply rule disabled there. `false`: there is no such queue.

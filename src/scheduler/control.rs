@@ -27,7 +27,7 @@ pub(crate) enum Control {
     Resume(Selector),
     Cancel(Selector, CancelAs),
     RetryNow(Selector),
-    SetBackoff { queue: Arc<str>, backoff: bool },
+    SetBackoff { selector: Selector, backoff: bool },
     EnableSource { queue: Arc<str>, source: Arc<str> },
     DecideFuse { queue: Arc<str>, decision: FuseDecision },
 }
@@ -80,8 +80,8 @@ impl Scheduler {
             Control::Resume(selector) => self.resume(now, token, &selector),
             Control::Cancel(selector, ending) => self.cancel_all(now, token, selector, ending),
             Control::RetryNow(selector) => self.retry_now(now, token, &selector),
-            Control::SetBackoff { queue, backoff } => {
-                let queues = self.queues_named(&queue);
+            Control::SetBackoff { selector, backoff } => {
+                let queues = self.queues_with(&selector);
                 for &key in &queues {
                     if backoff {
                         self.enter_backoff(now, key, Change::default());
@@ -284,6 +284,17 @@ impl Scheduler {
                 Scope::of(lanes.map(Filter::Lane))
             }
         }
+    }
+
+    /// Those named, or those in which a domain's mail lies.
+    fn queues_with(&self, selector: &Selector) -> Vec<QueueKey> {
+        let Selector::Domain(_) = selector else { return self.queues_of(selector) };
+        let lanes = self.lanes_of(selector);
+        let queues = lanes.iter().filter_map(|&lane| {
+            let lane = self.lanes.get(lane)?;
+            Some(self.destinations.get(lane.destination)?.queue)
+        });
+        queues.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     pub(super) fn queues_named(&self, name: &Arc<str>) -> Vec<QueueKey> {

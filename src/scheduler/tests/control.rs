@@ -195,16 +195,22 @@ fn one_message_or_a_tag_is_retried_now() {
 
 #[test]
 fn modes_are_set_by_hand() {
+    for selector in [domain("x.example"), Selector::queue("x.example"), Selector::source("default")] {
+        backoff_by_hand(selector);
+    }
+}
+
+fn backoff_by_hand(selector: Selector) {
     let mut rig = Rig::new("backoff-retry-after = [\"3h\"]\nretry-after = [\"10m\"]");
     rig.submit("a@x.example");
-    rig.control(Control::SetBackoff { queue: "x.example".into(), backoff: true });
+    rig.control(Control::SetBackoff { selector, backoff: true });
     assert_eq!(rig.last_line(), "0 queue-mode x.example backoff");
     rig.connect();
     rig.transact(all_rcpts("450 4.2.0 later"));
     rig.pass(3 * HOUR - MINUTE);
     assert!(rig.connects.is_empty());
     rig.pass(MINUTE);
-    rig.control(Control::SetBackoff { queue: "x.example".into(), backoff: false });
+    rig.control(Control::SetBackoff { selector: Selector::queue("x.example"), backoff: false });
     assert_eq!(rig.accept_all(), 1);
     rig.pass(HOUR);
     rig.scheduler.assert_empty();
