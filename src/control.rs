@@ -76,7 +76,8 @@ pub enum CancelAs {
 pub enum FuseDecision {
     /// It bounces, each recipient with what it met.
     Bounce,
-    /// It is tried again at once. What rules or DNS say of it then counts anew.
+    /// It is tried again at once. What rules say of it then counts anew; mail of domains that DNS does not have is tried
+    /// until it expires.
     Keep,
 }
 

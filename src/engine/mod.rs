@@ -217,8 +217,8 @@ impl DeliveryEngine {
         Ok(answer.await.map_err(|_| Stopped)??)
     }
 
-    /// As [`cancel`](Self::cancel), for all that `selector` selects, ending as `ending` says. Of a queue, domain or
-    /// source: what was submitted before, and is not held back by `hold_until`. A tag reads every stored item.
+    /// As [`cancel`](Self::cancel), for all that `selector` selects, ending as `ending` says: what was
+    /// submitted before, also if it is held back by `hold_until`. A tag reads every stored item.
     ///
     /// # Cancel safety
     /// Dropped, the cancellation still takes place.
@@ -265,7 +265,7 @@ impl DeliveryEngine {
     }
 
     /// Makes what waits for its next attempt due at once, and ends the retry mode of its destinations. Attempts stay
-    /// counted. How many items were put off till later.
+    /// counted, and what is held back by `hold_until` stays so. How many items were put off till later.
     ///
     /// # Cancel safety
     /// Dropped, it still takes place.
