@@ -223,6 +223,7 @@ impl Scheduler {
                 if let Purpose::Sweep(token) = claim.purpose {
                     self.on_swept(now, token, claimed.items);
                     self.window.end_crossing();
+                    self.forget_swept();
                     self.finish_cancels(now);
                     return;
                 }

@@ -230,17 +230,15 @@ impl Scheduler {
         let scope = self.scope_of(&Selector::Queue(name.clone()));
         match decision {
             // What else DNS bounces by now goes with it; only then is counted anew.
-            FuseDecision::Bounce => self.sweep(now, scope, SweepAction::BounceHeld, token),
+            FuseDecision::Bounce => {
+                let scope = scope.then_reset_fuse_of(name.clone());
+                self.sweep(now, scope, SweepAction::BounceHeld, token);
+            }
             FuseDecision::Keep => {
                 self.keep_missing(name);
                 self.reset_fuse(now, name);
                 self.sweep(now, scope, SweepAction::Release { only: Some(HELD_BY_FUSE) }, token);
             }
-        }
-        if decision == FuseDecision::Bounce
-            && let Some(sweep) = self.sweeps.get_mut(&token)
-        {
-            sweep.resets_fuse_of(name.clone());
         }
     }
 

@@ -180,8 +180,8 @@ pub(crate) struct Scheduler {
     window: window::Window,
     /// Queues whose source is disabled.
     disabled_queues: usize,
-    /// Queues whose state row is to be written.
-    unsaved_queues: Vec<QueueKey>,
+    /// Queues whose mode changed in this call: their rows are to be written, and they may be at rest now.
+    changed_queues: Vec<QueueKey>,
     /// Destinations to look at again since their queue changed.
     revisits: VecDeque<DestinationKey>,
     revisit_timer: Option<Timestamp>,
@@ -299,7 +299,7 @@ impl Scheduler {
             resolver_rests: None,
             window: window::Window::default(),
             disabled_queues: 0,
-            unsaved_queues: Vec::new(),
+            changed_queues: Vec::new(),
             revisits: VecDeque::new(),
             revisit_timer: None,
             replaced: VecDeque::new(),
@@ -454,10 +454,10 @@ impl Scheduler {
             }
         }
         self.limits.forget_new_paces();
-        for key in self.unsaved_queues.clone() {
+        self.write_state();
+        for key in std::mem::take(&mut self.changed_queues) {
             self.remove_queue_if_done(now, key);
         }
-        self.write_state();
         self.flush_writes(now);
         if self.shutting_down
             && !self.drained

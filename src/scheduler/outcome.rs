@@ -117,7 +117,7 @@ impl Scheduler {
             && queue.mode.held_steps > 0
         {
             queue.mode.held_steps = 0;
-            self.unsaved_queues.push(destination.queue);
+            self.changed_queues.push(destination.queue);
             queue.unsaved = true;
         }
         destination.retry.step = 0;
@@ -395,13 +395,7 @@ impl Scheduler {
         left: &mut Settlement,
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
-        let last = LastFailure {
-            at: now,
-            mx: Some(candidate.host.clone()),
-            peer: Some(candidate.peer),
-            diagnosis: diagnosis.clone(),
-        };
-        recipient.last = Some(last);
+        recipient.last = Some(last_failure(now, Some(candidate), &diagnosis));
         if self.is_being_cancelled(item) {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
@@ -421,14 +415,7 @@ impl Scheduler {
             return;
         }
         let next_attempt = now + with_jitter(interval, settings.retry_jitter, random);
-        let record = self.record(now, item, &recipient, Some(candidate));
-        self.counters.deferred += 1;
-        self.tally(item, |tally| tally.deferred += 1);
-        self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred {
-            record,
-            diagnosis,
-            next_attempt,
-        })));
+        self.report_deferred(now, item, &recipient, Some(candidate), diagnosis, next_attempt);
         left.released.entry(next_attempt).or_default().push(recipient);
     }
 
@@ -447,22 +434,25 @@ impl Scheduler {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
         }
-        let record = self.record(now, item, &recipient, candidate);
-        recipient.last = Some(LastFailure {
-            at: now,
-            mx: candidate.map(|candidate| candidate.host.clone()),
-            peer: candidate.map(|candidate| candidate.peer),
-            diagnosis: diagnosis.clone(),
-        });
+        recipient.last = Some(last_failure(now, candidate, &diagnosis));
+        self.report_deferred(now, item, &recipient, candidate, diagnosis, item.deadline);
+        left.released.entry(HELD_BY_FUSE).or_default().push(recipient);
+    }
+
+    fn report_deferred(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        recipient: &Recipient,
+        candidate: Option<&Candidate>,
+        diagnosis: Diagnosis,
+        next_attempt: Timestamp,
+    ) {
+        let record = self.record(now, item, recipient, candidate);
         self.counters.deferred += 1;
         self.tally(item, |tally| tally.deferred += 1);
-        let next_attempt = item.deadline;
-        self.writes.then(Effect::Report(DeliveryEvent::Deferred(Deferred {
-            record,
-            diagnosis,
-            next_attempt,
-        })));
-        left.released.entry(HELD_BY_FUSE).or_default().push(recipient);
+        let deferred = Deferred { record, diagnosis, next_attempt };
+        self.writes.then(Effect::Report(DeliveryEvent::Deferred(deferred)));
     }
 
     /// Bounces an item that waits, for a rule or DNS, or holds it once the queue's fuse has blown.
@@ -674,5 +664,14 @@ impl Scheduler {
             }
         }
         self.mark(key);
+    }
+}
+
+fn last_failure(now: Timestamp, candidate: Option<&Candidate>, diagnosis: &Diagnosis) -> LastFailure {
+    LastFailure {
+        at: now,
+        mx: candidate.map(|candidate| candidate.host.clone()),
+        peer: candidate.map(|candidate| candidate.peer),
+        diagnosis: diagnosis.clone(),
     }
 }

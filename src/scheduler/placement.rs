@@ -5,7 +5,6 @@
 //! destination of the rollup, one for each set of hosts, shared by all domains with the same set. When what DNS
 //! said of the domain runs out, it goes home before its next attempt, and is decided anew.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -230,10 +229,7 @@ impl Scheduler {
         if !settings.smtp_hosts.is_empty() {
             return Some((name, Site::Fixed, route.clone()));
         }
-        let route = match configured_first(rule, route) {
-            Cow::Borrowed(_) => route.clone(),
-            Cow::Owned(route) => Arc::new(route),
-        };
+        let route = rolled_up(rule, route);
         Some((name, Site::of(&route), route))
     }
 
@@ -426,37 +422,15 @@ fn leads_alike(one: &Route, other: &Route) -> bool {
     one.preferences == other.preferences || sorted(one) == sorted(other)
 }
 
-/// A rule that names hosts delivers to these first, and to the domain's others when none of them can be reached.
-fn configured_first<'a>(rule: &RollupRule, route: &'a Route) -> Cow<'a, Route> {
-    if rule.hosts().iter().any(|host| host.is_wildcard()) {
-        return Cow::Borrowed(route);
+/// The route as a rule has it: a rule that names hosts delivers to these first, and to the domain's others when none of
+/// them can be reached.
+fn rolled_up(rule: &RollupRule, route: &Arc<Route>) -> Arc<Route> {
+    let exchangers = rule.rolled_up_preferences(&route.exchangers);
+    if exchangers == route.exchangers {
+        return route.clone();
     }
-    let is_configured = |name: &str| rule.hosts().iter().any(|host| host.matches(name));
-    let mut first = Vec::new();
-    let mut others = Vec::new();
-    for hosts in &route.preferences {
-        let (configured, other): (Vec<_>, Vec<_>) =
-            hosts.iter().cloned().partition(|host| is_configured(&host.name));
-        for host in configured {
-            if !first.iter().any(|known: &RouteHost| known.name == host.name) {
-                first.push(host);
-            }
-        }
-        others.push(other);
-    }
-    let (mut names, mut other_names) = (Vec::new(), Vec::new());
-    for group in &route.exchangers {
-        let (configured, other): (Vec<_>, Vec<_>) =
-            group.iter().cloned().partition(|name| is_configured(name));
-        names.extend(configured);
-        other_names.push(other);
-    }
-    let with = |first, others: Vec<Vec<_>>| {
-        std::iter::once(first).chain(others).filter(|group: &Vec<_>| !group.is_empty()).collect()
-    };
-    let preferences = with(first, others);
-    names.sort_unstable();
-    names.dedup();
-    let exchangers = std::iter::once(names).chain(other_names).filter(|group| !group.is_empty()).collect();
-    Cow::Owned(Route { preferences, exchangers, kind: route.kind, ttl: route.ttl })
+    let host = |name: &Arc<str>| route.preferences.iter().flatten().find(|host| host.name == *name).cloned();
+    let group = |names: &Vec<Arc<str>>| names.iter().filter_map(host).collect::<Vec<_>>();
+    let preferences = exchangers.iter().map(group).filter(|group| !group.is_empty()).collect();
+    Arc::new(Route { preferences, exchangers, kind: route.kind, ttl: route.ttl })
 }

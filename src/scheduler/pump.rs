@@ -447,7 +447,7 @@ impl Scheduler {
         if queue.mode.held_until.is_none() && std::mem::take(&mut queue.mode.held_steps) > 0 {
             // As a destination without mail forgets its own.
             queue.unsaved = true;
-            self.unsaved_queues.push(key);
+            self.changed_queues.push(key);
         }
         if queue.mode != super::queue::Mode::default() {
             return;

@@ -287,7 +287,7 @@ impl Scheduler {
     }
 
     /// The store was gone over.
-    pub(super) fn end_tag_purge(&mut self, now: Timestamp, id: PurgeId) {
+    pub(super) fn end_purge_sweep(&mut self, now: Timestamp, id: PurgeId) {
         self.tag_purges.retain(|&other| other != id);
         self.purged_one(now, id);
     }

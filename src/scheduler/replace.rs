@@ -1,5 +1,6 @@
 //! A policy put in place of another while mail is under way. New limits bind at once; nothing is cut.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::destination::RouteState;
@@ -13,6 +14,8 @@ impl Scheduler {
     pub(super) fn on_policy(&mut self, now: Timestamp, policy: Policy) {
         self.policy = policy;
         self.limits.set_limit(self.total, self.policy.max_connections() as usize);
+        let counted: BTreeSet<Arc<str>> =
+            self.policy.reply_rules().iter().map(|rule| rule.name().clone()).collect();
         let mut queues: Vec<_> = self.queue_keys.values().copied().collect();
         queues.sort_unstable();
         for key in queues {
@@ -22,8 +25,6 @@ impl Scheduler {
                 queue.bounces = settings.bounce_fuse.map(super::queue::fuse);
             }
             queue.settings = Arc::new(settings);
-            let counted: Vec<Arc<str>> =
-                self.policy.reply_rules().iter().map(|rule| rule.name().clone()).collect();
             queue.rule_counts.retain(|rule, _| counted.contains(rule));
             self.mode_changed(now, key);
             self.replaced

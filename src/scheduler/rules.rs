@@ -23,6 +23,16 @@ pub(super) struct About<'a> {
     pub(super) age: Duration,
 }
 
+impl<'a> About<'a> {
+    /// What the rules are asked with.
+    fn context(self, queue: &'a str) -> ReplyContext<'a> {
+        ReplyContext::new(self.domain, queue, self.stage)
+            .with_host(self.host)
+            .with_attempts(self.attempts)
+            .with_age(self.age)
+    }
+}
+
 /// A change of a queue's mode, for the record.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Change {
@@ -56,10 +66,7 @@ impl Scheduler {
         let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get_mut(d.queue)) else {
             return RuleDecision::default();
         };
-        let context = ReplyContext::new(about.domain, &queue.name, about.stage)
-            .with_host(about.host)
-            .with_attempts(about.attempts)
-            .with_age(about.age);
+        let context = about.context(&queue.name);
         let counts = &mut queue.rule_counts;
         let rules = self.policy.reply_rules();
         let after = |rule: usize, rate| {
@@ -87,10 +94,7 @@ impl Scheduler {
         let Some(queue_key) = self.destinations.get(key).map(|destination| destination.queue) else { return };
         let Some(queue) = self.queues.get_mut(queue_key) else { return };
         let Some(backoff) = &queue.mode.backoff else { return };
-        let context = ReplyContext::new(about.domain, &queue.name, about.stage)
-            .with_host(about.host)
-            .with_attempts(about.attempts)
-            .with_age(about.age);
+        let context = about.context(&queue.name);
         let counts = &mut queue.rule_counts;
         let rules = self.policy.reply_rules();
         let after = |rule: usize, rate| {
@@ -252,7 +256,7 @@ impl Scheduler {
     pub(super) fn mode_changed(&mut self, now: Timestamp, key: QueueKey) {
         let Some(queue) = self.queues.get_mut(key) else { return };
         queue.unsaved = true;
-        self.unsaved_queues.push(key);
+        self.changed_queues.push(key);
         let slot = queue.slot;
         self.limits.set_limit(slot, queue.connection_limit());
         let next = queue.next_lapse();

@@ -218,7 +218,7 @@ impl Scheduler {
 
     /// Writes what changed of queues and slow rates since the last commit.
     pub(super) fn write_state(&mut self) {
-        for key in std::mem::take(&mut self.unsaved_queues) {
+        for key in self.changed_queues.clone() {
             let Some(queue) = self.queues.get_mut(key) else { continue };
             if !std::mem::take(&mut queue.unsaved) {
                 continue;

@@ -1,6 +1,7 @@
 //! Going over stored items in the order of their ids, page by page: to make them due, or to end what is held.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::command::{Answer, Command, Token};
 use super::intake::head_of;
@@ -19,6 +20,8 @@ pub(crate) const PAGE: usize = 256;
 pub(super) struct Scope {
     filters: VecDeque<Filter>,
     after: Option<ItemId>,
+    /// The queue whose fuse is as new once all is gone over.
+    fuse_of: Option<Arc<str>>,
 }
 
 impl Scope {
@@ -27,7 +30,11 @@ impl Scope {
     }
 
     pub(super) fn of(filters: impl IntoIterator<Item = Filter>) -> Self {
-        Self { filters: filters.into_iter().collect(), after: None }
+        Self { filters: filters.into_iter().collect(), after: None, fuse_of: None }
+    }
+
+    pub(super) fn then_reset_fuse_of(self, queue: Arc<str>) -> Self {
+        Self { fuse_of: Some(queue), ..self }
     }
 }
 
@@ -47,14 +54,6 @@ pub(super) struct Sweep {
     action: SweepAction,
     /// Items it did something with.
     count: u64,
-    /// The queue whose fuse is as new at its end.
-    fuse_of: Option<std::sync::Arc<str>>,
-}
-
-impl Sweep {
-    pub(super) fn resets_fuse_of(&mut self, queue: std::sync::Arc<str>) {
-        self.fuse_of = Some(queue);
-    }
 }
 
 impl SweepAction {
@@ -73,7 +72,7 @@ impl Scheduler {
     /// Begins a sweep once all that was decided is durable; the host is told at its end.
     pub(super) fn sweep(&mut self, now: Timestamp, scope: Scope, action: SweepAction, token: Token) {
         self.write_state();
-        self.sweeps.insert(token, Sweep { scope, action, count: 0, fuse_of: None });
+        self.sweeps.insert(token, Sweep { scope, action, count: 0 });
         self.after_writes(now, Effect::Sweep(token));
     }
 
@@ -86,17 +85,14 @@ impl Scheduler {
                 self.commands.push_back(Command::Page { token, filter, after });
             }
             None => {
-                let (count, action, fuse_of) = (sweep.count, sweep.action, sweep.fuse_of.clone());
+                let (count, action, fuse_of) = (sweep.count, sweep.action, sweep.scope.fuse_of.clone());
                 self.sweeps.remove(&token);
                 if let Some(queue) = fuse_of {
                     self.reset_fuse(now, &queue);
                     self.write_state();
-                    for key in self.queues_named(&queue) {
-                        self.remove_queue_if_done(now, key);
-                    }
                 }
                 if let SweepAction::Purge(id) = action {
-                    return self.end_tag_purge(now, id);
+                    return self.end_purge_sweep(now, id);
                 }
                 self.after_writes(now, Effect::Answer(token, Answer::Done(Ok(count))));
             }
@@ -237,7 +233,7 @@ impl Scheduler {
         let Some(sweep) = self.sweeps.remove(&token) else { return };
         if let SweepAction::Purge(id) = sweep.action {
             self.fail_purge(id, error);
-            self.end_tag_purge(now, id);
+            self.end_purge_sweep(now, id);
         } else {
             let answer = Answer::Done(Err(error.clone()));
             self.commands.push_back(Command::Answer { token, answer });

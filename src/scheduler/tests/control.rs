@@ -242,6 +242,22 @@ fn a_blown_fuse_holds_until_somebody_decides() {
 }
 
 #[test]
+fn a_fuse_is_reset_also_when_nothing_is_left_of_what_it_held() {
+    for decision in [FuseDecision::Bounce, FuseDecision::Keep] {
+        let mut rig = Rig::new("bounce-fuse = \"1/1h\"\nbounce-after = \"2h\"");
+        rig.routes.insert("x.example".to_owned(), no_route(RouteFailureKind::NxDomain));
+        rig.submit("a@x.example");
+        rig.submit("b@x.example");
+        rig.pass(3 * HOUR);
+        assert!(rig.scheduler.is_idle(), "{:?}", rig.timeline());
+        rig.control(Control::DecideFuse { queue: "x.example".into(), decision });
+        assert!(rig.last_line().contains("fuse-reset"), "{decision:?}: {:?}", rig.timeline());
+        rig.pass(HOUR);
+        rig.scheduler.assert_empty();
+    }
+}
+
+#[test]
 fn a_policy_takes_the_place_of_another_at_once() {
     let mut rig = Rig::new("max-smtp-out = 4");
     for n in 0..20 {
