@@ -96,6 +96,13 @@ pub struct MxRecord {
     pub exchange: String,
 }
 
+/// A preference and a name, as a person writes them.
+impl From<(u16, &str)> for MxRecord {
+    fn from((preference, exchange): (u16, &str)) -> Self {
+        Self { preference, exchange: mx::normal(exchange) }
+    }
+}
+
 /// Why an answer could not be found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -21,6 +21,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Testing a policy
+//!
+//! All of it is plain functions of values, without runtime, clock and network: the engine calls the same ones. So a
+//! unit test of a host can ask its policy what it will do:
+//!
+//! | Question | Function |
+//! |---|---|
+//! | Which settings has a queue? | [`Policy::settings`]; those in backoff: [`QueueSettings::in_force`] |
+//! | What becomes of mail by what DNS says? | [`QueueSettings::dns_verdict`] |
+//! | When is a message tried? | [`QueueSettings::attempt_ages`]; one interval: [`RetryAfter::interval`], [`with_jitter`] |
+//! | What follows a failed attempt? | [`QueueSettings::retry`] |
+//! | What do the rules make of a reply? | [`Policy::decide_reply`], [`RuleDecision::verdict`]; which match: [`Policy::matching_rules`] |
+//! | Does a delivery end backoff? | [`Policy::leaves_backoff`] |
+//! | Which limit has an address, a host? | [`Policy::ip_connection_limit`], [`Policy::mx_connection_limit`] |
+//! | In which queue is a domain, and which hosts does it go to? | [`Policy::placement`] |
+//! | Which source has a message? | [`Policy::choose_source`], [`Policy::substitute_source`] |
+//!
 //! # The five delivery controls, in Rust and as a file
 //!
 //! | Control | In Rust | In a file |
@@ -73,15 +90,18 @@
 mod choices;
 mod cidr;
 mod count;
+mod dns_verdict;
 mod domains;
 mod error;
 mod file;
 mod hosts;
 mod limits;
 mod pattern;
+mod placement;
 mod reply_rule;
 mod retry;
 mod rollup;
+mod schedule;
 mod settings;
 mod smtp;
 mod source;
@@ -97,17 +117,20 @@ use std::sync::Arc;
 pub use choices::{IpFamily, NoMx, NoMxLiveHost, NxDomain, PolicyBase, StartTls};
 pub use cidr::{Cidr, CidrError};
 pub(crate) use count::SlidingCount;
+pub use dns_verdict::DnsVerdict;
 pub use error::{ConfigError, PolicyError, PolicyErrorKind};
 pub use file::Config;
 pub use hosts::{FixedHost, FixedHostError, HostName};
 pub use limits::{IpConnectionLimit, MxConnectionLimit};
 pub use pattern::{NamePattern, PatternError};
+pub use placement::Placement;
 pub use reply_rule::{
     Action, ActionError, BackoffChange, Conditions, Fate, ReplyContext, ReplyRule, ReplyRuleError,
-    RuleDecision,
+    ReplyVerdict, RuleDecision,
 };
 pub use retry::{RetryAfter, RetryAfterError, with_jitter};
 pub use rollup::{RollupError, RollupMatch, RollupName, RollupNameError, RollupRule};
+pub use schedule::{InForce, Retry, RetryContext};
 pub use settings::{DomainSettings, QueueSettings};
 pub use smtp::SmtpSettings;
 pub(crate) use smtp::default_prohibited;
@@ -311,6 +334,14 @@ impl Policy {
     /// `queue` is a domain as [`Domain`](crate::message::Domain) writes it, or `name.rollup`. A source the policy
     /// does not have has no settings of its own. Takes time in the number of the queue's labels and of the
     /// settings: for once per queue, not once per message.
+    ///
+    /// ```
+    /// # use postrider::Policy;
+    /// let policy = Policy::from_toml("[domain.'*']\nmax-smtp-out = 9\n[domain.'example.com']\nmax-smtp-out = 2")?;
+    /// assert_eq!(policy.settings("example.com", "default").max_smtp_out, Some(2));
+    /// assert_eq!(policy.settings("example.org", "default").max_smtp_out, Some(9));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn settings(&self, queue: &str, source: &str) -> QueueSettings {
         let mut settings = QueueSettings::default();
         self.0.domains.apply(queue, &mut settings);
@@ -350,6 +381,14 @@ impl Policy {
     ///
     /// # Errors
     /// [`UnknownSource`]: `requested` is neither a source nor a pool.
+    ///
+    /// ```
+    /// # use postrider::Policy;
+    /// let policy = Policy::from_toml("[[source]]\nname = 'out1'\n[[pool]]\nname = 'bulk'\nsources = ['out1']")?;
+    /// let message = "018bcfe5-6800-7000-8000-000000000001".parse()?;
+    /// assert_eq!(&*policy.choose_source(Some("bulk"), &message)?, "out1");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn choose_source(
         &self,
         requested: Option<&str>,
@@ -359,6 +398,28 @@ impl Policy {
         let source = self.0.sources.get(name).map(Source::name);
         let source = source.or_else(|| self.0.pools.get(name).and_then(|pool| pool.draw(message)));
         source.cloned().ok_or_else(|| UnknownSource { name: name.to_owned() })
+    }
+
+    /// The source of `pool` from which the mail of `domain` goes while its own source `instead_of` may not be used:
+    /// one of the `usable`, always the same for a domain. `None`: no such pool, or no source of it is usable.
+    ///
+    /// ```
+    /// # use postrider::policy::{Policy, Pool, Source};
+    /// let policy = Policy::new().with_source(Source::new("out1"))?.with_source(Source::new("out2"))?;
+    /// let policy = policy.with_pool(Pool::new("bulk").with_source("out1").with_source("out2"))?;
+    /// let other = policy.substitute_source("bulk", "example.com", "out1", |source| source != "out1");
+    /// assert_eq!(other.as_deref(), Some("out2"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn substitute_source(
+        &self,
+        pool: &str,
+        domain: &str,
+        instead_of: &str,
+        usable: impl Fn(&str) -> bool,
+    ) -> Option<Arc<str>> {
+        let usable = |name: &str| self.0.sources.contains_key(name) && usable(name);
+        self.0.pools.get(pool)?.draw_by_name(&format!("{domain}/{instead_of}"), usable).cloned()
     }
 
     /// Connections of the whole engine.

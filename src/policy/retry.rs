@@ -59,6 +59,15 @@ impl RetryAfter {
     }
 
     /// What is waited after the `nth_attempt`, which counts from 1; 0 is taken as 1.
+    ///
+    /// ```
+    /// # use postrider::policy::RetryAfter;
+    /// # use std::time::Duration;
+    /// let list = RetryAfter::new([5, 10, 30].map(|minutes| Duration::from_secs(60 * minutes)))?;
+    /// assert_eq!(list.interval(2), Duration::from_secs(600));
+    /// assert_eq!(list.interval(9), Duration::from_secs(1_800));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn interval(&self, nth_attempt: u32) -> Duration {
         let index = usize::try_from(nth_attempt.saturating_sub(1)).unwrap_or(usize::MAX);
         self.0.get(index).or_else(|| self.0.last()).copied().unwrap_or(DEFAULT_INTERVAL)
@@ -81,6 +90,14 @@ impl Default for RetryAfter {
 ///
 /// `random` is uniform over all of `u64`; the same number gives the same result. A `jitter` out of its range is
 /// taken as the nearest end.
+///
+/// ```
+/// # use postrider::policy::with_jitter;
+/// # use std::time::Duration;
+/// let minute = Duration::from_secs(60);
+/// assert_eq!(with_jitter(minute, 0.1, 0), minute);
+/// assert!(with_jitter(minute, 0.1, u64::MAX) <= Duration::from_secs(66));
+/// ```
 pub fn with_jitter(interval: Duration, jitter: f64, random: u64) -> Duration {
     // 53 bits are what an f64 holds exactly, so the fraction stays below one.
     #[allow(clippy::cast_precision_loss, reason = "53 bits fit")]

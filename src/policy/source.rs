@@ -134,12 +134,12 @@ impl Pool {
 
     /// The source for a message among the `usable` ones, with the same scores: only the messages of a source that
     /// is not usable move, and they come back to it.
-    pub(crate) fn draw_among(&self, id: &MessageId, usable: impl Fn(&str) -> bool) -> Option<&Arc<str>> {
+    pub(super) fn draw_among(&self, id: &MessageId, usable: impl Fn(&str) -> bool) -> Option<&Arc<str>> {
         self.highest(id.as_uuid().as_bytes(), usable)
     }
 
     /// The same by a text: for all that shares it, such as a lane.
-    pub(crate) fn draw_by_name(&self, key: &str, usable: impl Fn(&str) -> bool) -> Option<&Arc<str>> {
+    pub(super) fn draw_by_name(&self, key: &str, usable: impl Fn(&str) -> bool) -> Option<&Arc<str>> {
         self.highest(key.as_bytes(), usable)
     }
 

@@ -6,7 +6,7 @@ use super::command::Command;
 use super::destination::{Refusal, RouteState};
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
-use super::rules::{About, Counted, named_rule};
+use super::rules::{About, Counted};
 use super::session::{Candidate, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
@@ -207,7 +207,7 @@ impl Scheduler {
         attempt.all_ipv6 &= failed.peer.is_ipv6();
         if !is_local || attempt.last.is_none() || attempt.all_local {
             let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
-            diagnosis.rule = named_rule(&decision);
+            diagnosis.rule = decision.rule().cloned();
             attempt.last = Some((failed.clone(), diagnosis));
         }
         match &decision.fate {
@@ -215,7 +215,7 @@ impl Scheduler {
             Some((Fate::RetryRecipient, _)) => (attempt.all_521, attempt.all_5xx) = (false, false),
             Some((fate @ (Fate::BounceRecipient | Fate::BounceQueue), _)) => {
                 let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
-                diagnosis.rule = named_rule(&decision);
+                diagnosis.rule = decision.rule().cloned();
                 let fate = *fate;
                 self.on_connection_gone(now, id);
                 self.refuse_by_rule(now, key, fate, diagnosis);

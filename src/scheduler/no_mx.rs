@@ -11,9 +11,9 @@ use super::destination::{Refusal, RouteState};
 use super::record::route_diagnosis;
 use super::{DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
-use crate::dns::{Freshness, Route, RouteFailure, RouteFailureKind, RouteKind};
+use crate::dns::{Freshness, Route, RouteFailure};
 use crate::event::{Category, Diagnosis, Failure, Reason};
-use crate::policy::{NoMx, NoMxLiveHost, NxDomain, Written};
+use crate::policy::{DnsVerdict, NoMxLiveHost, Written};
 use crate::reply::{EnhancedStatus, Stage};
 use crate::storage::{Envelope, ItemId};
 
@@ -46,27 +46,23 @@ impl Scheduler {
         let Some(destination) = self.destinations.get(key) else { return true };
         let Some(queue) = self.queues.get(destination.queue) else { return true };
         let is_fresh = freshness == Freshness::Fresh;
-        if route.kind != RouteKind::Implicit {
-            self.no_longer_missing(now, key);
-            return false;
-        }
-        match queue.settings.bounce_upon_no_mx {
-            NoMx::Never => {
-                self.no_longer_missing(now, key);
-                false
-            }
-            NoMx::Always if is_fresh => {
+        match queue.settings.dns_verdict(Ok(route.kind)) {
+            DnsVerdict::Bounce if is_fresh => {
                 let diagnosis = no_mx_diagnosis(destination.domain.as_str(), None);
                 self.refuse_by_dns(now, key, diagnosis);
                 true
             }
-            NoMx::Always => {
+            DnsVerdict::Bounce => {
                 self.ask_afresh(key);
                 true
             }
-            NoMx::After(after) => {
+            DnsVerdict::DeliverUntil(after) => {
                 let diagnosis = no_mx_diagnosis(destination.domain.as_str(), Some(after));
                 self.note_missing(now, key, diagnosis, after, is_fresh);
+                false
+            }
+            DnsVerdict::Deliver | DnsVerdict::HoldUntil(_) | DnsVerdict::Retry => {
+                self.no_longer_missing(now, key);
                 false
             }
         }
@@ -76,16 +72,15 @@ impl Scheduler {
     pub(super) fn note_not_found(&mut self, now: Timestamp, key: DestinationKey, failure: &RouteFailure) {
         let diagnosis = route_diagnosis(failure);
         let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) else { return };
-        let is_unknown = matches!(failure.kind, RouteFailureKind::NxDomain | RouteFailureKind::NoHost);
-        match queue.settings.bounce_upon_nxdomain {
-            NxDomain::After(after) if is_unknown => {
+        match queue.settings.dns_verdict(Err(failure.kind)) {
+            DnsVerdict::HoldUntil(after) => {
                 self.note_missing(now, key, diagnosis.clone(), after, true);
                 let held = self.destinations.get(key).is_some_and(|d| d.is_held(now));
                 if !held {
                     self.fail_step(now, key, None, transient(diagnosis));
                 }
             }
-            NxDomain::AtOnce | NxDomain::After(_) => self.refuse_by_dns(now, key, diagnosis),
+            _ => self.refuse_by_dns(now, key, diagnosis),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::clock::Timestamp;
 use crate::event::{
     Bounced, Category, Deferred, Delivered, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason,
 };
-use crate::policy::with_jitter;
+use crate::policy::{Retry, RetryContext};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 use crate::storage::{Change, ItemId, Recipient, Release, StorageError, StorageErrorKind};
 use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport};
@@ -402,21 +402,23 @@ impl Scheduler {
         }
         let random = self.rng.u64(..);
         let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) else { return };
-        let settings = queue.settings.clone();
-        let interval = interval.unwrap_or_else(|| queue.retry_after().interval(recipient.attempts));
-        if settings.max_attempts.is_some_and(|most| recipient.attempts >= most) {
-            self.expire_recipient(now, key, item, &recipient, Some(Reason::TooManyAttempts), left);
-            return;
+        let envelope = &item.item.envelope;
+        let context = RetryContext::new(recipient.attempts, now.saturating_since(envelope.age_from))
+            .with_expires_after(envelope.expires_at.map(|at| at.saturating_since(envelope.age_from)))
+            .with_backoff(queue.in_backoff())
+            .with_interval(interval)
+            .with_random(random);
+        match queue.settings.retry(&context) {
+            Retry::TooManyAttempts => {
+                self.expire_recipient(now, key, item, &recipient, Some(Reason::TooManyAttempts), left);
+            }
+            Retry::Expired => self.expire_recipient(now, key, item, &recipient, None, left),
+            Retry::After(interval) => {
+                let next_attempt = now + interval;
+                self.report_deferred(now, item, &recipient, Some(candidate), diagnosis, next_attempt);
+                left.released.entry(next_attempt).or_default().push(recipient);
+            }
         }
-        let expiry =
-            item.item.envelope.expires_at.unwrap_or(item.item.envelope.age_from + settings.bounce_after);
-        if expiry <= now {
-            self.expire_recipient(now, key, item, &recipient, None, left);
-            return;
-        }
-        let next_attempt = now + with_jitter(interval, settings.retry_jitter, random);
-        self.report_deferred(now, item, &recipient, Some(candidate), diagnosis, next_attempt);
-        left.released.entry(next_attempt).or_default().push(recipient);
     }
 
     /// A recipient that a rule or DNS would bounce, past its queue's fuse: nothing happens to it before its expiry

@@ -135,10 +135,8 @@ impl Scheduler {
         {
             return source.clone();
         }
-        let others = pool.and_then(|pool| self.policy.pool(pool)).and_then(|pool| {
-            let usable = |name: &str| self.policy.source(name).is_some() && enabled(name);
-            pool.draw_by_name(&format!("{domain}/{source}"), usable).cloned()
-        });
+        let others =
+            pool.and_then(|pool| self.policy.substitute_source(pool, domain.as_str(), source, enabled));
         others.or(exists).unwrap_or_else(|| self.policy.default_source().clone())
     }
 
@@ -220,10 +218,7 @@ impl Scheduler {
             // Rolled up by `queue-to`.
             return Some((queue.name.clone(), Site::of(route), route.clone()));
         }
-        if queue.settings.disable_mx_rollup {
-            return None;
-        }
-        let rule = self.policy.rollup_for(&route.exchangers)?;
+        let rule = self.policy.rollup_with(&queue.settings, &route.exchangers)?;
         let name: Arc<str> = rule.queue().as_str().into();
         let settings = self.policy.settings(&name, &queue.source);
         if !settings.smtp_hosts.is_empty() {

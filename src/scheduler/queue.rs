@@ -123,8 +123,7 @@ impl Queue {
 
     /// How many connections it may have now.
     pub(super) fn connection_limit(&self) -> usize {
-        let settings = &self.settings;
-        let limit = if self.in_backoff() { settings.backoff_max_smtp_out } else { settings.max_smtp_out };
+        let limit = self.settings.in_force(self.in_backoff()).max_smtp_out;
         let cap = self.mode.connection_cap.map(|(cap, _)| cap);
         let least = [limit, cap].into_iter().flatten().min();
         least.map_or(usize::MAX, |limit| limit as usize)
@@ -132,7 +131,7 @@ impl Queue {
 
     /// At which rate it may offer recipients now.
     pub(super) fn message_rate(&self) -> Option<Rate> {
-        if self.in_backoff() { self.settings.backoff_max_msg_rate } else { self.settings.max_msg_rate }
+        self.settings.in_force(self.in_backoff()).max_msg_rate
     }
 
     /// A temporary cap on that.
@@ -142,7 +141,7 @@ impl Queue {
 
     /// What is waited after a failure now.
     pub(super) fn retry_after(&self) -> &RetryAfter {
-        if self.in_backoff() { &self.settings.backoff_retry_after } else { &self.settings.retry_after }
+        self.settings.in_force(self.in_backoff()).retry_after
     }
 
     pub(super) fn is_disabled(&self) -> bool {

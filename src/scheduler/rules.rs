@@ -364,27 +364,3 @@ impl Scheduler {
         queue.is_some_and(|queue| queue.mode.fuse_blown)
     }
 }
-
-/// The rule that a record names: the one that decided about the recipient, else one that did something.
-pub(super) fn named_rule(decision: &RuleDecision) -> Option<Arc<str>> {
-    let RuleDecision {
-        fate,
-        retry_after,
-        mode,
-        defer_queue,
-        disable_source,
-        limit_connections,
-        limit_rate,
-        ..
-    } = decision;
-    let of_fate = fate.as_ref().map(|(_, rule)| rule);
-    let others = [
-        retry_after.as_ref().map(|(_, rule)| rule),
-        mode.as_ref().map(|(_, rule)| rule),
-        defer_queue.as_ref(),
-        disable_source.as_ref().map(|(_, rule)| rule),
-        limit_connections.as_ref().map(|(_, _, rule)| rule),
-        limit_rate.as_ref().map(|(_, _, rule)| rule),
-    ];
-    of_fate.or_else(|| others.into_iter().flatten().next()).cloned()
-}

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::outcome::Carried;
-use super::rules::{About, Counted, named_rule};
+use super::rules::{About, Counted};
 use super::session::Candidate;
 use super::verdict::{Cause, Verdict, What};
 use super::window::WindowItem;
 use super::{DestinationKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
-use crate::policy::{Fate, RuleDecision};
+use crate::policy::{ReplyVerdict, RuleDecision};
 use crate::reply::{Reply, Stage};
 use crate::storage::Recipient;
 
@@ -114,36 +114,34 @@ impl Scheduler {
         decision: &RuleDecision,
         ruling: &mut Ruling<'_>,
     ) -> Ruled {
-        let rule = named_rule(decision);
+        let rule = decision.rule().cloned();
         let interval = decision.retry_after.as_ref().map(|(interval, _)| *interval);
         let cause = Cause { stage, what: What::Reply(reply.clone()), reason: None };
         let diagnosis = || Diagnosis { rule: rule.clone(), ..cause.diagnosis() };
         let was_permanent = matches!(verdict, Verdict::Bounced(_));
-        let several = ruling.carried.transaction.recipients.len() > 1;
+        let recipients = ruling.carried.transaction.recipients.len();
         let mut counts = false;
-        let verdict = match decision.fate.as_ref().map(|(fate, _)| *fate) {
-            // One reply for several recipients: whose fault it is shows when each is sent by itself.
-            Some(Fate::BounceRecipient)
-                if several && matches!(stage, Stage::Data | Stage::Dot) && !was_permanent =>
-            {
+        let verdict = match decision.verdict(was_permanent, stage, recipients) {
+            _ if decision.fate.is_none() => verdict,
+            ReplyVerdict::OneByOne => {
                 item.singly = true;
                 Verdict::AtOnce
             }
-            Some(Fate::BounceRecipient) => {
+            ReplyVerdict::Bounce => {
                 counts = !was_permanent;
                 Verdict::Bounced(cause.clone())
             }
-            Some(Fate::BounceQueue) => {
+            ReplyVerdict::BounceQueue => {
                 counts = !was_permanent;
                 ruling.bounces_queue.get_or_insert_with(diagnosis);
                 Verdict::Bounced(cause.clone())
             }
-            Some(Fate::SkipMx) => {
+            ReplyVerdict::NextHost => {
                 ruling.skips = Some((ruling.carried.candidate.host.clone(), diagnosis()));
                 Verdict::AtOnce
             }
-            Some(Fate::RetryRecipient) if was_permanent => Verdict::Deferred(cause.clone()),
-            Some(Fate::RetryRecipient) | None => verdict,
+            ReplyVerdict::Retry if was_permanent => Verdict::Deferred(cause.clone()),
+            ReplyVerdict::Retry => verdict,
         };
         Ruled { verdict, rule, interval, counts }
     }

@@ -125,6 +125,20 @@ impl RuleDecision {
         *self == Self::default()
     }
 
+    /// The rule that a record names: the one that decided about the recipient, else one that did something.
+    pub fn rule(&self) -> Option<&Arc<str>> {
+        let of_fate = self.fate.as_ref().map(|(_, rule)| rule);
+        let others = [
+            self.retry_after.as_ref().map(|(_, rule)| rule),
+            self.mode.as_ref().map(|(_, rule)| rule),
+            self.defer_queue.as_ref(),
+            self.disable_source.as_ref().map(|(_, rule)| rule),
+            self.limit_connections.as_ref().map(|(_, _, rule)| rule),
+            self.limit_rate.as_ref().map(|(_, _, rule)| rule),
+        ];
+        of_fate.or_else(|| others.into_iter().flatten().next())
+    }
+
     /// Adds what `rule` does at `stage` and no earlier rule keeps out.
     pub(super) fn add(&mut self, rule: &ReplyRule, stage: Stage) {
         let name = rule.name();

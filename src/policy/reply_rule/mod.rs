@@ -7,6 +7,7 @@ mod decision_tests;
 mod set;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub use action::{Action, ActionError};
 pub(super) use action::{join, parse_words};
 pub use decision::{BackoffChange, Fate, ReplyContext, RuleDecision};
 pub(super) use set::ReplyRules;
+pub use verdict::ReplyVerdict;
 
 use super::pattern::NamePattern;
 use super::settings::{at_least_one, positive};

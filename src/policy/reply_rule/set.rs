@@ -67,6 +67,28 @@ impl ReplyRules {
 
 /// What the reply rules say.
 impl Policy {
+    /// The rules that a refusal matches, in order, with their index in [`Policy::reply_rules`]: pattern, conditions
+    /// and stage; `after` is not asked.
+    ///
+    /// ```
+    /// # use postrider::policy::{Policy, ReplyContext};
+    /// # use postrider::reply::Stage;
+    /// let policy = Policy::from_toml("[[reply-rule]]\nname = 'busy'\nmatch = 'busy'\nactions = 'mode=backoff'\nafter = '9/h'")?;
+    /// let context = ReplyContext::new("example.com", "example.com", Stage::Rcpt);
+    /// let mut matching = policy.matching_rules("450 4.2.1 Mailbox busy", &context);
+    /// assert_eq!(matching.next().map(|(_, rule)| &**rule.name()), Some("busy"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn matching_rules(
+        &self,
+        reply: &str,
+        context: &ReplyContext<'_>,
+    ) -> impl Iterator<Item = (usize, &ReplyRule)> {
+        let acts =
+            |rule: &ReplyRule| rule.actions().iter().any(|action| rule.applies_at(action, context.stage));
+        self.0.reply_rules.matching(reply).filter(move |(_, rule)| acts(rule) && rule.holds(context))
+    }
+
     /// What the rules say of a refusal, 4xx or 5xx, by a receiver. `reply` is folded to one line, as
     /// [`Reply`](crate::reply::Reply) displays it.
     ///
@@ -96,9 +118,8 @@ impl Policy {
         mut after: impl FnMut(usize, Rate) -> bool,
     ) -> RuleDecision {
         let mut decision = RuleDecision::default();
-        for (index, rule) in self.0.reply_rules.matching(reply) {
-            let acts = rule.actions().iter().any(|action| rule.applies_at(action, context.stage));
-            if acts && rule.holds(context) && rule.conditions().after.is_none_or(|rate| after(index, rate)) {
+        for (index, rule) in self.matching_rules(reply, context) {
+            if rule.conditions().after.is_none_or(|rate| after(index, rate)) {
                 decision.add(rule, context.stage);
             }
         }
