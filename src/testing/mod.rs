@@ -5,11 +5,13 @@
 //! | [`SmtpServer`] | an SMTP server in the process that answers as the test says and keeps what it receives |
 //! | [`MemoryNetwork`] | addresses and the servers behind them, over pipes: tests run on paused time |
 //! | [`ScriptedTransport`] | a [`Transport`](crate::transport::Transport) without any SMTP, for speed |
+//! | [`Replay`] | logged replies through new reply rules: what would change |
 //! | [`SchedulerLoad`] | the scheduler alone, for benches |
 
 mod behaviour;
 mod conversation;
 mod network;
+mod replay;
 mod scheduler_load;
 mod scripted;
 mod server;
@@ -18,6 +20,7 @@ mod tests;
 
 pub use behaviour::{Behaviour, Command, Exchange};
 pub use network::{MemoryNetwork, MemoryStream};
+pub use replay::{ChangeKind, LoggedOutcome, LoggedReply, Replay, ReplayChange, ReplayReport, RuleReplay};
 pub use scheduler_load::{SchedulerLoad, SchedulerLoadReport};
 pub use scripted::ScriptedTransport;
 pub use server::{ReceivedMessage, SmtpServer};

@@ -127,16 +127,23 @@ impl RuleDecision {
 
     /// The rule that a record names: the one that decided about the recipient, else one that did something.
     pub fn rule(&self) -> Option<&Arc<str>> {
-        let of_fate = self.fate.as_ref().map(|(_, rule)| rule);
-        let others = [
-            self.retry_after.as_ref().map(|(_, rule)| rule),
-            self.mode.as_ref().map(|(_, rule)| rule),
-            self.defer_queue.as_ref(),
-            self.disable_source.as_ref().map(|(_, rule)| rule),
-            self.limit_connections.as_ref().map(|(_, _, rule)| rule),
-            self.limit_rate.as_ref().map(|(_, _, rule)| rule),
+        self.rules().next()
+    }
+
+    /// The rule of each part, that of the fate first.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<str>> {
+        let Self { fate, retry_after, mode, defer_queue, disable_source, limit_connections, limit_rate } =
+            self;
+        let parts = [
+            fate.as_ref().map(|(_, rule)| rule),
+            retry_after.as_ref().map(|(_, rule)| rule),
+            mode.as_ref().map(|(_, rule)| rule),
+            defer_queue.as_ref(),
+            disable_source.as_ref().map(|(_, rule)| rule),
+            limit_connections.as_ref().map(|(_, _, rule)| rule),
+            limit_rate.as_ref().map(|(_, _, rule)| rule),
         ];
-        of_fate.or_else(|| others.into_iter().flatten().next())
+        parts.into_iter().flatten()
     }
 
     /// Adds what `rule` does at `stage` and no earlier rule keeps out.

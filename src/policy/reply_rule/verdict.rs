@@ -19,6 +19,19 @@ pub enum ReplyVerdict {
     OneByOne,
 }
 
+impl ReplyVerdict {
+    /// In lower case: `retry`, `bounce`, `bounce-queue`, `next-host`, `one-by-one`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Bounce => "bounce",
+            Self::BounceQueue => "bounce-queue",
+            Self::NextHost => "next-host",
+            Self::OneByOne => "one-by-one",
+        }
+    }
+}
+
 impl RuleDecision {
     /// What becomes of each recipient of a transaction that was refused: what the rules say, else what the reply's
     /// code says. `permanent`: it was 5xx. `recipients`: how many the transaction had.
