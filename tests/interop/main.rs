@@ -21,6 +21,7 @@ mod delivery;
 mod failures;
 mod process;
 mod recorder;
+mod replay;
 mod restarts;
 mod site;
 

@@ -1,10 +1,11 @@
 //! The mailer as a process.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,11 +16,12 @@ const RECORD: Duration = Duration::from_secs(30);
 /// No process lives longer: a test is bounded even if records keep coming.
 const LIFE: Duration = Duration::from_secs(55);
 
-/// The example's executable. Built here, because Cargo names only binaries to tests, never examples, and
+/// An example's executable. Built here, because Cargo names only binaries to tests, never examples, and
 /// `cargo test --test interop` does not build examples.
-fn executable() -> &'static Path {
-    static EXECUTABLE: OnceLock<PathBuf> = OnceLock::new();
-    EXECUTABLE.get_or_init(|| {
+pub(crate) fn executable(example: &'static str) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = built.entry(example).or_insert_with(|| {
         // .../<target>/<profile>/deps/interop-<hash>: the same folder and profile, to build nothing twice.
         let own = std::env::current_exe().unwrap();
         let profile_dir = own.parent().and_then(Path::parent).unwrap();
@@ -29,7 +31,7 @@ fn executable() -> &'static Path {
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
-            .args(["build", "--all-features", "--example", "mailer", "--message-format", "json", "--profile"])
+            .args(["build", "--all-features", "--example", example, "--message-format", "json", "--profile"])
             .arg(profile)
             .arg("--target-dir")
             .arg(profile_dir.parent().unwrap())
@@ -37,14 +39,15 @@ fn executable() -> &'static Path {
             .stderr(Stdio::inherit())
             .output()
             .unwrap();
-        assert!(output.status.success(), "building the mailer failed");
+        assert!(output.status.success(), "building {example} failed");
         String::from_utf8_lossy(&output.stdout)
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == "mailer")
+            .filter(|message| message["target"]["name"] == example)
             .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .expect("cargo names the mailer's executable")
-    })
+            .expect("cargo names the executable")
+    });
+    path.clone()
 }
 
 /// A running mailer. Killed when dropped.
@@ -78,7 +81,7 @@ impl Mailer {
     }
 
     fn spawn(config: &Path, args: &[&str], heard: bool) -> Self {
-        let mut child = Command::new(executable())
+        let mut child = Command::new(executable("mailer"))
             .arg("--config")
             .arg(config)
             .args(args)

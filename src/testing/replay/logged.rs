@@ -161,6 +161,13 @@ impl LoggedReply {
         })
     }
 
+    /// The engine itself took it for alone in its transaction: a rule bounced it with a 4xx.
+    pub(super) fn was_alone(&self) -> bool {
+        self.outcome == LoggedOutcome::Bounced
+            && self.rule.is_some()
+            && self.reply.as_ref().is_some_and(Reply::is_transient)
+    }
+
     pub(super) fn context(&self) -> ReplyContext<'_> {
         let context = ReplyContext::new(&self.domain, &self.queue, self.stage);
         let context = match &self.mx {

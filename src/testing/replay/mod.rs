@@ -25,9 +25,9 @@ use crate::reply::Reply;
 /// all that a log has of it.
 ///
 /// A log shows what happened, not what would have: mail that new rules bounce is not tried again in truth, yet its
-/// later replies are replayed. Nor does a log have every reply: those after which the engine went on at once (a 421 on
-/// a used session, `skip-mx`, a further host) are missing, so that `after` may count less than the engine did. A
-/// `bounce-fuse` plays no part.
+/// later replies are replayed. Nor does a log have every reply. Those after which the engine went on at once (a 421 on
+/// a used session, `skip-mx`, a further host) are missing, and so are greetings for which all mail bounced; `after` may
+/// count less than the engine did. A `bounce-fuse` plays no part.
 ///
 /// Takes memory for all that is added, save deliveries where they can end no backoff. The order of adding plays no
 /// part but among replies of the same moment.
@@ -114,7 +114,7 @@ impl Replay {
                 _ => {
                     let transaction = logged.transaction();
                     let several = transaction.as_ref().and_then(|transaction| recipients.get(transaction));
-                    let several = several.copied().unwrap_or(1);
+                    let several = several.copied().filter(|_| !logged.was_alone()).unwrap_or(1);
                     let is_first = transaction.is_none_or(|transaction| told.insert(transaction));
                     self.refused(logged, reply, several, is_first, report);
                 }

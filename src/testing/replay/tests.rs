@@ -146,6 +146,12 @@ fn one_reply_to_all_recipients_counts_once() {
     let report = run(Replay::new(policy.clone()), of(0, Stage::Dot, "m1", "451 spam"));
     assert_eq!(changes(&report), ["one-by-one retry>one-by-one spam"; 3]);
     assert_eq!((report.replies, report.rules[1].matched, report.rules[1].bounces), (1, 1, 0));
+    let bounced = |logged: LoggedReply| logged.with_outcome(LoggedOutcome::Bounced).with_rule("spam");
+    let one_by_one = of(0, Stage::Dot, "m1", "451 spam").map(bounced);
+    assert!(
+        changes(&run(Replay::new(policy.clone()), one_by_one)).is_empty(),
+        "three transactions in one moment"
+    );
     let one = logged(0, Stage::Dot, "451 spam").with_recipient("m1", "r1");
     assert_eq!(changes(&run(Replay::new(policy), [one])), ["bounces retry>bounce spam"]);
 }
