@@ -49,7 +49,7 @@
 //! |---|---|---|
 //! | `disk` | yes | `DiskStorage` |
 //! | `hickory` | yes | `HickoryResolver` |
-//! | `testing` | no | `postrider::testing`: SMTP servers in the process, a network of pipes, a scripted transport |
+//! | `testing` | no | `postrider::testing`: SMTP servers in the process, a network of pipes, a scripted transport, the replay of logs |
 //!
 //! # Cancel safety
 //!

@@ -38,6 +38,8 @@
 //! | In which queue is a domain, and which hosts does it go to? | [`Policy::placement`] |
 //! | Which source has a message? | [`Policy::choose_source`], [`Policy::substitute_source`] |
 //!
+//! Whole logs of replies go through new rules with `postrider::testing::Replay` (feature `testing`).
+//!
 //! # The five delivery controls, in Rust and as a file
 //!
 //! | Control | In Rust | In a file |
