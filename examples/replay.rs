@@ -258,7 +258,7 @@ fn print(report: &ReplayReport, show: usize, against: bool, out: &mut impl Write
         let RuleReplay { rule: name, matched, acted, bounces, retries, .. } = rule;
         writeln!(out, "{name:widest$} {matched:8} {acted:8} {bounces:8} {retries:8}  {}", queues(rule))?;
     }
-    writeln!(out, "{:widest$} {:8}   of {} replies", "(no rule)", report.unmatched, report.replies)?;
+    writeln!(out, "{:widest$} {:8}  of {} in all", "(no rule)", report.unmatched, report.replies)?;
     for rule in report.unused() {
         let why = if rule.matched == 0 { "matches nothing" } else { "never decides anything" };
         writeln!(out, "rule {} {why}", rule.rule)?;
@@ -440,7 +440,7 @@ quota            1        1        1        0  -
 grey             1        1        0        1  -
 slow-down        1        1        0        0  1 queue, 1 time
 idle             0        0        0        0  -
-(no rule)        0   of 3 replies
+(no rule)        0  of 3 in all
 rule idle matches nothing
 
 would bounce: 1
