@@ -1,5 +1,6 @@
 //! What a host says to a running engine: which mail, and what is to be done with it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,18 @@ impl Selector {
     /// Messages with a tag of this value.
     pub fn tag(name: impl Into<String>, value: impl Into<String>) -> Self {
         Self::Tag { name: name.into(), value: value.into() }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message(id) => write!(f, "message {id}"),
+            Self::Queue(queue) => write!(f, "queue {queue}"),
+            Self::Domain(domain) => write!(f, "domain {domain}"),
+            Self::Source(source) => write!(f, "source {source}"),
+            Self::Tag { name, value } => write!(f, "tag {name}={value}"),
+        }
     }
 }
 

@@ -45,26 +45,28 @@ impl Pauses {
         self.0.remove(selector)
     }
 
-    /// A queue of a source, as a whole.
-    pub(super) fn hold_queue(&self, name: &Arc<str>, source: &Arc<str>) -> bool {
-        !self.0.is_empty()
-            && (self.0.contains(&Selector::Queue(name.clone()))
-                || self.0.contains(&Selector::Source(source.clone())))
+    /// What pauses a queue of a source as a whole.
+    pub(super) fn of_queue(&self, name: &Arc<str>, source: &Arc<str>) -> Option<Selector> {
+        self.first_of(|| [Selector::Queue(name.clone()), Selector::Source(source.clone())])
     }
 
-    pub(super) fn hold_domain(&self, domain: &Domain) -> bool {
-        !self.0.is_empty() && self.0.contains(&Selector::Domain(domain.clone()))
+    pub(super) fn of_domain(&self, domain: &Domain) -> Option<Selector> {
+        self.first_of(|| [Selector::Domain(domain.clone())])
     }
 
-    /// A message by itself.
-    pub(super) fn hold_message(&self, envelope: &Envelope) -> bool {
+    /// What pauses a message by itself.
+    pub(super) fn of_message(&self, envelope: &Envelope) -> Option<Selector> {
+        let tag =
+            |(name, value): (&String, &String)| Selector::Tag { name: name.clone(), value: value.clone() };
+        let own = [Selector::Message(envelope.id)];
+        self.first_of(|| own.into_iter().chain(envelope.tags.iter().map(tag)))
+    }
+
+    fn first_of<I: IntoIterator<Item = Selector>>(&self, selectors: impl FnOnce() -> I) -> Option<Selector> {
         if self.0.is_empty() {
-            return false;
+            return None;
         }
-        let tagged = |(name, value): (&String, &String)| {
-            self.0.contains(&Selector::Tag { name: name.clone(), value: value.clone() })
-        };
-        self.0.contains(&Selector::Message(envelope.id)) || envelope.tags.iter().any(tagged)
+        selectors().into_iter().find(|selector| self.0.contains(selector))
     }
 }
 
@@ -132,7 +134,7 @@ impl Scheduler {
                         .into_iter()
                         .filter(|&id| {
                             let item = self.window.get(id);
-                            item.is_some_and(|item| self.pauses.hold_message(&item.item.envelope))
+                            item.is_some_and(|item| self.pauses.of_message(&item.item.envelope).is_some())
                         })
                         .collect();
                     paused.into_iter().for_each(|id| self.put_back(now, id, Some(PAUSED)));

@@ -38,7 +38,7 @@ impl Scheduler {
             .min()
             .flatten();
         let domains_paused = !destinations.is_empty()
-            && destinations.iter().all(|destination| self.pauses.hold_domain(&destination.domain));
+            && destinations.iter().all(|destination| self.pauses.of_domain(&destination.domain).is_some());
         let limit = queue.connection_limit();
         let info = QueueInfo {
             name: queue.name.clone(),
@@ -50,7 +50,7 @@ impl Scheduler {
             connection_limit: (limit != usize::MAX).then_some(limit as u64),
             destinations: destinations.len() as u64,
             backoff: queue.in_backoff(),
-            paused: domains_paused || self.pauses.hold_queue(&queue.name, &queue.source),
+            paused: domains_paused || self.pauses.of_queue(&queue.name, &queue.source).is_some(),
             source_disabled: queue.is_disabled(),
             fuse_blown: queue.mode.fuse_blown,
             next_attempt: of_destinations.max(queue.mode.held_until.filter(|&until| until > now)),
@@ -70,12 +70,11 @@ impl Scheduler {
     ) -> Option<String> {
         let destination = self.destinations.get(key)?;
         let queue = self.queues.get(destination.queue)?;
-        let is_home = matches!(destination.site, super::placement::Site::Domain(_));
-        let paused = self.pauses.hold_message(&item.item.envelope)
-            || self.pauses.hold_queue(&queue.name, &queue.source)
-            || is_home && self.pauses.hold_domain(&destination.domain);
-        if paused {
-            return Some("it is paused".to_owned());
+        let paused = (self.pauses.of_message(&item.item.envelope))
+            .or_else(|| self.pauses.of_queue(&queue.name, &queue.source))
+            .or_else(|| self.pause_of_home(destination));
+        if let Some(selector) = paused {
+            return Some(format!("paused: {selector}"));
         }
         let places = destination.waits.rate.iter().chain(&destination.waits.connect);
         let mut limits: Vec<&str> = places.filter_map(|place| self.limits.setting(place.slot)).collect();

@@ -323,7 +323,7 @@ impl Scheduler {
 
     /// Its message is paused by itself.
     pub(super) fn is_paused(&self, id: ItemId) -> bool {
-        self.window.get(id).is_some_and(|item| self.pauses.hold_message(&item.item.envelope))
+        self.window.get(id).is_some_and(|item| self.pauses.of_message(&item.item.envelope).is_some())
     }
 
     /// The item may be tried: at the back of its lane, or at its front.

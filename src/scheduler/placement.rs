@@ -211,7 +211,7 @@ impl Scheduler {
         let destination = self.destinations.get(home)?;
         let queue = self.queues.get(destination.queue)?;
         let is_home = matches!(destination.site, Site::Domain(_));
-        if route.kind != RouteKind::Mx || !is_home || self.pauses.hold_domain(&destination.domain) {
+        if route.kind != RouteKind::Mx || !is_home || self.pauses.of_domain(&destination.domain).is_some() {
             return None;
         }
         if *queue.name != *destination.domain.as_str() {

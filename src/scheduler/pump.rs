@@ -4,11 +4,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::command::{Command, Outgoing};
-use super::destination::RouteState;
+use super::destination::{Destination, RouteState};
 use super::event::Content;
+use super::placement::Site;
 use super::session::{InTransaction, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
+use crate::control::Selector;
 use crate::dns::Freshness;
 use crate::policy::Source;
 use crate::storage::{BodyKey, ItemId};
@@ -103,7 +105,7 @@ impl Scheduler {
     }
 
     /// A lane with due mail has none of it at hand.
-    fn is_starved(&self, destination: &super::destination::Destination) -> bool {
+    fn is_starved(&self, destination: &Destination) -> bool {
         let hungry = destination.hungry.iter().filter_map(|&lane| self.lanes.get(lane));
         hungry.take(LANES_LOOKED_AT).any(|lane| lane.hungry && lane.claimed == 0)
     }
@@ -467,13 +469,20 @@ impl Scheduler {
     /// Nothing of it may be tried now.
     pub(super) fn is_held(&self, now: Timestamp, key: DestinationKey) -> bool {
         self.destinations.get(key).is_some_and(|destination| {
-            let is_home = matches!(destination.site, super::placement::Site::Domain(_));
             destination.is_held(now)
-                || is_home && self.pauses.hold_domain(&destination.domain)
+                || self.pause_of_home(destination).is_some()
                 || self.queues.get(destination.queue).is_some_and(|queue| {
-                    queue.is_held(now) || self.pauses.hold_queue(&queue.name, &queue.source)
+                    queue.is_held(now) || self.pauses.of_queue(&queue.name, &queue.source).is_some()
                 })
         })
+    }
+
+    /// What pauses a domain: its mail lies at home meanwhile.
+    pub(super) fn pause_of_home(&self, destination: &Destination) -> Option<Selector> {
+        if !matches!(destination.site, Site::Domain(_)) {
+            return None;
+        }
+        self.pauses.of_domain(&destination.domain)
     }
 
     pub(super) fn close_idle(&mut self, key: DestinationKey) {
