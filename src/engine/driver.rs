@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::answers::panicked;
 use super::reporter::{Handover, Reporter, Streams};
 use super::session::{Order, Phase, SessionTask};
 use super::{ShutdownReport, Stats};
@@ -24,9 +25,7 @@ use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
 };
-use crate::storage::{
-    Change, ClaimRequest, Filter, ItemSummary, Owner, Storage, StorageError, StorageErrorKind,
-};
+use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Storage, StorageError};
 use crate::transport::Transport;
 
 /// Results of I/O that wait for the driver.
@@ -40,7 +39,7 @@ const LEASE: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(60);
 /// How long the reporter's last round may take.
 const LAST_ROUND: Duration = Duration::from_secs(10);
-/// Items listed at a time for a cancellation.
+/// Items of a message listed at a time.
 const LIST_PAGE: usize = 1_000;
 
 /// A message the host hands in.
@@ -94,8 +93,8 @@ enum Waiter {
 }
 
 pub(super) struct Driver {
-    scheduler: Scheduler,
-    parts: Parts,
+    pub(super) scheduler: Scheduler,
+    pub(super) parts: Parts,
     policy: Policy,
     submissions: mpsc::Receiver<Submission>,
     submissions_done: bool,
@@ -109,13 +108,13 @@ pub(super) struct Driver {
     /// Outcomes in the commit under way, and outcomes committed and not yet acknowledged.
     committing_outcomes: u64,
     /// An acknowledgement may come before the commit's own answer: below zero for that moment.
-    outcomes: i64,
+    pub(super) outcomes: i64,
     waiters: HashMap<Token, Waiter>,
     next_token: u64,
     idle_waiters: Vec<oneshot::Sender<()>>,
     sessions: HashMap<ConnectionId, mpsc::Sender<Order>>,
     session_tasks: JoinSet<()>,
-    storage_tasks: JoinSet<()>,
+    pub(super) storage_tasks: JoinSet<()>,
     look_ups: JoinSet<()>,
     next_renewal: Instant,
     maintaining: Option<tokio::task::JoinHandle<()>>,
@@ -485,9 +484,7 @@ impl Driver {
     ) {
         let results = self.to_driver.clone();
         self.storage_tasks.spawn(async move {
-            let result = unless_panicked(work).await.unwrap_or_else(|| {
-                Err(StorageError::new(StorageErrorKind::OutcomeUnknown, "the store panicked"))
-            });
+            let result = unless_panicked(work).await.unwrap_or_else(panicked);
             let _ = results.send(Input::Event(event(result))).await;
         });
     }
@@ -510,73 +507,6 @@ impl Driver {
             (Some(Waiter::Control(reply)), Answer::Done(answer)) => drop(reply.send(answer)),
             _ => {}
         }
-    }
-
-    fn stats(&self) -> Stats {
-        let counters = self.scheduler.counters;
-        let (queues, in_backoff) = self.scheduler.queue_counts();
-        Stats {
-            queued: 0,
-            in_flight: self.scheduler.in_flight() as u64,
-            connections: self.scheduler.open_connections() as u64,
-            outbox: u64::try_from(self.outcomes).unwrap_or(0),
-            received: counters.received,
-            delivered: counters.delivered,
-            deferred: counters.deferred,
-            bounced: counters.bounced,
-            cancelled: counters.cancelled,
-            queues: queues as u64,
-            in_backoff: in_backoff as u64,
-        }
-    }
-
-    fn answer_stats(&mut self, reply: oneshot::Sender<Stats>) {
-        let (storage, stats) = (self.parts.storage.clone(), self.stats());
-        self.storage_tasks.spawn(async move {
-            let queued = storage.usage().await.map_or(0, |usage| usage.items);
-            let _ = reply.send(Stats { queued, ..stats });
-        });
-    }
-
-    /// Items are counted by the store: of the queues shown, or of all if they decide which are shown.
-    fn answer_queues(
-        &mut self,
-        sort: QueueSort,
-        limit: usize,
-        reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>>,
-    ) {
-        let mut shown = self.scheduler.queues(self.parts.clock.now());
-        match sort {
-            QueueSort::Items | QueueSort::Name => {}
-            QueueSort::Oldest => shown.sort_by_key(|queue| std::cmp::Reverse(queue.info.oldest)),
-            QueueSort::Connections => shown.sort_by_key(|queue| std::cmp::Reverse(queue.info.connections)),
-            QueueSort::Rate => {
-                shown.sort_by(|a, b| b.info.delivered_per_minute.total_cmp(&a.info.delivered_per_minute));
-            }
-        }
-        if sort != QueueSort::Items {
-            shown.truncate(limit);
-        }
-        let storage = self.parts.storage.clone();
-        self.storage_tasks.spawn(async move {
-            let answer = async {
-                let mut queues = Vec::with_capacity(shown.len());
-                for mut queue in shown {
-                    for lane in &queue.lanes {
-                        queue.info.items += storage.count(lane).await?;
-                    }
-                    queues.push(queue.info);
-                }
-                if sort == QueueSort::Items {
-                    queues.sort_by_key(|queue| std::cmp::Reverse(queue.items));
-                    queues.truncate(limit);
-                }
-                Ok(queues)
-            };
-            let answer = unless_panicked(answer).await;
-            let panicked = || Err(StorageError::new(StorageErrorKind::OutcomeUnknown, "the store panicked"));
-            let _ = reply.send(answer.unwrap_or_else(panicked));
-        });
     }
 
     fn tell_idle_waiters(&mut self) {
@@ -678,6 +608,6 @@ async fn list(storage: &dyn Storage, message: MessageId) -> Result<Vec<ItemSumma
     }
 }
 
-async fn unless_panicked<T>(work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless_panicked<T>(work: impl Future<Output = T>) -> Option<T> {
     futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(work)).await.ok()
 }

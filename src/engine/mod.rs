@@ -3,6 +3,7 @@
 //! Start reading in `driver.rs`: its loop feeds the pure scheduler with events and carries out its commands.
 //! `session.rs` is one connection's task, `reporter.rs` takes outcomes from the durable outbox to the sink.
 
+mod answers;
 mod builder;
 mod driver;
 mod reporter;

@@ -1,0 +1,79 @@
+//! Answers to what the host asks: statistics and queues.
+
+use tokio::sync::oneshot;
+
+use super::Stats;
+use super::driver::{Driver, unless_panicked};
+use crate::control::{QueueInfo, QueueSort};
+use crate::storage::{StorageError, StorageErrorKind};
+
+impl Driver {
+    fn stats(&self) -> Stats {
+        let counters = self.scheduler.counters;
+        let (queues, in_backoff) = self.scheduler.queue_counts();
+        Stats {
+            queued: 0,
+            in_flight: self.scheduler.in_flight() as u64,
+            connections: self.scheduler.open_connections() as u64,
+            outbox: u64::try_from(self.outcomes).unwrap_or(0),
+            received: counters.received,
+            delivered: counters.delivered,
+            deferred: counters.deferred,
+            bounced: counters.bounced,
+            cancelled: counters.cancelled,
+            queues: queues as u64,
+            in_backoff: in_backoff as u64,
+        }
+    }
+
+    pub(super) fn answer_stats(&mut self, reply: oneshot::Sender<Stats>) {
+        let (storage, stats) = (self.parts.storage.clone(), self.stats());
+        self.storage_tasks.spawn(async move {
+            let queued = storage.usage().await.map_or(0, |usage| usage.items);
+            let _ = reply.send(Stats { queued, ..stats });
+        });
+    }
+
+    /// Items are counted by the store: of the queues shown, or of all if they decide which are shown.
+    pub(super) fn answer_queues(
+        &mut self,
+        sort: QueueSort,
+        limit: usize,
+        reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>>,
+    ) {
+        let mut shown = self.scheduler.queues(self.parts.clock.now());
+        match sort {
+            QueueSort::Items | QueueSort::Name => {}
+            QueueSort::Oldest => shown.sort_by_key(|queue| std::cmp::Reverse(queue.info.oldest)),
+            QueueSort::Connections => shown.sort_by_key(|queue| std::cmp::Reverse(queue.info.connections)),
+            QueueSort::Rate => {
+                shown.sort_by(|a, b| b.info.delivered_per_minute.total_cmp(&a.info.delivered_per_minute));
+            }
+        }
+        if sort != QueueSort::Items {
+            shown.truncate(limit);
+        }
+        let storage = self.parts.storage.clone();
+        self.storage_tasks.spawn(async move {
+            let answer = async {
+                let mut queues = Vec::with_capacity(shown.len());
+                for mut queue in shown {
+                    for lane in &queue.lanes {
+                        queue.info.items += storage.count(lane).await?;
+                    }
+                    queues.push(queue.info);
+                }
+                if sort == QueueSort::Items {
+                    queues.sort_by_key(|queue| std::cmp::Reverse(queue.items));
+                    queues.truncate(limit);
+                }
+                Ok(queues)
+            };
+            let _ = reply.send(unless_panicked(answer).await.unwrap_or_else(panicked));
+        });
+    }
+}
+
+pub(super) fn panicked<T>() -> Result<T, StorageError> {
+    Err(StorageError::new(StorageErrorKind::OutcomeUnknown, "the store panicked"))
+}
