@@ -71,6 +71,7 @@ pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;
+pub mod why;
 
 pub use engine::{DeliveryEngine, EngineBuilder, Stats};
 pub use message::Message;

@@ -1,11 +1,13 @@
-//! Answers to what the host asks: statistics and queues.
+//! Answers to what the host asks: statistics, queues, and what mail waits for.
 
 use tokio::sync::oneshot;
 
 use super::Stats;
-use super::driver::{Driver, unless_panicked};
+use super::driver::{Driver, Input, list, unless_panicked};
 use crate::control::{QueueInfo, QueueSort};
+use crate::message::MessageId;
 use crate::storage::{StorageError, StorageErrorKind};
+use crate::why::MessageWaits;
 
 impl Driver {
     fn stats(&self) -> Stats {
@@ -70,6 +72,19 @@ impl Driver {
                 Ok(queues)
             };
             let _ = reply.send(unless_panicked(answer).await.unwrap_or_else(panicked));
+        });
+    }
+
+    /// The store lists what there is of the message; the scheduler knows what it waits for.
+    pub(super) fn answer_why(
+        &mut self,
+        message: MessageId,
+        reply: oneshot::Sender<Result<MessageWaits, StorageError>>,
+    ) {
+        let (storage, results) = (self.parts.storage.clone(), self.to_driver.clone());
+        self.storage_tasks.spawn(async move {
+            let items = unless_panicked(list(&*storage, message)).await.unwrap_or_else(panicked);
+            let _ = results.send(Input::Why { items, reply }).await;
         });
     }
 }

@@ -27,6 +27,7 @@ use crate::scheduler::{
 };
 use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Storage, StorageError};
 use crate::transport::Transport;
+use crate::why::{MessageWaits, QueueWaits};
 
 /// Results of I/O that wait for the driver.
 const RESULTS: usize = 1_024;
@@ -56,6 +57,8 @@ pub(super) enum Request {
     Control { control: Control, reply: ControlReply },
     SetPolicy { policy: Box<Policy>, reply: oneshot::Sender<()> },
     Queues { sort: QueueSort, limit: usize, reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>> },
+    Why { message: MessageId, reply: oneshot::Sender<Result<MessageWaits, StorageError>> },
+    WhyQueue { name: Arc<str>, reply: oneshot::Sender<Vec<QueueWaits>> },
     Stats { reply: oneshot::Sender<Stats> },
     WaitIdle { reply: oneshot::Sender<()> },
     Shutdown { deadline: Duration, reply: oneshot::Sender<ShutdownReport> },
@@ -74,6 +77,11 @@ pub(super) enum Input {
     Event(Event),
     /// So many outcomes were taken by the sink and acknowledged.
     Acknowledged(u64),
+    /// The items of a message, of which the host asked what they wait for.
+    Why {
+        items: Result<Vec<ItemSummary>, StorageError>,
+        reply: oneshot::Sender<Result<MessageWaits, StorageError>>,
+    },
 }
 
 /// The parts a host may swap, and what the driver adds.
@@ -100,7 +108,7 @@ pub(super) struct Driver {
     submissions_done: bool,
     requests: mpsc::Receiver<Request>,
     results: mpsc::Receiver<Input>,
-    to_driver: mpsc::Sender<Input>,
+    pub(super) to_driver: mpsc::Sender<Input>,
     events: mpsc::Sender<DeliveryEvent>,
     /// Events the reporter had no room for.
     unsent: VecDeque<DeliveryEvent>,
@@ -287,6 +295,10 @@ impl Driver {
                 self.scheduler.handle(self.parts.clock.now(), event);
             }
             Input::Acknowledged(count) => self.outcomes = self.outcomes.saturating_sub_unsigned(count),
+            Input::Why { items, reply } => {
+                let now = self.parts.clock.now();
+                let _ = reply.send(items.map(|items| self.scheduler.why(now, items)));
+            }
         }
     }
 
@@ -315,6 +327,11 @@ impl Driver {
                 let _ = reply.send(());
             }
             Request::Queues { sort, limit, reply } => self.answer_queues(sort, limit, reply),
+            Request::Why { message, reply } => self.answer_why(message, reply),
+            Request::WhyQueue { name, reply } => {
+                // A host that dropped its call does not wait for the answer.
+                let _ = reply.send(self.scheduler.why_queue(now, &name));
+            }
             Request::Stats { reply } => self.answer_stats(reply),
             Request::WaitIdle { reply } => {
                 self.idle_waiters.retain(|waiter| !waiter.is_closed());
@@ -595,7 +612,10 @@ impl Driver {
 }
 
 /// Every item of a message.
-async fn list(storage: &dyn Storage, message: MessageId) -> Result<Vec<ItemSummary>, StorageError> {
+pub(super) async fn list(
+    storage: &dyn Storage,
+    message: MessageId,
+) -> Result<Vec<ItemSummary>, StorageError> {
     let mut items = Vec::new();
     loop {
         let after = items.last().map(|item: &ItemSummary| item.id);

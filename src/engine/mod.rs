@@ -24,6 +24,7 @@ use crate::policy::{Policy, UnknownSource};
 pub use crate::scheduler::CancelReport;
 use crate::scheduler::{Control, SubmitFailure};
 use crate::storage::StorageError;
+use crate::why::{MessageWaits, QueueWaits};
 
 /// A running delivery engine. Clones are handles to the same one.
 ///
@@ -347,6 +348,43 @@ impl DeliveryEngine {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Queues { sort, limit, reply }).await.map_err(|_| Stopped)?;
         Ok(answer.await.map_err(|_| Stopped)??)
+    }
+
+    /// What a message waits for, and until when: of each of its items that is queued, the one thing that decides and
+    /// what else must be over before its next attempt. Nothing is changed by asking. Empty if nothing of it is
+    /// queued: the id is unknown, or all of it has ended.
+    ///
+    /// A question of a person, not of a loop: it lists the message in the store, and takes the engine time in its items
+    /// and in the connections that are open.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn why(&self, message: MessageId) -> Result<MessageWaits, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Why { message, reply }).await.map_err(|_| Stopped)?;
+        Ok(answer.await.map_err(|_| Stopped)??)
+    }
+
+    /// What the queues of this name (a domain or `name.rollup`) wait for, and until when: one entry for each source,
+    /// with what holds all of it and what each of its destinations waits for. Nothing is changed by asking. Empty if
+    /// there is no such queue: queues come to be with mail.
+    ///
+    /// A question of a person, not of a loop: it takes the engine time in the number of queues, in this one's domains
+    /// with mail and items taken out of the store, and in the connections that are open. The store is not asked.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn why_queue(&self, name: &str) -> Result<Vec<QueueWaits>, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        let name = name.to_ascii_lowercase().into();
+        self.requests.send(Request::WhyQueue { name, reply }).await.map_err(|_| Stopped)?;
+        Ok(answer.await.map_err(|_| Stopped)?)
     }
 
     async fn control(&self, control: Control) -> Result<u64, ControlError> {

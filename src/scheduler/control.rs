@@ -13,7 +13,7 @@ use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::control::{CancelAs, FuseDecision, Selector};
 use crate::event::{Category, Diagnosis, Failure, QueueModeChange, Reason};
-use crate::message::Domain;
+use crate::message::{Domain, MessageId};
 use crate::reply::{EnhancedStatus, Stage};
 use crate::storage::{Envelope, Filter, ItemId, StorageError, StorageErrorKind};
 
@@ -54,12 +54,16 @@ impl Pauses {
         self.first_of(|| [Selector::Domain(domain.clone())])
     }
 
+    /// What pauses a message by itself, its tags aside.
+    pub(super) fn of_id(&self, id: MessageId) -> Option<Selector> {
+        self.first_of(|| [Selector::Message(id)])
+    }
+
     /// What pauses a message by itself.
     pub(super) fn of_message(&self, envelope: &Envelope) -> Option<Selector> {
         let tag =
             |(name, value): (&String, &String)| Selector::Tag { name: name.clone(), value: value.clone() };
-        let own = [Selector::Message(envelope.id)];
-        self.first_of(|| own.into_iter().chain(envelope.tags.iter().map(tag)))
+        self.of_id(envelope.id).or_else(|| self.first_of(|| envelope.tags.iter().map(tag)))
     }
 
     fn first_of<I: IntoIterator<Item = Selector>>(&self, selectors: impl FnOnce() -> I) -> Option<Selector> {

@@ -1,6 +1,7 @@
 //! What the host is shown of the queues.
 
 use super::Scheduler;
+use super::lane::LaneState;
 use crate::clock::Timestamp;
 use crate::control::QueueInfo;
 use crate::storage::Lane;
@@ -24,13 +25,7 @@ impl Scheduler {
         let destinations: Vec<_> =
             queue.destinations.iter().filter_map(|&destination| self.destinations.get(destination)).collect();
         let lanes = || destinations.iter().flat_map(|d| &d.lanes).filter_map(|&lane| self.lanes.get(lane));
-        let oldest = lanes()
-            .flat_map(|lane| {
-                let window = lane.deadlines.iter().filter_map(|&(_, id)| self.window.get(id));
-                let window = window.map(|item| item.item.envelope.age_from);
-                [lane.head.oldest, lane.head.oldest_with_expiry].into_iter().flatten().chain(window)
-            })
-            .min();
+        let oldest = lanes().filter_map(|lane| self.oldest_of(lane)).min();
         let in_flight = lanes().map(|lane| self.busy_of(lane)).sum::<usize>();
         let of_destinations = destinations
             .iter()
@@ -62,29 +57,15 @@ impl Scheduler {
         Some(Shown { info, lanes: lanes().map(|lane| lane.key.clone()).collect() })
     }
 
-    /// What of the policy or the host keeps a destination's mail waiting.
-    pub(super) fn held_by(
-        &self,
-        key: super::DestinationKey,
-        item: &super::window::WindowItem,
-    ) -> Option<String> {
-        let destination = self.destinations.get(key)?;
-        let queue = self.queues.get(destination.queue)?;
-        let paused = (self.pauses.of_message(&item.item.envelope))
-            .or_else(|| self.pauses.of_queue(&queue.name, &queue.source))
-            .or_else(|| self.pause_of_home(destination));
-        if let Some(selector) = paused {
-            return Some(format!("paused: {selector}"));
-        }
-        let places = destination.waits.rate.iter().chain(&destination.waits.connect);
-        let mut limits: Vec<&str> = places.filter_map(|place| self.limits.setting(place.slot)).collect();
-        limits.sort_unstable();
-        limits.dedup();
-        (!limits.is_empty()).then(|| format!("it waited for {}", limits.join(", ")))
+    /// When the age of a lane's oldest mail began. Takes time in its items in the window.
+    pub(super) fn oldest_of(&self, lane: &LaneState) -> Option<Timestamp> {
+        let window = lane.deadlines.iter().filter_map(|&(_, id)| self.window.get(id));
+        let window = window.map(|item| item.item.envelope.age_from);
+        [lane.head.oldest, lane.head.oldest_with_expiry].into_iter().flatten().chain(window).min()
     }
 
     /// Items of a lane in transactions: those in the window that have no deadline now.
-    fn busy_of(&self, lane: &super::lane::LaneState) -> usize {
+    pub(super) fn busy_of(&self, lane: &LaneState) -> usize {
         lane.claimed.saturating_sub(lane.deadlines.len()).min(self.busy)
     }
 

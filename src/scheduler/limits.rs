@@ -65,6 +65,12 @@ pub(crate) struct Slot {
     timer: Option<Timestamp>,
 }
 
+/// How much of a slot is taken.
+pub(super) enum Level {
+    Count { used: usize, limit: usize },
+    Paced { rate: Rate, ready_at: Timestamp },
+}
+
 enum Gauge {
     Count { used: usize, limit: usize },
     Paced(Pace),
@@ -122,20 +128,34 @@ impl Line {
     }
 
     fn next(&self) -> Option<(bool, Ticket, Waiter)> {
-        let first = |list: &BTreeMap<Ticket, Waiter>, fresh| {
-            list.first_key_value().map(|(&ticket, &waiter)| (fresh, ticket, waiter))
-        };
-        let wants_more = |list: &BTreeMap<Ticket, Waiter>| list.first_key_value().map(|(t, _)| t.wants_more);
-        let (fresh, again) = (wants_more(&self.fresh), wants_more(&self.again));
-        let again_first = match (fresh, again) {
-            (Some(fresh), Some(again)) if fresh != again => fresh,
-            _ => self.again_next,
-        };
-        if again_first {
-            first(&self.again, false).or_else(|| first(&self.fresh, true))
-        } else {
-            first(&self.fresh, true).or_else(|| first(&self.again, false))
+        let (fresh, again) = (self.fresh.first_key_value(), self.again.first_key_value());
+        let fresh_first = fresh_first(fresh.map(|(t, _)| t), again.map(|(t, _)| t), self.again_next);
+        let (&ticket, &waiter) = if fresh_first { fresh } else { again }?;
+        Some((fresh_first, ticket, waiter))
+    }
+
+    /// How many are called before this place; counted up to `most`.
+    fn ahead_of(&self, place: Place, most: u64) -> u64 {
+        let (mut fresh, mut again) = (self.fresh.keys().peekable(), self.again.keys().peekable());
+        let mut again_next = self.again_next;
+        for ahead in 0..most {
+            let fresh_first = fresh_first(fresh.peek().copied(), again.peek().copied(), again_next);
+            let next = if fresh_first { fresh.next() } else { again.next() };
+            if next.is_none_or(|&ticket| ticket == place.ticket) {
+                return ahead;
+            }
+            again_next = fresh_first;
         }
+        most
+    }
+}
+
+/// Which of the two lists goes first, by who stands at their fronts.
+fn fresh_first(fresh: Option<&Ticket>, again: Option<&Ticket>, again_next: bool) -> bool {
+    match (fresh, again) {
+        (Some(fresh), Some(again)) if fresh.wants_more != again.wants_more => again.wants_more,
+        (Some(_), Some(_)) => !again_next,
+        (fresh, _) => fresh.is_some(),
     }
 }
 
@@ -232,20 +252,26 @@ impl Limits {
         }
     }
 
-    /// The setting a slot comes from.
-    pub(super) fn setting(&self, slot: SlotKey) -> Option<&'static str> {
-        Some(match self.slots.get(slot)?.key {
-            LimitKey::Total => "max-connections",
-            LimitKey::Queue(_) => "max-smtp-out",
-            LimitKey::SourceIp(..) => "source-ip-max-smtp-out",
-            LimitKey::Mx(..) => "mx-connection-limit",
-            LimitKey::Ip(..) => "ip-connection-limit",
-            LimitKey::MessageRate(..) => "max-msg-rate",
-            LimitKey::CapRate(..) => "limit-rate",
-            LimitKey::ConnectRate(..) => "max-connect-rate",
-            LimitKey::SourceIpMessageRate(..) => "source-ip-max-msg-rate",
-            LimitKey::SourceIpConnectRate(..) => "source-ip-max-connect-rate",
+    pub(super) fn key(&self, slot: SlotKey) -> Option<&LimitKey> {
+        self.slots.get(slot).map(|slot| &slot.key)
+    }
+
+    /// What of a slot is taken, as one sees it who stands at this place.
+    pub(super) fn level(&self, place: Place) -> Option<Level> {
+        let state = self.slots.get(place.slot)?;
+        Some(match &state.gauge {
+            Gauge::Count { used, limit } => Level::Count { used: *used, limit: *limit },
+            Gauge::Paced(pace) => {
+                let list = if place.fresh { &state.line.fresh } else { &state.line.again };
+                let units = list.get(&place.ticket).map_or(1, |waiter| waiter.units);
+                Level::Paced { rate: pace.rate(), ready_at: pace.ready_at(units) }
+            }
         })
+    }
+
+    /// How many are called before this place; counted up to `most`.
+    pub(super) fn ahead_of(&self, place: Place, most: u64) -> u64 {
+        self.slots.get(place.slot).map_or(0, |slot| slot.line.ahead_of(place, most))
     }
 
     /// How much of a count is taken.

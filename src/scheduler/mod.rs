@@ -42,6 +42,7 @@ mod state;
 mod sweep;
 mod timers;
 mod verdict;
+mod why;
 mod window;
 mod writes;
 
@@ -548,9 +549,15 @@ impl Scheduler {
 
     /// Transactions may start: outcomes can be written and reported.
     fn may_start(&self) -> bool {
+        !self.reports_blocked
+            && !self.writes.is_stopped()
+            && self.writes.unsettled_items() < self.most_unsettled()
+    }
+
+    /// How many items may wait for their outcome to become durable.
+    fn most_unsettled(&self) -> usize {
         // One for each connection keeps all of them at work while a commit is under way.
-        let most = self.open.max(FEWEST_UNSETTLED).min(self.bounds.unsettled);
-        !self.reports_blocked && !self.writes.is_stopped() && self.writes.unsettled_items() < most
+        self.open.max(FEWEST_UNSETTLED).min(self.bounds.unsettled)
     }
 
     /// Puts a destination on the list of those to look at.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::intake::head_of;
 use super::lane::Head;
-use super::queue::Mode;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Candidate, Connection, InTransaction, State};
@@ -543,16 +542,8 @@ impl Scheduler {
         reason: Option<Reason>,
         left: &mut Settlement,
     ) {
-        let destination = self.destinations.get(key);
-        let held = destination.and_then(|destination| destination.retry.last.clone());
-        let mode =
-            destination.and_then(|d| self.queues.get(d.queue)).map(|queue| (&queue.mode, &queue.source));
-        let by_queue = mode.and_then(|(mode, source)| match mode {
-            Mode { disabled: Some(_), .. } => Some(format!("source {source} is disabled for its queue")),
-            Mode { held_until: Some(_), .. } => Some("a reply rule deferred its queue".to_owned()),
-            _ => None,
-        });
-        let by_queue = by_queue.or_else(|| self.held_by(key, item));
+        let held = self.destinations.get(key).and_then(|destination| destination.retry.last.clone());
+        let by_queue = self.held_by(now, key, item);
         let last = recipient.last.as_ref();
         let age = item.deadline.saturating_since(item.item.envelope.age_from);
         let failure = match (last.map(|last| &last.diagnosis.failure), by_queue, &held) {

@@ -11,7 +11,7 @@ use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, StorageTrouble};
 use crate::message::MessageId;
-use crate::storage::{Change, ChangeOutcome, NewMessage, StorageError, StorageErrorKind};
+use crate::storage::{Change, ChangeOutcome, ItemId, NewMessage, StorageError, StorageErrorKind};
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -88,6 +88,16 @@ impl Writes {
     /// Of these, items: what a crash now would have sent again.
     pub(super) fn unsettled_items(&self) -> usize {
         self.unsettled_items
+    }
+
+    /// Items that changes not yet durable are about.
+    pub(super) fn items(&self) -> impl Iterator<Item = ItemId> {
+        let parts = self.committing.iter().chain(&self.parts);
+        let changes = parts.flat_map(|(changes, _)| changes).chain(&self.changes);
+        changes.filter_map(|change| match change {
+            Change::Update { item, .. } | Change::Unclaim { item, .. } => Some(*item),
+            _ => None,
+        })
     }
 
     /// Changes became durable, or are given up.

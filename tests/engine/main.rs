@@ -10,3 +10,4 @@ mod lifecycle;
 mod regressions;
 mod retry;
 mod support;
+mod why;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use postrider::clock::{Clock, Timestamp};
+use postrider::control::QueueSort;
 use postrider::dns::StaticResolver;
 use postrider::event::{DeliveryEvent, EventSink};
 use postrider::storage::Storage;
@@ -129,8 +130,20 @@ pub(crate) fn message(to: &[&str]) -> Message {
 
 /// Waits until nothing is queued, for at most a month of virtual time.
 pub(crate) async fn idle(engine: &DeliveryEngine) {
-    tokio::time::timeout(Duration::from_secs(30 * 86_400), engine.wait_idle())
-        .await
-        .expect("idle in time")
-        .unwrap();
+    match tokio::time::timeout(Duration::from_secs(30 * 86_400), engine.wait_idle()).await {
+        Ok(ended) => ended.unwrap(),
+        Err(_) => panic!("not idle in time: {:#?}", left(engine).await),
+    }
+}
+
+/// What is left waits for.
+async fn left(engine: &DeliveryEngine) -> Vec<String> {
+    let mut left = Vec::new();
+    for info in engine.queues(QueueSort::Items, 10).await.unwrap() {
+        for queue in engine.why_queue(&info.name).await.unwrap() {
+            left.push(queue.to_string());
+            left.extend(queue.destinations.iter().map(ToString::to_string));
+        }
+    }
+    left
 }

@@ -644,6 +644,12 @@ impl Rig {
         }
     }
 
+    /// What is left waits for.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let items = self.store.list(Filter::All, None, 100).now_or_never().unwrap().unwrap();
+        self.scheduler.why(self.now, items).items.iter().map(ToString::to_string).collect()
+    }
+
     /// Everything connects and is accepted, timer by timer, until all mail is gone; at most for this long.
     pub(crate) fn run_dry(&mut self, most: Duration) -> Duration {
         let begun = self.now;
@@ -654,7 +660,7 @@ impl Rig {
             }
             self.next_timer();
             let taken = self.now.saturating_since(begun);
-            assert!(taken <= most, "mail is left after {taken:?}: {:?}", self.last_line());
+            assert!(taken <= most, "mail is left after {taken:?}: {:?} {:#?}", self.last_line(), self.left());
         }
     }
 }

@@ -18,6 +18,7 @@ mod rollup;
 mod rules;
 mod sharing;
 mod verdict;
+mod why;
 mod window;
 mod worlds;
 mod writes;

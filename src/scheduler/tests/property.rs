@@ -287,10 +287,15 @@ impl World {
 }
 
 fn run(seed: u64, keeps_commands: bool) -> World {
+    run_with(seed, keeps_commands, |_| {})
+}
+
+fn run_with(seed: u64, keeps_commands: bool, mut after_step: impl FnMut(&World)) -> World {
     let mut world = World::new(seed);
     world.rig.keeps_commands = keeps_commands;
     for _ in 0..STEPS {
         world.step();
+        after_step(&world);
     }
     if seed.is_multiple_of(4) {
         // Ends with a shutdown, and goes on after it.
@@ -320,8 +325,8 @@ fn every_recipient_ends_once_and_nothing_is_left() {
         let outcome = std::panic::catch_unwind(|| run(seed, false));
         let world = outcome.unwrap_or_else(|_| panic!("seed {seed}"));
         if world.rig.scheduler.lanes.len() > 0 {
-            let lines = world.rig.timeline();
-            panic!("seed {seed}: mail is left: {:#?}", &lines[lines.len().saturating_sub(5)..]);
+            let (lines, left) = (world.rig.timeline(), world.rig.left());
+            panic!("seed {seed}: mail is left: {:#?} {left:#?}", &lines[lines.len().saturating_sub(5)..]);
         }
         world.rig.scheduler.assert_empty();
     }
@@ -333,5 +338,46 @@ fn the_same_seed_and_events_give_the_same_commands() {
         let commands = run(seed, true).rig.commands;
         assert!(commands.len() > 50, "{}", commands.len());
         assert_eq!(commands, run(seed, true).rig.commands);
+    }
+}
+
+/// What everything waits for is asked after each step: there is always an answer, and no attempt comes before it said.
+#[test]
+fn asking_why_changes_nothing_and_is_answered_right() {
+    for seed in 0..24 {
+        let (mut no_sooner, mut seen, mut asked) = (BTreeMap::new(), 0, 0);
+        let world = run_with(seed, true, |world| {
+            let rig = &world.rig;
+            for offer in &rig.offered[seen..] {
+                for recipient in &offer.recipients {
+                    let Some((until, line)) = no_sooner.get(recipient) else { continue };
+                    assert!(*until <= Some(offer.at), "seed {seed}: at {}: {line}", offer.at);
+                }
+            }
+            seen = rig.offered.len();
+            for &id in world.expected.keys() {
+                for item in rig.why(id).items {
+                    assert!(!item.waits.is_empty(), "seed {seed}: {item}");
+                    asked += 1;
+                    let line = item.to_string();
+                    for recipient in item.recipients {
+                        no_sooner.insert(recipient.address, (item.until, line.clone()));
+                    }
+                }
+            }
+            for queue in rig.scheduler.queues(rig.now) {
+                for queue in rig.scheduler.why_queue(rig.now, &queue.info.name) {
+                    assert!(
+                        queue
+                            .destinations
+                            .iter()
+                            .all(|destination| { !destination.waits.is_empty() || !queue.waits.is_empty() }),
+                        "seed {seed}: {queue:?}"
+                    );
+                }
+            }
+        });
+        assert!(asked > 100, "seed {seed}: {asked}");
+        assert_eq!(world.rig.commands, run(seed, true).rig.commands, "seed {seed}");
     }
 }
