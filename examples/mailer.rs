@@ -8,12 +8,14 @@
 //! `"file":"path"` in place of `data`. Each line of output is one record. A line that got no `received` record
 //! was not accepted, so the caller submits it again, best with its own `id`.
 //!
+//! SIGUSR1 prints on stderr what the mail waits for, queue by queue.
+//!
 //! A `received` record may follow a `delivered` one of the same message: the two come by different ways.
 //!
 //! Exit status: 0 done, 1 something failed on the way, 2 wrong arguments or configuration.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::net::SocketAddr;
@@ -23,7 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use postrider::clock::{Clock, Timestamp};
+use postrider::control::QueueSort;
 use postrider::dns::HickoryResolver;
+use postrider::engine::ControlError;
 use postrider::event::{DeliveryEvent, Diagnosis, EventSink, Failure, RecipientRecord};
 use postrider::message::{Message, Priority};
 use postrider::policy::{Config, parse_duration};
@@ -51,6 +55,8 @@ const MAX_UNFLUSHED: usize = 1024 * 1024;
 const FLUSH_EVERY: Duration = Duration::from_millis(100);
 /// Flushes from one progress line to the next: a second.
 const PROGRESS_EVERY: u64 = 10;
+/// Queues of which SIGUSR1 tells what they wait for, those with the most mail.
+const EXPLAINED: usize = 50;
 /// How long transactions may take to end after the first signal.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -85,6 +91,7 @@ async fn run() -> Result<(), End> {
     let config = read_config(&config)?;
 
     let stop = listen_to_signals()?;
+    let mut asked_why = signal(SignalKind::user_defined1()).map_err(failed("SIGUSR1"))?;
     let clock = Clock::system();
     let accounting = Arc::new(Accounting::new(clock.clone()));
     let engine = start(&config, clock, accounting.clone()).await?;
@@ -100,6 +107,7 @@ async fn run() -> Result<(), End> {
                 None => input_open = false,
             },
             Some(_) = submissions.join_next() => {}
+            Some(()) = asked_why.recv() => { tokio::spawn(explain(engine.clone())); }
             end = &mut watch => break end.map_err(failed("watch")).flatten(),
             () = stop.notified() => break Ok(()),
             idle = engine.wait_idle(), if until_idle && !input_open && submissions.is_empty() => {
@@ -426,6 +434,33 @@ async fn watch(engine: DeliveryEngine, accounting: Arc<Accounting>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Prints what the queues wait for, a line for each and one for each of its destinations.
+async fn explain(engine: DeliveryEngine) {
+    let text = match explanation(&engine).await {
+        Ok(text) if text.is_empty() => "nothing is queued\n".to_owned(),
+        Ok(text) => text,
+        Err(error) => format!("mailer: {error}\n"),
+    };
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+async fn explanation(engine: &DeliveryEngine) -> Result<String, ControlError> {
+    let mut text = String::new();
+    for info in engine.queues(QueueSort::Items, EXPLAINED).await? {
+        let queues = engine.why_queue(&info.name).await?;
+        for queue in queues.iter().filter(|queue| queue.source == info.source) {
+            let _ = writeln!(text, "{queue}; {} items", info.items);
+            for destination in &queue.destinations {
+                let _ = writeln!(text, "    {destination}");
+            }
+            if queue.more_destinations > 0 {
+                let _ = writeln!(text, "    and {} destinations more", queue.more_destinations);
+            }
+        }
+    }
+    Ok(text)
 }
 
 /// One line of output: a JSON object, open at its end. Fields that are not known are left out.

@@ -24,6 +24,7 @@ mod recorder;
 mod replay;
 mod restarts;
 mod site;
+mod why;
 
 use postrider::clock::Timestamp;
 use serde_json::{Value, json};

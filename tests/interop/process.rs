@@ -57,6 +57,8 @@ pub(crate) struct Mailer {
     lines: Receiver<String>,
     records: Vec<Value>,
     stderr: Option<JoinHandle<String>>,
+    /// The lines of stderr, as they come.
+    said: Receiver<String>,
     /// Dropped with the mailer, which tells the watchdog to stand down.
     _alive: Sender<()>,
 }
@@ -97,11 +99,18 @@ impl Mailer {
         } else {
             drop(line);
         }
-        let mut stderr = child.stderr.take().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (saying, said) = channel();
         let stderr = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            let mut text = String::new();
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                text.push_str(&line);
+                text.push('\n');
+                // A test that listens no more still reads it all at the end.
+                let _ = saying.send(line);
+            }
+            text
         });
         let (alive, watchdog) = channel::<()>();
         let pid = child.id();
@@ -111,7 +120,7 @@ impl Mailer {
             }
         });
         let stdin = child.stdin.take();
-        Self { child, stdin, lines, records: Vec::new(), stderr: Some(stderr), _alive: alive }
+        Self { child, stdin, lines, records: Vec::new(), stderr: Some(stderr), said, _alive: alive }
     }
 
     /// Writes lines on a thread of their own, since the mailer may take them slowly; then ends the input.
@@ -146,6 +155,18 @@ impl Mailer {
             self.records.push(record.clone());
             if wanted(&record) {
                 return record;
+            }
+        }
+    }
+
+    /// Reads lines of stderr until one of them has this in it.
+    pub(crate) fn until_said(&self, what: &str) -> String {
+        let mut said = Vec::new();
+        loop {
+            match self.said.recv_timeout(RECORD) {
+                Ok(line) if line.contains(what) => return line,
+                Ok(line) => said.push(line),
+                Err(error) => panic!("waiting for {what:?}: {error}; so far {said:#?}"),
             }
         }
     }
