@@ -20,6 +20,8 @@ mod connection;
 mod control;
 mod destination;
 mod event;
+#[cfg(feature = "testing")]
+mod gauges;
 mod health;
 mod info;
 mod intake;
@@ -58,6 +60,8 @@ pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
 pub(crate) use control::Control;
 use destination::Destination;
 pub(crate) use event::{Content, Event};
+#[cfg(feature = "testing")]
+pub(crate) use gauges::Gauges;
 use lane::LaneState;
 use limits::Call;
 use queue::Queue;
@@ -594,7 +598,8 @@ impl Scheduler {
         self.resolver_rests = None;
         self.writes.resume();
         self.retry_claims();
-        let all: Vec<DestinationKey> = self.destination_keys.values().copied().collect();
+        let mut all: Vec<DestinationKey> = self.destination_keys.values().copied().collect();
+        all.sort_unstable();
         for key in all {
             if let Some(destination) = self.destinations.get_mut(key) {
                 destination.forget_moments();

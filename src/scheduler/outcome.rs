@@ -91,8 +91,9 @@ impl Scheduler {
             State::Busy(transaction) => Some(transaction.recipients.len()),
             _ => None,
         };
-        let cut: Vec<(ConnectionId, usize)> =
+        let mut cut: Vec<(ConnectionId, usize)> =
             self.connections.iter().filter_map(|(&id, connection)| Some((id, busy(connection)?))).collect();
+        cut.sort_unstable();
         for (id, recipients) in cut {
             let cause = EndCause::Broken("cut at the shutdown's deadline".to_owned());
             let report = TransactionReport {
