@@ -511,6 +511,12 @@ impl Scheduler {
         let waits = !destination.waits.rate.is_empty();
         let slots = self.message_paces(now, destination.queue, local);
         if slots.is_empty() {
+            // Called for the rate of an address it is to send from, it keeps its turn until it has a session.
+            if let Some(call) = self.called.filter(|call| call.destination == key && local.is_none())
+                && let Some(destination) = self.destinations.get_mut(key)
+            {
+                destination.grant = Some(Grant { slots: Vec::new(), units: 0, place: Some(call.place) });
+            }
             return Some(wanted);
         }
         if waits {
