@@ -97,7 +97,19 @@ impl FromStr for Timestamp {
 #[derive(Clone, Debug)]
 pub struct Clock {
     anchor: Arc<RwLock<Anchor>>,
-    follows_wall: bool,
+    wall: Wall,
+}
+
+/// What a clock takes over when it is stepped.
+#[derive(Clone, Debug)]
+enum Wall {
+    /// The system's wall clock.
+    System,
+    /// None: it moves with tokio's clock alone.
+    None,
+    /// One that a test steps.
+    #[cfg(feature = "testing")]
+    Stepped(Arc<RwLock<Option<Timestamp>>>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -110,17 +122,47 @@ struct Anchor {
 impl Clock {
     /// Follows the system's wall clock. [`Clock::reanchor`] takes over a step of it.
     pub fn system() -> Self {
-        Self::new(wall_now(), true)
+        Self::new(wall_now(), Wall::System)
     }
 
     /// Starts at `start` and moves only with tokio's clock: for paused runtimes.
     pub fn starting_at(start: Timestamp) -> Self {
-        Self::new(start, false)
+        Self::new(start, Wall::None)
     }
 
-    fn new(wall: Timestamp, follows_wall: bool) -> Self {
-        let anchor = Anchor { wall, instant: tokio::time::Instant::now() };
-        Self { anchor: Arc::new(RwLock::new(anchor)), follows_wall }
+    /// As [`Clock::starting_at`], and [`Clock::step`] steps it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn stepped_by_hand(start: Timestamp) -> Self {
+        Self::new(start, Wall::Stepped(Arc::default()))
+    }
+
+    fn new(start: Timestamp, wall: Wall) -> Self {
+        let anchor = Anchor { wall: start, instant: tokio::time::Instant::now() };
+        Self { anchor: Arc::new(RwLock::new(anchor)), wall }
+    }
+
+    /// The wall clock shows `to` now. [`Clock::reanchor`] takes it over.
+    #[cfg(feature = "testing")]
+    pub(crate) fn step(&self, to: Timestamp) {
+        if let Wall::Stepped(step) = &self.wall {
+            let ahead = self.now().saturating_since(self.read().wall);
+            // Until it is taken over, the wall clock runs on.
+            let shown = to.saturating_sub(ahead);
+            *step.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(shown);
+        }
+    }
+
+    /// What the wall clock shows, if there is one and it is not this clock.
+    fn wall(&self) -> Option<Timestamp> {
+        match &self.wall {
+            Wall::System => Some(wall_now()),
+            Wall::None => None,
+            #[cfg(feature = "testing")]
+            Wall::Stepped(step) => {
+                let shown = step.read().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().copied();
+                shown.map(|shown| shown + self.read().instant.elapsed())
+            }
+        }
     }
 
     /// The time now.
@@ -139,16 +181,18 @@ impl Clock {
 
     /// Follows the wall clock if it was stepped by more than a second. Returns whether it was.
     pub fn reanchor(&self) -> bool {
-        if !self.follows_wall {
-            return false;
-        }
-        let (ours, wall) = (self.now(), wall_now());
+        let Some(wall) = self.wall() else { return false };
+        let ours = self.now();
         let drift = ours.saturating_since(wall).max(wall.saturating_since(ours));
         if drift <= Duration::from_secs(1) {
             return false;
         }
         let anchor = Anchor { wall, instant: tokio::time::Instant::now() };
         *self.anchor.write().unwrap_or_else(std::sync::PoisonError::into_inner) = anchor;
+        #[cfg(feature = "testing")]
+        if let Wall::Stepped(step) = &self.wall {
+            *step.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        }
         true
     }
 

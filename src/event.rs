@@ -378,17 +378,28 @@ pub trait EventSink: Send + Sync + 'static {
     fn on_event(&self, event: &DeliveryEvent);
 
     /// Makes what was received safe where the sink keeps it. Final events are acknowledged, and then forgotten
-    /// by the engine, once this returned `Ok`. Runs on a blocking thread: may block.
+    /// by the engine, once this returned `Ok`. Runs on a blocking thread: may block, unless
+    /// [`flush_blocks`](Self::flush_blocks) says that it does not.
     ///
     /// # Errors
     /// What could not be kept: the engine reports the final events since the last flush again, a second later.
     fn flush(&self) -> std::io::Result<()> {
         Ok(())
     }
+
+    /// Whether `flush` may block. Default: yes. If not it is called in place, without a thread: for sinks that keep
+    /// nothing, or keep it in memory.
+    fn flush_blocks(&self) -> bool {
+        true
+    }
 }
 
 impl EventSink for () {
     fn on_event(&self, _: &DeliveryEvent) {}
+
+    fn flush_blocks(&self) -> bool {
+        false
+    }
 }
 
 impl<T: EventSink + ?Sized> EventSink for Arc<T> {
@@ -398,6 +409,10 @@ impl<T: EventSink + ?Sized> EventSink for Arc<T> {
 
     fn flush(&self) -> std::io::Result<()> {
         (**self).flush()
+    }
+
+    fn flush_blocks(&self) -> bool {
+        (**self).flush_blocks()
     }
 }
 
@@ -410,5 +425,9 @@ impl<A: EventSink, B: EventSink> EventSink for (A, B) {
     fn flush(&self) -> std::io::Result<()> {
         self.0.flush()?;
         self.1.flush()
+    }
+
+    fn flush_blocks(&self) -> bool {
+        self.0.flush_blocks() || self.1.flush_blocks()
     }
 }

@@ -170,8 +170,13 @@ impl Reporter {
         }
         let sink = self.sink.clone();
         events.iter().for_each(|event| self.to_sink(event));
-        let flushed = tokio::task::spawn_blocking(move || sink.flush()).await;
-        if let Err(error) = flushed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        let flushed = if sink.flush_blocks() {
+            let flushed = tokio::task::spawn_blocking(move || sink.flush()).await;
+            flushed.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        } else {
+            sink.flush()
+        };
+        if let Err(error) = flushed {
             tracing::error!(%error, "the event sink could not keep outcomes, which are reported again");
             self.more = true;
             return false;

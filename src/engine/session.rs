@@ -125,6 +125,9 @@ impl SessionTask {
             }
         };
         Ok(Transaction {
+            message: outgoing.message,
+            queue: outgoing.queue,
+            host: outgoing.host,
             reverse_path: outgoing.reverse_path,
             recipients: outgoing.recipients,
             body,

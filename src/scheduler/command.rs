@@ -53,6 +53,9 @@ pub(crate) enum Command {
 /// A transaction whose content may still lie in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outgoing {
+    pub(crate) message: MessageId,
+    pub(crate) queue: Arc<str>,
+    pub(crate) host: Arc<str>,
     pub(crate) reverse_path: ReversePath,
     pub(crate) recipients: Vec<Address>,
     pub(crate) content: Content,

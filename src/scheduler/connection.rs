@@ -29,6 +29,8 @@ impl Scheduler {
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
+            queue: queue.name.clone(),
+            source: queue.source.clone(),
             timeouts: self.policy.smtp().timeouts,
         };
         self.commands.push_back(Command::Connect { connection: id, target });

@@ -259,6 +259,7 @@ impl Scheduler {
             return false;
         };
         let Some(item) = self.window.get(id) else { return true };
+        let Some(queue) = self.queue_of(key).map(|queue| queue.name.clone()) else { return true };
         let envelope = item.item.envelope.clone();
         let chosen: Vec<_> = item.item.recipients.iter().take(recipients as usize).collect();
         let recipients: Vec<u32> = chosen.iter().map(|recipient| recipient.index).collect();
@@ -274,6 +275,7 @@ impl Scheduler {
         }
         connection.state = State::Busy(InTransaction { item: id, recipients, octets, begun: now });
         connection.used += 1;
+        let host = connection.current.host.clone();
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(connection_id));
         self.transit_octets = self.transit_octets.saturating_add(octets);
         self.busy += 1;
@@ -287,6 +289,9 @@ impl Scheduler {
         }
         let content = body.map_or(Content::Stored(BodyKey(envelope.id)), Content::Held);
         let transaction = Outgoing {
+            message: envelope.id,
+            queue,
+            host,
             reverse_path: envelope.reverse_path.clone(),
             recipients: addresses,
             content,
@@ -294,6 +299,10 @@ impl Scheduler {
         };
         self.commands.push_back(Command::Transact { connection: connection_id, transaction });
         true
+    }
+
+    fn queue_of(&self, key: DestinationKey) -> Option<&super::Queue> {
+        self.queues.get(self.destinations.get(key)?.queue)
     }
 
     /// Who was called and still does not fit keeps its place, and the others wait with it.

@@ -17,12 +17,17 @@ fn target(peer: &str) -> Target {
         host: "mx.example".into(),
         local: None,
         ehlo: "out.example".into(),
+        queue: "y.example".into(),
+        source: "default".into(),
         timeouts: Timeouts::default(),
     }
 }
 
 fn transaction(to: &[&str]) -> Transaction {
     Transaction {
+        message: crate::message::MessageId::from_uuid(uuid::Uuid::nil()),
+        queue: "y.example".into(),
+        host: "mx.example".into(),
         reverse_path: Some(Address::parse("a@x.example").unwrap()),
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         body: Bytes::from_static(b"Subject: x\r\n\r\n.hi\r\n"),

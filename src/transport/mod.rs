@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::message::{Address, ReversePath};
+use crate::message::{Address, MessageId, ReversePath};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
 /// Opens sessions with receivers.
@@ -65,6 +65,10 @@ pub struct Target {
     pub local: Option<IpAddr>,
     /// The name in EHLO.
     pub ehlo: Arc<str>,
+    /// The queue that wants the connection, for records. Mail of other queues may go over it too.
+    pub queue: Arc<str>,
+    /// The source it is sent from.
+    pub source: Arc<str>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
 }
@@ -114,6 +118,12 @@ impl Default for Timeouts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "the engine builds it")]
 pub struct Transaction {
+    /// The message, for records.
+    pub message: MessageId,
+    /// The queue it lies in, for records.
+    pub queue: Arc<str>,
+    /// The host it is for, for records: another than that of the session's target if the session serves several.
+    pub host: Arc<str>,
     /// The envelope's sender.
     pub reverse_path: ReversePath,
     /// At least one.

@@ -117,6 +117,8 @@ mod tests {
             host: "mx.example".into(),
             local: local.map(|ip| ip.parse().unwrap()),
             ehlo: "out.example".into(),
+            queue: "y.example".into(),
+            source: "default".into(),
             timeouts: Timeouts::default(),
         }
     }

@@ -31,6 +31,8 @@ fn target() -> Target {
         host: "mx.example".into(),
         local: None,
         ehlo: "out.example".into(),
+        queue: "y.example".into(),
+        source: "default".into(),
         timeouts: Timeouts::default(),
     }
 }
@@ -42,6 +44,9 @@ fn clock() -> Clock {
 fn transaction(to: &[&str], body: impl Into<Bytes>) -> Transaction {
     let body = body.into();
     Transaction {
+        message: crate::message::MessageId::from_uuid(uuid::Uuid::nil()),
+        queue: "y.example".into(),
+        host: "mx.example".into(),
         reverse_path: Some(Address::parse("a@x.example").unwrap()),
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         eight_bit: !body.is_ascii(),
