@@ -123,6 +123,13 @@ impl EngineBuilder {
         self
     }
 
+    /// What is held in memory.
+    #[cfg(feature = "testing")]
+    pub(crate) fn bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self
+    }
+
     /// Starts the engine on the current tokio runtime. Mail in the store goes on where it stood.
     ///
     /// # Cancel safety

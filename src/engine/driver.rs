@@ -53,15 +53,45 @@ pub(super) struct Submission {
 /// What else the host asks for. Always answered, also while submissions wait.
 #[derive(Debug)]
 pub(super) enum Request {
-    Cancel { message: MessageId, reply: oneshot::Sender<Result<CancelReport, StorageError>> },
-    Control { control: Control, reply: ControlReply },
-    SetPolicy { policy: Box<Policy>, reply: oneshot::Sender<()> },
-    Queues { sort: QueueSort, limit: usize, reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>> },
-    Why { message: MessageId, reply: oneshot::Sender<Result<MessageWaits, StorageError>> },
-    WhyQueue { name: Arc<str>, reply: oneshot::Sender<Vec<QueueWaits>> },
-    Stats { reply: oneshot::Sender<Stats> },
-    WaitIdle { reply: oneshot::Sender<()> },
-    Shutdown { deadline: Duration, reply: oneshot::Sender<ShutdownReport> },
+    Cancel {
+        message: MessageId,
+        reply: oneshot::Sender<Result<CancelReport, StorageError>>,
+    },
+    Control {
+        control: Control,
+        reply: ControlReply,
+    },
+    SetPolicy {
+        policy: Box<Policy>,
+        reply: oneshot::Sender<()>,
+    },
+    Queues {
+        sort: QueueSort,
+        limit: usize,
+        reply: oneshot::Sender<Result<Vec<QueueInfo>, StorageError>>,
+    },
+    Why {
+        message: MessageId,
+        reply: oneshot::Sender<Result<MessageWaits, StorageError>>,
+    },
+    WhyQueue {
+        name: Arc<str>,
+        reply: oneshot::Sender<Vec<QueueWaits>>,
+    },
+    Stats {
+        reply: oneshot::Sender<Stats>,
+    },
+    #[cfg(feature = "testing")]
+    Gauges {
+        reply: oneshot::Sender<crate::scheduler::Gauges>,
+    },
+    WaitIdle {
+        reply: oneshot::Sender<()>,
+    },
+    Shutdown {
+        deadline: Duration,
+        reply: oneshot::Sender<ShutdownReport>,
+    },
 }
 
 /// Where the answer to a verb goes.
@@ -333,6 +363,8 @@ impl Driver {
                 let _ = reply.send(self.scheduler.why_queue(now, &name));
             }
             Request::Stats { reply } => self.answer_stats(reply),
+            #[cfg(feature = "testing")]
+            Request::Gauges { reply } => drop(reply.send(self.scheduler.gauges(now))),
             Request::WaitIdle { reply } => {
                 self.idle_waiters.retain(|waiter| !waiter.is_closed());
                 self.idle_waiters.push(reply);

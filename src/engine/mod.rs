@@ -407,6 +407,14 @@ impl DeliveryEngine {
         answer.await.map_err(|_| Stopped)
     }
 
+    /// What is held of what has a bound.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn gauges(&self) -> Result<crate::scheduler::Gauges, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Gauges { reply }).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
     /// Waits until nothing is queued and the sink has taken every outcome. Mail that waits for its next attempt
     /// is queued.
     ///

@@ -596,6 +596,12 @@ impl Limits {
         }
     }
 
+    /// What is taken of all counts.
+    #[cfg(feature = "testing")]
+    pub(super) fn taken(&self) -> usize {
+        self.keys.values().map(|&slot| self.used(slot)).sum()
+    }
+
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = (&LimitKey, SlotKey, usize, usize)> {
         self.keys.iter().filter_map(|(key, &slot)| {

@@ -100,6 +100,12 @@ impl Writes {
         })
     }
 
+    /// Messages that wait to be stored, those being stored not counted.
+    #[cfg(feature = "testing")]
+    pub(super) fn waiting_submissions(&self) -> usize {
+        self.submissions.len()
+    }
+
     /// Changes became durable, or are given up.
     fn settled(&mut self, changes: &[Change]) {
         let items = changes.iter().filter(|change| is_about_item(change)).count();

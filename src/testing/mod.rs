@@ -15,8 +15,10 @@ mod replay;
 mod scheduler_load;
 mod scripted;
 mod server;
+mod simulation;
 #[cfg(test)]
 mod tests;
+mod world;
 
 pub use behaviour::{Behaviour, Command, Exchange};
 pub use network::{MemoryNetwork, MemoryStream};
@@ -24,3 +26,8 @@ pub use replay::{ChangeKind, LoggedOutcome, LoggedReply, Replay, ReplayChange, R
 pub use scheduler_load::{SchedulerLoad, SchedulerLoadReport};
 pub use scripted::ScriptedTransport;
 pub use server::{ReceivedMessage, SmtpServer};
+pub use simulation::{Simulation, SimulationError, SimulationReport};
+pub use world::{
+    DnsFault, DnsLie, Failure, Key, Latency, ModelTls, Observation, Outcome, Seen, ServerModel, ServerReport,
+    StoreCall, StoreFault, StoreTrouble, Violation, World, WorldBuilder, WorldError,
+};

@@ -1,0 +1,351 @@
+//! Everything a world sees, in order, and the oracle that reads along.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::observation::{Observation, Seen, record};
+use super::oracle::{Broken, Oracle, Snapshot};
+use super::{Key, Outcome, ServerReport};
+use crate::clock::{self, Clock, Timestamp};
+use crate::event::{DeliveryEvent, EventSink};
+use crate::message::{Address, MessageId};
+use crate::policy::Policy;
+use crate::scheduler::Bounds;
+use crate::storage::Change;
+use crate::transport::Target;
+
+/// Observations kept; past it they are still judged and counted.
+const KEPT: usize = 4_000_000;
+/// Lines of the trace that a violation quotes.
+const QUOTED: usize = 40;
+
+/// Clones are the same book.
+#[derive(Clone)]
+pub(super) struct Book {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    state: Mutex<State>,
+    /// There is a reason to stop: a crash, or a broken invariant.
+    stop: Notify,
+}
+
+struct State {
+    time: Time,
+    trace: Vec<Observation>,
+    of_message: HashMap<MessageId, Vec<usize>>,
+    finals: HashMap<(MessageId, Address), DeliveryEvent>,
+    oracle: Oracle,
+    next_connection: u64,
+    open: BTreeMap<u64, Opened>,
+    peaks: BTreeMap<Key, (u64, u64)>,
+    servers: BTreeMap<SocketAddr, ServerReport>,
+    broken: Option<Broken>,
+    crashing: bool,
+}
+
+struct Opened {
+    peer: SocketAddr,
+    keys: Vec<Key>,
+}
+
+/// The world's time, also while no runtime exists that could tell it.
+enum Time {
+    Runs { clock: Clock, since: Instant, before: Duration },
+    Stands { at: Duration, time: Timestamp },
+}
+
+impl Time {
+    fn elapsed(&self) -> Duration {
+        match self {
+            Self::Runs { since, before, .. } => *before + clock::instant().duration_since(*since),
+            Self::Stands { at, .. } => *at,
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        match self {
+            Self::Runs { clock, .. } => clock.now(),
+            Self::Stands { time, .. } => *time,
+        }
+    }
+}
+
+impl Book {
+    pub(super) fn new(start: Timestamp, policy: Policy, bounds: Bounds) -> Self {
+        let state = State {
+            time: Time::Stands { at: Duration::ZERO, time: start },
+            trace: Vec::new(),
+            of_message: HashMap::new(),
+            finals: HashMap::new(),
+            oracle: Oracle::new(policy, bounds),
+            next_connection: 0,
+            open: BTreeMap::new(),
+            peaks: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            broken: None,
+            crashing: false,
+        };
+        Self { inner: Arc::new(Inner { state: Mutex::new(state), stop: Notify::new() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time runs by `clock` from here on. Inside the runtime whose clock it is.
+    pub(super) fn run(&self, clock: Clock) {
+        let mut state = self.lock();
+        let before = state.time.elapsed();
+        state.time = Time::Runs { clock, since: clock::instant(), before };
+        state.crashing = false;
+    }
+
+    /// Time stands still: the runtime ends. Inside that runtime.
+    pub(super) fn stand(&self) {
+        let mut state = self.lock();
+        state.time = Time::Stands { at: state.time.elapsed(), time: state.time.now() };
+    }
+
+    /// Since the world's beginning.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.lock().time.elapsed()
+    }
+
+    /// What the engine's clock shows.
+    pub(super) fn now(&self) -> Timestamp {
+        self.lock().time.now()
+    }
+
+    pub(super) fn see(&self, seen: Seen) {
+        let mut state = self.lock();
+        if state.see(seen) {
+            self.inner.stop.notify_one();
+        }
+    }
+
+    pub(super) fn connecting(&self, target: &Target) -> u64 {
+        let mut state = self.lock();
+        state.next_connection += 1;
+        let connection = state.next_connection;
+        let seen = Seen::Connecting {
+            connection,
+            peer: target.peer,
+            local: target.local,
+            host: target.host.clone(),
+            queue: target.queue.clone(),
+            source: target.source.clone(),
+        };
+        if state.see(seen) {
+            self.inner.stop.notify_one();
+        }
+        connection
+    }
+
+    /// The process is to die now.
+    pub(super) fn crash(&self) {
+        self.lock().crashing = true;
+        self.inner.stop.notify_one();
+    }
+
+    pub(super) fn is_crashing(&self) -> bool {
+        self.lock().crashing
+    }
+
+    /// Waits until there is a reason to stop.
+    pub(super) async fn stopped(&self) {
+        loop {
+            let notified = self.inner.stop.notified();
+            {
+                let state = self.lock();
+                if state.crashing || state.broken.is_some() {
+                    return;
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Takes the first broken invariant, with the end of the trace.
+    pub(super) fn take_broken(&self) -> Option<(Broken, Duration, Vec<String>)> {
+        let mut state = self.lock();
+        let broken = state.broken.take()?;
+        let from = state.trace.len().saturating_sub(QUOTED);
+        let recent = state.trace.iter().skip(from).map(ToString::to_string).collect();
+        Some((broken, state.time.elapsed(), recent))
+    }
+
+    /// Returns what is broken, which may be so for a moment only.
+    pub(super) fn check(&self, snapshot: &Snapshot) -> Result<(), Broken> {
+        self.lock().oracle.check(snapshot)
+    }
+
+    pub(super) fn broke(&self, broken: Broken) {
+        self.lock().broken.get_or_insert(broken);
+    }
+
+    /// These changes are durable.
+    pub(super) fn committed(&self, changes: &[Change]) {
+        self.lock().oracle.committed(changes);
+    }
+
+    pub(super) fn set_policy(&self, policy: Policy) {
+        self.lock().oracle.set_policy(policy);
+        self.see(Seen::PolicyReplaced);
+    }
+
+    pub(super) fn trace(&self) -> Vec<Observation> {
+        self.lock().trace.clone()
+    }
+
+    pub(super) fn trace_text(&self) -> String {
+        let state = self.lock();
+        state.trace.iter().fold(String::new(), |mut text, observation| {
+            text.push_str(&observation.to_string());
+            text.push('\n');
+            text
+        })
+    }
+
+    pub(super) fn timeline(&self, message: MessageId) -> Vec<Observation> {
+        let state = self.lock();
+        let indices = state.of_message.get(&message).map(Vec::as_slice).unwrap_or_default();
+        indices.iter().filter_map(|&index| state.trace.get(index).cloned()).collect()
+    }
+
+    pub(super) fn final_event(&self, message: MessageId, recipient: &Address) -> Option<DeliveryEvent> {
+        self.lock().finals.get(&(message, recipient.clone())).cloned()
+    }
+
+    pub(super) fn outcomes(&self) -> BTreeMap<Outcome, u64> {
+        let mut outcomes = BTreeMap::new();
+        for event in self.lock().finals.values() {
+            *outcomes.entry(Outcome::of(event)).or_default() += 1;
+        }
+        outcomes
+    }
+
+    pub(super) fn peak(&self, key: &Key) -> u64 {
+        self.lock().peaks.get(key).map_or(0, |&(_, peak)| peak)
+    }
+
+    pub(super) fn server(&self, address: SocketAddr) -> ServerReport {
+        self.lock().servers.get(&address).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn servers(&self) -> BTreeMap<SocketAddr, ServerReport> {
+        self.lock().servers.clone()
+    }
+}
+
+impl State {
+    /// Returns whether there is a reason to stop now.
+    fn see(&mut self, seen: Seen) -> bool {
+        let observation = Observation { at: self.time.elapsed(), time: self.time.now(), seen };
+        self.count(&observation.seen);
+        let judged = self.oracle.see(&observation);
+        if self.trace.len() < KEPT {
+            if let Some(message) = observation.seen.message() {
+                self.of_message.entry(message).or_default().push(self.trace.len());
+            }
+            self.trace.push(observation);
+        }
+        match judged {
+            Err(broken) if self.broken.is_none() => {
+                self.broken = Some(broken);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn count(&mut self, seen: &Seen) {
+        match seen {
+            Seen::Connecting { connection, peer, host, queue, source, .. } => {
+                let keys = vec![
+                    Key::Total,
+                    Key::Address(peer.ip()),
+                    Key::Host(host.to_string()),
+                    Key::Queue(queue.to_string()),
+                    Key::Source(source.to_string()),
+                ];
+                for key in &keys {
+                    let (open, peak) = self.peaks.entry(key.clone()).or_default();
+                    *open += 1;
+                    *peak = (*peak).max(*open);
+                }
+                self.open.insert(*connection, Opened { peer: *peer, keys });
+                let server = self.servers.entry(*peer).or_default();
+                server.attempts += 1;
+            }
+            Seen::Connected { connection } => {
+                if let Some(server) = self.server_of(*connection) {
+                    server.sessions += 1;
+                }
+            }
+            Seen::NotConnected { connection, reply: Some(reply), .. } => {
+                let code = reply.code();
+                if let Some(server) = self.server_of(*connection) {
+                    *server.refusals.entry(code).or_default() += 1;
+                }
+            }
+            Seen::Offered { connection, recipients, .. } => {
+                let offered = recipients.len() as u64;
+                if let Some(server) = self.server_of(*connection) {
+                    server.transactions += 1;
+                    server.offered += offered;
+                }
+            }
+            Seen::Answered { connection, taken, reply, .. } => {
+                let (taken, code) = (taken.len() as u64, reply.as_ref().map(crate::reply::Reply::code));
+                if let Some(server) = self.server_of(*connection) {
+                    server.taken += taken;
+                    if let Some(code) = code.filter(|&code| code >= 400) {
+                        *server.refusals.entry(code).or_default() += 1;
+                    }
+                }
+            }
+            Seen::Closed { connection } => {
+                let keys = self.open.remove(connection).map(|opened| opened.keys).unwrap_or_default();
+                for key in keys {
+                    if let Some((open, _)) = self.peaks.get_mut(&key) {
+                        *open = open.saturating_sub(1);
+                    }
+                }
+            }
+            Seen::Event(event) if event.is_final() => {
+                if let Some(record) = record(event) {
+                    let key = (record.id, record.recipient.clone());
+                    self.finals.entry(key).or_insert_with(|| (**event).clone());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn server_of(&mut self, connection: u64) -> Option<&mut ServerReport> {
+        let peer = self.open.get(&connection)?.peer;
+        Some(self.servers.entry(peer).or_default())
+    }
+}
+
+impl EventSink for Book {
+    fn on_event(&self, event: &DeliveryEvent) {
+        self.see(Seen::Event(Box::new(event.clone())));
+    }
+
+    fn flush_blocks(&self) -> bool {
+        false
+    }
+}
+
+/// The address, without what tells families apart.
+pub(super) fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}

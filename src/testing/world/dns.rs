@@ -1,0 +1,177 @@
+//! DNS of a world: its zone, and what is said in place of it.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::book::Book;
+use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver};
+use crate::message::Domain;
+use crate::testing::conversation::pause;
+
+/// DNS that does not say what the zone says.
+///
+/// ```
+/// use std::time::Duration;
+/// use postrider::testing::{DnsFault, DnsLie};
+/// let hour = Duration::from_secs(3600);
+/// let fault = DnsFault::new(DnsLie::NxDomain).about("example.net").during(hour..2 * hour).with_chance(0.5);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[must_use]
+pub struct DnsFault {
+    lie: DnsLie,
+    name: Option<String>,
+    times: Range<Duration>,
+    chance: f64,
+}
+
+/// What is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DnsLie {
+    /// The question fails so.
+    Fails(DnsErrorKind),
+    /// The name does not exist.
+    NxDomain,
+    /// The name has no such record.
+    NoData,
+    /// The answer comes only after so long.
+    Slow(Duration),
+    /// MX questions are answered with this one host.
+    Exchanger(String),
+    /// A questions are answered with this address.
+    Address(Ipv4Addr),
+}
+
+impl DnsFault {
+    /// A lie about every name, always.
+    pub fn new(lie: DnsLie) -> Self {
+        Self { lie, name: None, times: Duration::ZERO..Duration::MAX, chance: 1.0 }
+    }
+
+    /// About this name only.
+    pub fn about(mut self, name: &str) -> Self {
+        self.name = Some(name.trim_end_matches('.').to_ascii_lowercase());
+        self
+    }
+
+    /// In this time only, counted from the world's beginning.
+    pub fn during(mut self, times: Range<Duration>) -> Self {
+        self.times = times;
+        self
+    }
+
+    /// With this probability, 0 to 1, drawn anew for each question.
+    pub fn with_chance(mut self, probability: f64) -> Self {
+        self.chance = probability;
+        self
+    }
+}
+
+/// Answers from the zone, except where it lies. Clones share everything.
+#[derive(Clone)]
+pub(super) struct LyingResolver {
+    zone: StaticResolver,
+    book: Book,
+    inner: Arc<Mutex<Inner>>,
+}
+
+struct Inner {
+    random: fastrand::Rng,
+    faults: Vec<DnsFault>,
+}
+
+impl LyingResolver {
+    pub(super) fn new(zone: StaticResolver, book: Book, seed: u64, faults: Vec<DnsFault>) -> Self {
+        let inner = Inner { random: fastrand::Rng::with_seed(seed), faults };
+        Self { zone, book, inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    pub(super) fn zone(&self) -> &StaticResolver {
+        &self.zone
+    }
+
+    pub(super) fn set_faults(&self, faults: Vec<DnsFault>) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).faults = faults;
+    }
+
+    /// What is said of a name now.
+    fn lie(&self, name: &str) -> Option<DnsLie> {
+        let now = self.book.elapsed();
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inner { random, faults } = &mut *inner;
+        let about = |fault: &&DnsFault| fault.name.as_ref().is_none_or(|about| about == name);
+        let mut now = faults.iter().filter(about).filter(|fault| fault.times.contains(&now));
+        now.find(|fault| random.f64() < fault.chance).map(|fault| fault.lie.clone())
+    }
+
+    /// The lie, or `None` after it was waited for long enough: the truth.
+    async fn answer<T>(
+        &self,
+        name: &str,
+        record: impl FnOnce(DnsLie) -> Option<T>,
+    ) -> Option<Result<Answer<T>, DnsError>> {
+        const TTL: Duration = Duration::from_secs(300);
+        Some(match self.lie(name)? {
+            DnsLie::Slow(time) => {
+                pause(time).await;
+                return None;
+            }
+            DnsLie::Fails(kind) => Err(DnsError::new(kind, format!("{name}: {}", kind.as_str()))),
+            DnsLie::NxDomain => Ok(Answer::NxDomain { ttl: TTL }),
+            DnsLie::NoData => Ok(Answer::NoData { ttl: TTL }),
+            lie => Ok(Answer::Records { records: vec![record(lie)?], ttl: TTL }),
+        })
+    }
+}
+
+#[async_trait]
+impl Resolver for LyingResolver {
+    async fn mx(&self, domain: &str, freshness: Freshness) -> Result<Answer<MxRecord>, DnsError> {
+        let record = |lie| match lie {
+            DnsLie::Exchanger(host) => Domain::parse(&host)
+                .ok()
+                .map(|host| MxRecord { preference: 10, exchange: host.as_str().to_owned() }),
+            _ => None,
+        };
+        match self.answer(domain, record).await {
+            Some(answer) => answer,
+            None => self.zone.mx(domain, freshness).await,
+        }
+    }
+
+    async fn ipv4(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv4Addr>, DnsError> {
+        let record = |lie| match lie {
+            DnsLie::Address(address) => Some(address),
+            _ => None,
+        };
+        match self.answer(host, record).await {
+            Some(answer) => answer,
+            None => self.zone.ipv4(host, freshness).await,
+        }
+    }
+
+    async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
+        match self.answer(host, |_| None).await {
+            Some(answer) => answer,
+            None => self.zone.ipv6(host, freshness).await,
+        }
+    }
+}
+
+impl fmt::Debug for LyingResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LyingResolver").field("zone", &self.zone).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for LyingResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the world's zone")
+    }
+}

@@ -1,0 +1,89 @@
+//! Nothing is tried before it is due.
+
+use std::collections::HashMap;
+
+use super::super::observation::{Observation, Seen};
+use super::facts::QueueId;
+use super::{Facts, Invariant, Judgement};
+use crate::clock::Timestamp;
+use crate::event::DeliveryEvent;
+use crate::policy::{NoMx, NxDomain};
+
+/// Queues whose hosts could not be used.
+#[derive(Default)]
+pub(super) struct Due {
+    queues: HashMap<QueueId, Held>,
+}
+
+struct Held {
+    until: Timestamp,
+    controls: u64,
+    epoch: u64,
+}
+
+impl Invariant for Due {
+    fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
+        let now = observation.time;
+        match &observation.seen {
+            Seen::Offered { message, recipients, .. } => {
+                for recipient in recipients {
+                    let standing = facts.standing_of(*message, recipient);
+                    // What the host said since may have made it due.
+                    let holds = standing.not_before_as_of == facts.controls;
+                    if let Some(due) = standing.not_before.filter(|due| holds && *due > now) {
+                        return Err(format!(
+                            "{message} to {recipient} is tried at {now}, and is due at {due}"
+                        ));
+                    }
+                }
+                Ok(())
+            }
+            Seen::Accepted { message, recipients, hold_until: Some(until) } => {
+                let early = |recipient: &&_| {
+                    facts.standing_of(*message, recipient).first_offered.is_some_and(|first| first < *until)
+                };
+                match recipients.iter().find(early) {
+                    Some(recipient) => Err(format!("{message} to {recipient} was tried before {until}")),
+                    None => Ok(()),
+                }
+            }
+            Seen::Connecting { queue, source, .. } => {
+                let held = self.queues.get(&(queue.clone(), source.clone()));
+                let holds = |held: &&Held| held.controls == facts.controls && held.epoch == facts.epoch;
+                match held.filter(holds).filter(|held| held.until > now) {
+                    Some(held) => {
+                        let until = held.until;
+                        Err(format!("{queue} of {source} connects at {now}, and waits until {until}"))
+                    }
+                    None => Ok(()),
+                }
+            }
+            Seen::Connected { connection } => {
+                if let Some(open) = facts.open.get(connection) {
+                    self.queues.remove(&(open.queue.clone(), open.source.clone()));
+                }
+                Ok(())
+            }
+            Seen::Event(event) => {
+                if let DeliveryEvent::QueueDeferred(deferred) = &**event {
+                    let key = (deferred.queue.clone(), deferred.source.clone());
+                    let until = deferred.next_attempt;
+                    if is_certain(facts, &key) {
+                        self.queues.insert(key, Held { until, controls: facts.controls, epoch: facts.epoch });
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One set of hosts, and neither new mail nor a deadline opens a connection before its time.
+fn is_certain(facts: &Facts, (queue, source): &QueueId) -> bool {
+    let settings = facts.settings(queue, source);
+    let deadline = matches!(settings.bounce_upon_no_mx, NoMx::After(_))
+        || matches!(settings.bounce_upon_nxdomain, NxDomain::After(_));
+    let opening = facts.open.values().any(|open| open.queue == *queue && open.source == *source);
+    !queue.ends_with(".rollup") && !settings.retry_upon_new_mail && !deadline && !opening
+}

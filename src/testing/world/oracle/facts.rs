@@ -1,0 +1,277 @@
+//! What the oracle knows: who was accepted, who has which message, what is open, in which mode queues are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::observation::{Observation, Seen, record};
+use crate::clock::Timestamp;
+use crate::event::{DeliveryEvent, QueueModeChange};
+use crate::message::{Address, EventId, MessageId};
+use crate::policy::{Policy, QueueSettings};
+use crate::scheduler::Bounds;
+use crate::storage::{Change, OutboxEntry, OutboxPosition};
+
+/// The engine's clock moved otherwise than time did by this much: it was stepped.
+const SIGNIFICANT_STEP: Duration = Duration::from_millis(10);
+
+/// A queue of a source.
+pub(super) type QueueId = (Arc<str>, Arc<str>);
+
+pub(super) struct Facts {
+    pub(super) policy: Policy,
+    pub(super) bounds: Bounds,
+    settings: HashMap<QueueId, Arc<QueueSettings>>,
+    pub(super) messages: HashMap<MessageId, BTreeMap<Address, Standing>>,
+    pub(super) open: BTreeMap<u64, Open>,
+    backoff: HashMap<QueueId, Option<Timestamp>>,
+    /// How many times an engine was started.
+    pub(super) life: u32,
+    /// Whether the last engine was shut down in good order.
+    pub(super) stopped_well: bool,
+    /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
+    pub(super) strangers: bool,
+    /// Recipients that a server has taken and whose end is not durable.
+    pub(super) undurable: u64,
+    /// Counts whatever makes rates and counts begin anew: starts, steps of the clock, other policies.
+    pub(super) epoch: u64,
+    /// Counts what may make mail due before its time.
+    pub(super) controls: u64,
+    /// State rows were written so many times.
+    pub(super) state_writes: u64,
+    clock: Option<(Duration, Timestamp)>,
+}
+
+/// How one recipient of one message stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    pub(super) accepted: bool,
+    /// No attempt before this.
+    pub(super) not_before: Option<Timestamp>,
+    /// What made it so was followed by so many controls.
+    pub(super) not_before_as_of: u64,
+    /// Its end is in the store.
+    pub(super) ended: bool,
+    /// Its final event, and in which life it was last reported.
+    pub(super) reported: Option<(EventId, u32)>,
+    /// Attempts of the last deferral, and the life it was seen in.
+    pub(super) attempts: u32,
+    pub(super) attempts_seen_in: u32,
+    /// A server took it for the last time in this life, and said so or not.
+    pub(super) taken: Option<(u32, bool)>,
+    pub(super) times_taken: u32,
+    /// When it was first offered, on the engine's clock.
+    pub(super) first_offered: Option<Timestamp>,
+}
+
+impl Standing {
+    /// A server took it, in this life of the engine.
+    pub(super) fn is_taken_in(&self, life: u32) -> bool {
+        self.taken.is_some_and(|(taken_in, _)| taken_in == life)
+    }
+}
+
+/// A connection.
+pub(super) struct Open {
+    pub(super) peer: SocketAddr,
+    pub(super) local: Option<IpAddr>,
+    pub(super) host: Arc<str>,
+    pub(super) queue: Arc<str>,
+    pub(super) source: Arc<str>,
+    /// Being opened, or with a transaction: it counts for this queue and host for certain. What is idle may have been
+    /// handed over to another.
+    pub(super) at_work: bool,
+}
+
+impl Facts {
+    pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
+        Self {
+            policy,
+            bounds,
+            settings: HashMap::new(),
+            messages: HashMap::new(),
+            open: BTreeMap::new(),
+            backoff: HashMap::new(),
+            life: 0,
+            stopped_well: false,
+            strangers: false,
+            undurable: 0,
+            epoch: 0,
+            controls: 0,
+            state_writes: 0,
+            clock: None,
+        }
+    }
+
+    pub(super) fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.settings.clear();
+        self.epoch += 1;
+    }
+
+    pub(super) fn settings(&self, queue: &Arc<str>, source: &Arc<str>) -> Arc<QueueSettings> {
+        let known = self.settings.get(&(queue.clone(), source.clone()));
+        known.cloned().unwrap_or_else(|| Arc::new(self.policy.settings(queue, source)))
+    }
+
+    pub(super) fn in_backoff(&self, queue: &Arc<str>, source: &Arc<str>, now: Timestamp) -> bool {
+        let until = self.backoff.get(&(queue.clone(), source.clone()));
+        until.is_some_and(|until| until.is_none_or(|until| until > now))
+    }
+
+    pub(super) fn standing(&self, message: MessageId, recipient: &Address) -> Option<&Standing> {
+        self.messages.get(&message)?.get(recipient)
+    }
+
+    /// Of a recipient of an observation of a message that may not be known.
+    pub(super) fn standing_of(&self, message: MessageId, recipient: &Address) -> Standing {
+        self.standing(message, recipient).cloned().unwrap_or_default()
+    }
+
+    fn standing_mut(&mut self, message: MessageId, recipient: &Address) -> &mut Standing {
+        let recipients = self.messages.entry(message).or_default();
+        if !recipients.contains_key(recipient) {
+            recipients.insert(recipient.clone(), Standing::default());
+        }
+        recipients.entry(recipient.clone()).or_default()
+    }
+
+    /// The clock was stepped since the last observation.
+    pub(super) fn was_stepped(&self, observation: &Observation) -> bool {
+        self.clock.is_some_and(|(at, time)| {
+            let expected = time + observation.at.saturating_sub(at);
+            let ahead = observation.time.saturating_since(expected);
+            ahead.max(expected.saturating_since(observation.time)) > SIGNIFICANT_STEP
+        })
+    }
+
+    /// Ends that are durable now.
+    pub(super) fn committed(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Report { event, payload } => {
+                    let (position, payload) = (OutboxPosition::default(), payload.clone());
+                    let entry = OutboxEntry { position, event: *event, payload };
+                    if let Ok(event) = crate::outbox::event(&entry)
+                        && let Some(record) = record(&event)
+                    {
+                        let life = self.life;
+                        let standing = self.standing_mut(record.id, &record.recipient);
+                        let was_taken = standing.is_taken_in(life) && !standing.ended;
+                        standing.ended = true;
+                        self.undurable = self.undurable.saturating_sub(u64::from(was_taken));
+                    }
+                }
+                Change::PutState(_) => self.state_writes += 1,
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn learn(&mut self, observation: &Observation) {
+        if self.was_stepped(observation) {
+            self.epoch += 1;
+        }
+        self.clock = Some((observation.at, observation.time));
+        match &observation.seen {
+            Seen::Accepted { message, recipients, hold_until } => {
+                let controls = self.controls;
+                for recipient in recipients {
+                    let standing = self.standing_mut(*message, recipient);
+                    standing.accepted = true;
+                    if standing.not_before.is_none() {
+                        (standing.not_before, standing.not_before_as_of) = (*hold_until, controls);
+                    }
+                }
+            }
+            Seen::Refused { unknown, .. } => self.strangers |= unknown,
+            Seen::Event(event) => self.learn_event(event),
+            Seen::Connecting { connection, peer, local, host, queue, source } => {
+                let settings = self.settings(queue, source);
+                self.settings.entry((queue.clone(), source.clone())).or_insert(settings);
+                let open = Open {
+                    peer: *peer,
+                    local: *local,
+                    host: host.clone(),
+                    queue: queue.clone(),
+                    source: source.clone(),
+                    at_work: true,
+                };
+                self.open.insert(*connection, open);
+            }
+            Seen::Connected { connection } => {
+                if let Some(open) = self.open.get_mut(connection) {
+                    open.at_work = false;
+                }
+            }
+            Seen::NotConnected { .. } => {}
+            Seen::Offered { connection, message, queue, host, recipients } => {
+                if let Some(open) = self.open.get_mut(connection) {
+                    (open.at_work, open.queue, open.host) = (true, queue.clone(), host.clone());
+                }
+                for recipient in recipients {
+                    let standing = self.standing_mut(*message, recipient);
+                    standing.first_offered.get_or_insert(observation.time);
+                }
+            }
+            Seen::Answered { connection, message, taken, unsaid, .. } => {
+                if let Some(open) = self.open.get_mut(connection) {
+                    open.at_work = false;
+                }
+                let life = self.life;
+                for recipient in taken {
+                    let standing = self.standing_mut(*message, recipient);
+                    let is_new = !standing.is_taken_in(life) && !standing.ended;
+                    standing.taken = Some((life, !unsaid));
+                    standing.times_taken += 1;
+                    self.undurable += u64::from(is_new);
+                }
+            }
+            Seen::Closed { connection } => drop(self.open.remove(connection)),
+            Seen::Crashed => self.stopped_well = false,
+            Seen::Stopped => self.stopped_well = true,
+            Seen::Started => {
+                self.open.clear();
+                self.life += 1;
+                self.epoch += 1;
+                self.undurable = 0;
+            }
+            Seen::ClockStepped { .. } | Seen::PolicyReplaced => self.epoch += 1,
+            Seen::Control(_) => self.controls += 1,
+            Seen::Note(_) => {}
+        }
+    }
+
+    fn learn_event(&mut self, event: &DeliveryEvent) {
+        let (life, controls) = (self.life, self.controls);
+        match event {
+            DeliveryEvent::Deferred(deferred) => {
+                let record = &deferred.record;
+                let standing = self.standing_mut(record.id, &record.recipient);
+                (standing.not_before, standing.not_before_as_of) = (Some(deferred.next_attempt), controls);
+                (standing.attempts, standing.attempts_seen_in) = (record.attempts, life);
+                // An answer that was lost is what it waits for.
+                let was_taken = standing.is_taken_in(life);
+                standing.taken = None;
+                self.undurable = self.undurable.saturating_sub(u64::from(was_taken));
+            }
+            DeliveryEvent::QueueMode(change) => {
+                let key = (change.queue.clone(), change.source.clone());
+                match change.mode {
+                    QueueModeChange::Backoff => drop(self.backoff.insert(key, change.until)),
+                    QueueModeChange::Normal => drop(self.backoff.remove(&key)),
+                    _ => {}
+                }
+            }
+            event if event.is_final() => {
+                if let Some(record) = record(event) {
+                    let standing = self.standing_mut(record.id, &record.recipient);
+                    standing.reported = Some((record.event, life));
+                    standing.ended = true;
+                }
+            }
+            _ => {}
+        }
+    }
+}

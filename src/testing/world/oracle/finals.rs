@@ -1,0 +1,48 @@
+//! Each recipient has exactly one final event, and it tells the truth.
+
+use super::super::observation::{Observation, Seen, record};
+use super::{Facts, Invariant, Judgement};
+use crate::event::DeliveryEvent;
+
+pub(super) struct Finals;
+
+impl Invariant for Finals {
+    fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
+        let Seen::Event(event) = &observation.seen else { return Ok(()) };
+        let Some(record) = record(event).filter(|_| event.is_final()) else { return Ok(()) };
+        let (message, recipient) = (record.id, &record.recipient);
+        let standing = facts.standing_of(message, recipient);
+        if let Some((first, reported_in)) = standing.reported {
+            if first != record.event {
+                return Err(format!("{message} to {recipient} has a second final event"));
+            }
+            // A crash before it was acknowledged repeats it.
+            if reported_in == facts.life {
+                return Err(format!(
+                    "the final event of {message} to {recipient} came twice, without a crash"
+                ));
+            }
+        }
+        match &**event {
+            DeliveryEvent::Delivered(_) if standing.times_taken == 0 => {
+                Err(format!("{message} to {recipient} is reported as delivered, and no server took it"))
+            }
+            DeliveryEvent::Bounced(_) if standing.taken == Some((facts.life, true)) => {
+                Err(format!("{message} to {recipient} is reported as bounced, and a server took it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&mut self, facts: &Facts, snapshot: &super::Snapshot) -> Judgement {
+        if facts.strangers {
+            return Ok(());
+        }
+        let stranger = snapshot.items.iter().find(|item| {
+            let mut accepted = item.recipients.iter().map(|recipient| &recipient.address);
+            !accepted.all(|to| facts.standing(item.message, to).is_some_and(|standing| standing.accepted))
+        });
+        stranger
+            .map_or(Ok(()), |item| Err(format!("{} is in the store, and nobody accepted it", item.message)))
+    }
+}

@@ -1,0 +1,33 @@
+//! Accepted mail is never lost.
+
+use std::collections::{HashMap, HashSet};
+
+use super::super::observation::record;
+use super::{Facts, Invariant, Judgement, Snapshot};
+use crate::message::{Address, MessageId};
+
+pub(super) struct Lost;
+
+impl Invariant for Lost {
+    fn check(&mut self, facts: &Facts, snapshot: &Snapshot) -> Judgement {
+        let mut stored: HashMap<MessageId, HashSet<&Address>> = HashMap::new();
+        for item in &snapshot.items {
+            let recipients = item.recipients.iter().map(|recipient| &recipient.address);
+            stored.entry(item.message).or_default().extend(recipients);
+        }
+        for record in snapshot.outbox.iter().filter_map(record) {
+            stored.entry(record.id).or_default().insert(&record.recipient);
+        }
+        for (message, recipients) in &facts.messages {
+            for (recipient, standing) in recipients {
+                let is_stored = || stored.get(message).is_some_and(|stored| stored.contains(recipient));
+                if standing.accepted && standing.reported.is_none() && !is_stored() {
+                    return Err(format!(
+                        "{message} to {recipient} was accepted and is neither in the store nor reported"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

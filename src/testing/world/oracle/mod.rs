@@ -1,0 +1,201 @@
+//! The oracle: reads along and says when something happened that never may.
+//!
+//! One file for each invariant. An invariant sees each observation before it becomes a fact, and a snapshot of
+//! store and engine now and then.
+
+mod bounded;
+mod due;
+mod duplicates;
+mod facts;
+mod finals;
+mod limits;
+mod lost;
+mod permits;
+mod rates;
+mod schedule;
+mod settled;
+mod snapshot;
+mod starved;
+
+use std::fmt;
+use std::time::Duration;
+
+use facts::Facts;
+pub(super) use snapshot::Snapshot;
+
+use super::observation::{Observation, Seen};
+use crate::event::DeliveryEvent;
+use crate::message::MessageId;
+use crate::policy::Policy;
+use crate::scheduler::Bounds;
+use crate::storage::Change;
+
+/// What is wrong, in words, or nothing.
+type Judgement = Result<(), String>;
+
+/// Something that always holds.
+trait Invariant: Send {
+    /// Judges an observation. `facts` is what was known before it.
+    fn see(&mut self, _facts: &Facts, _observation: &Observation) -> Judgement {
+        Ok(())
+    }
+
+    /// Judges store and engine as they are at a moment in which nothing moves.
+    fn check(&mut self, _facts: &Facts, _snapshot: &Snapshot) -> Judgement {
+        Ok(())
+    }
+}
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Broken {
+    pub(super) invariant: &'static str,
+    pub(super) what: String,
+    /// The message it is about, if it is about one.
+    pub(super) message: Option<MessageId>,
+}
+
+/// An invariant did not hold: a fault of the engine, or of a part that the host put in.
+///
+/// | Invariant | What always holds |
+/// |---|---|
+/// | `lost` | accepted mail is in the store until its final event was reported |
+/// | `settled` | a recipient whose end is durable is never tried again |
+/// | `duplicates` | what a server took is sent again only after a crash or an answer that was lost, and no more than was in flight |
+/// | `finals` | each recipient has exactly one final event, and it tells the truth |
+/// | `limits` | no limit on connections is exceeded |
+/// | `rates` | no rate is exceeded |
+/// | `due` | nothing is tried before it is due |
+/// | `schedule` | attempts are counted and intervals follow the policy, over restarts too |
+/// | `permits` | what a connection takes of the limits is given back when it ends |
+/// | `starved` | no queue waits without an end for what it could have |
+/// | `bounded` | what has a bound in memory stays within it |
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Violation {
+    /// The world's seed.
+    pub seed: u64,
+    /// Which invariant.
+    pub invariant: &'static str,
+    /// What happened.
+    pub what: String,
+    /// When, since the world's beginning.
+    pub at: Duration,
+    /// What the engine says the message or queue waits for, where that helps.
+    pub why: Vec<String>,
+    /// The end of the trace.
+    pub recent: Vec<String>,
+}
+
+impl Violation {
+    pub(super) fn new(
+        seed: u64,
+        (broken, at, recent): (Broken, Duration, Vec<String>),
+        why: Vec<String>,
+    ) -> Self {
+        Self { seed, invariant: broken.invariant, what: broken.what, at, why, recent }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}: {} after {:?}: {}", self.seed, self.invariant, self.at, self.what)?;
+        for line in &self.why {
+            writeln!(f, "  it waits for: {line}")?;
+        }
+        writeln!(f, "the trace ends so:")?;
+        for line in &self.recent {
+            writeln!(f, "  {line}")?;
+        }
+        // The test harness names its threads after the tests.
+        let test = std::thread::current().name().filter(|name| *name != "main").map(str::to_owned);
+        let test = test.map(|test| format!(" {test}")).unwrap_or_default();
+        write!(f, "to repeat it: {}={} cargo test{test}", super::builder::SEED_VARIABLE, self.seed)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+pub(super) struct Oracle {
+    facts: Facts,
+    invariants: Vec<(&'static str, Box<dyn Invariant>)>,
+    /// Broken at this moment, unless something else that is seen at the same moment explains it.
+    pending: Option<(Duration, Broken)>,
+}
+
+impl Oracle {
+    pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
+        let invariants: Vec<(&'static str, Box<dyn Invariant>)> = vec![
+            ("lost", Box::new(lost::Lost)),
+            ("settled", Box::new(settled::Settled)),
+            ("duplicates", Box::<duplicates::Duplicates>::default()),
+            ("finals", Box::new(finals::Finals)),
+            ("limits", Box::<limits::Limits>::default()),
+            ("rates", Box::<rates::Rates>::default()),
+            ("due", Box::<due::Due>::default()),
+            ("schedule", Box::<schedule::Schedule>::default()),
+            ("permits", Box::new(permits::Permits)),
+            ("starved", Box::<starved::Starved>::default()),
+            ("bounded", Box::new(bounded::Bounded)),
+        ];
+        Self { facts: Facts::new(policy, bounds), invariants, pending: None }
+    }
+
+    /// Takes note of what happened. An error: what was seen before is broken for certain now.
+    pub(super) fn see(&mut self, observation: &Observation) -> Result<(), Broken> {
+        if explains(&observation.seen) {
+            self.pending = self.pending.take().filter(|&(at, _)| at != observation.at);
+        }
+        self.settle_pending(observation.at)?;
+        for (name, invariant) in &mut self.invariants {
+            if let Err(what) = invariant.see(&self.facts, observation) {
+                let broken = Broken { invariant: name, what, message: observation.seen.message() };
+                self.pending.get_or_insert((observation.at, broken));
+            }
+        }
+        self.facts.learn(observation);
+        Ok(())
+    }
+
+    /// Time has passed: what is pending is certain.
+    fn settle_pending(&mut self, now: Duration) -> Result<(), Broken> {
+        match self.pending.take() {
+            Some((at, broken)) if at < now => Err(broken),
+            pending => {
+                self.pending = pending;
+                Ok(())
+            }
+        }
+    }
+
+    /// These changes are durable.
+    pub(super) fn committed(&mut self, changes: &[Change]) {
+        self.facts.committed(changes);
+    }
+
+    /// Judges store and engine.
+    pub(super) fn check(&mut self, snapshot: &Snapshot) -> Result<(), Broken> {
+        if let Some((_, broken)) = self.pending.take() {
+            return Err(broken);
+        }
+        for (name, invariant) in &mut self.invariants {
+            if let Err(what) = invariant.check(&self.facts, snapshot) {
+                return Err(Broken { invariant: name, what, message: None });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_policy(&mut self, policy: Policy) {
+        self.facts.set_policy(policy);
+    }
+}
+
+/// What changes the rules for what is seen at the same moment, before it or after.
+fn explains(seen: &Seen) -> bool {
+    match seen {
+        Seen::PolicyReplaced | Seen::Control(_) | Seen::Crashed | Seen::Stopped => true,
+        Seen::Event(event) => matches!(**event, DeliveryEvent::QueueMode(_)),
+        _ => false,
+    }
+}

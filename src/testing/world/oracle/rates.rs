@@ -1,0 +1,80 @@
+//! Rates are never exceeded: in any time no more than the rate allows, and one burst.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::observation::{Observation, Seen};
+use super::{Facts, Invariant, Judgement};
+use crate::policy::Rate;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Messages(Arc<str>, Arc<str>),
+    MessagesFrom(Arc<str>, Option<IpAddr>),
+    Connections(Arc<str>, Arc<str>),
+    ConnectionsFrom(Arc<str>, Option<IpAddr>),
+}
+
+/// When what was used of each rate is paid off.
+#[derive(Default)]
+pub(super) struct Rates {
+    used: HashMap<Key, (Rate, Duration)>,
+    epoch: u64,
+}
+
+/// The engine plans in microseconds.
+const ROUNDING: Duration = Duration::from_micros(2);
+
+impl Invariant for Rates {
+    fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
+        if self.epoch != facts.epoch {
+            self.epoch = facts.epoch;
+            self.used.clear();
+        }
+        match &observation.seen {
+            Seen::Connecting { local, queue, source, .. } => {
+                let settings = facts.settings(queue, source);
+                let key = Key::Connections(queue.clone(), source.clone());
+                self.take(observation.at, key, settings.max_connect_rate, 1)?;
+                let key = Key::ConnectionsFrom(queue.clone(), *local);
+                self.take(observation.at, key, settings.source_ip_max_connect_rate, 1)
+            }
+            Seen::Offered { connection, queue, recipients, .. } => {
+                let Some(open) = facts.open.get(connection) else { return Ok(()) };
+                let settings = facts.settings(queue, &open.source);
+                let backoff = facts.in_backoff(queue, &open.source, observation.time);
+                let rate = if backoff { settings.backoff_max_msg_rate } else { settings.max_msg_rate };
+                let units = u32::try_from(recipients.len()).unwrap_or(u32::MAX);
+                let key = Key::Messages(queue.clone(), open.source.clone());
+                self.take(observation.at, key, rate, units)?;
+                let key = Key::MessagesFrom(queue.clone(), open.local);
+                self.take(observation.at, key, settings.source_ip_max_msg_rate, units)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Rates {
+    fn take(&mut self, now: Duration, key: Key, rate: Option<Rate>, units: u32) -> Judgement {
+        let Some(rate) = rate else {
+            self.used.remove(&key);
+            return Ok(());
+        };
+        let interval = rate.period() / rate.count().max(1);
+        // One second's worth, at least one.
+        let burst = (rate.count() as f64 / rate.period().as_secs_f64()).max(1.0);
+        let burst = interval.mul_f64(burst) + ROUNDING * units;
+        let (_, paid_off) =
+            self.used.get(&key).filter(|(of, _)| *of == rate).copied().unwrap_or((rate, Duration::ZERO));
+        let paid_off = paid_off.max(now) + interval * units;
+        self.used.insert(key.clone(), (rate, paid_off));
+        if paid_off > now + burst {
+            let early = paid_off - now - burst;
+            return Err(format!("{units} more for {key:?} come {early:?} too early for {rate}"));
+        }
+        Ok(())
+    }
+}

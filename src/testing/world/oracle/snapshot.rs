@@ -1,0 +1,60 @@
+//! Store and engine at a moment in which nothing moves.
+
+use std::time::Duration;
+
+use super::super::book::Book;
+use crate::clock::Timestamp;
+use crate::engine::DeliveryEngine;
+use crate::event::DeliveryEvent;
+use crate::scheduler::Gauges;
+use crate::storage::{Filter, ItemSummary, OutboxPosition, Storage, StorageError};
+use crate::testing::conversation::pause;
+
+/// Items and outcomes read at a time.
+const PAGE: usize = 4_096;
+
+pub(in crate::testing::world) struct Snapshot {
+    pub(super) at: Duration,
+    pub(super) time: Timestamp,
+    pub(super) items: Vec<ItemSummary>,
+    pub(super) outbox: Vec<DeliveryEvent>,
+    pub(super) gauges: Gauges,
+}
+
+impl Snapshot {
+    /// Waits a moment, so that all that could be done at once is done. `None`: the engine or the store does not answer.
+    pub(in crate::testing::world) async fn take(
+        engine: &DeliveryEngine,
+        store: &dyn Storage,
+        book: &Book,
+    ) -> Option<Self> {
+        pause(Duration::from_millis(1)).await;
+        let gauges = engine.gauges().await.ok()?;
+        let items = items(store).await.ok()?;
+        let outbox = outbox(store).await.ok()?;
+        Some(Self { at: book.elapsed(), time: book.now(), items, outbox, gauges })
+    }
+}
+
+async fn items(store: &dyn Storage) -> Result<Vec<ItemSummary>, StorageError> {
+    let mut items = Vec::new();
+    loop {
+        let after = items.last().map(|item: &ItemSummary| item.id);
+        let page = store.list(Filter::All, after, PAGE).await?;
+        if page.is_empty() {
+            return Ok(items);
+        }
+        items.extend(page);
+    }
+}
+
+async fn outbox(store: &dyn Storage) -> Result<Vec<DeliveryEvent>, StorageError> {
+    let mut events = Vec::new();
+    let mut after = OutboxPosition::default();
+    loop {
+        let page = store.outbox(after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(events) };
+        after = last.position;
+        events.extend(page.iter().filter_map(|entry| crate::outbox::event(entry).ok()));
+    }
+}

@@ -1,0 +1,118 @@
+//! No queue waits without an end for what it could have.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::observation::{Observation, Seen, record};
+use super::facts::QueueId;
+use super::{Facts, Invariant, Judgement, Snapshot};
+use crate::event::DeliveryEvent;
+use crate::message::MessageId;
+use crate::policy::{QueueSettings, Rate};
+
+/// How long a queue with due mail may do nothing, beside its own intervals and rates.
+const PATIENCE: Duration = Duration::from_secs(6 * 3600);
+
+/// How long one that was found so may do nothing more.
+const MORE_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// When each queue did something last.
+#[derive(Default)]
+pub(super) struct Starved {
+    active: HashMap<QueueId, Duration>,
+    /// Messages that seem forgotten, and since when.
+    suspects: HashMap<MessageId, Duration>,
+    /// Something that stops all: a start, trouble with the store or this machine, a word of the host.
+    all: Duration,
+    stopped: bool,
+    pauses: i64,
+}
+
+impl Invariant for Starved {
+    fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
+        let at = observation.at;
+        match &observation.seen {
+            Seen::Connecting { queue, source, .. } => self.active(at, queue, source),
+            Seen::Offered { connection, queue, .. } => {
+                if let Some(open) = facts.open.get(connection) {
+                    self.active(at, queue, &open.source);
+                }
+            }
+            Seen::Started => (self.all, self.stopped) = (at, false),
+            Seen::PolicyReplaced | Seen::ClockStepped { .. } => self.all = at,
+            Seen::Control(what) => {
+                self.all = at;
+                self.pauses += i64::from(what.starts_with("pause")) - i64::from(what.starts_with("resume"));
+            }
+            Seen::Event(event) => match &**event {
+                DeliveryEvent::QueueDeferred(event) => self.active(at, &event.queue, &event.source),
+                DeliveryEvent::QueueMode(event) => self.active(at, &event.queue, &event.source),
+                DeliveryEvent::LocalTrouble(_) => self.all = at,
+                DeliveryEvent::StorageTrouble(trouble) => {
+                    self.all = at;
+                    self.stopped |= trouble.stopped;
+                }
+                event => {
+                    if let Some(record) = record(event) {
+                        self.active(at, &record.queue, &record.source);
+                    }
+                }
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, facts: &Facts, snapshot: &Snapshot) -> Judgement {
+        if self.stopped || self.pauses != 0 {
+            return Ok(());
+        }
+        let before = std::mem::take(&mut self.suspects);
+        for item in &snapshot.items {
+            let Some(lane) = snapshot.gauges.lanes.get(&item.lane).filter(|lane| !lane.is_held) else {
+                continue;
+            };
+            let waited = snapshot.time.saturating_since(item.due);
+            let key = (lane.queue.clone(), lane.source.clone());
+            let last = self.active.get(&key).copied().unwrap_or_default().max(self.all);
+            let idle = snapshot.at.saturating_sub(last);
+            let patience = patience(&facts.settings(&key.0, &key.1));
+            if waited <= patience || idle <= patience {
+                continue;
+            }
+            // It may have come to this queue just now: it has some time more.
+            let since = before.get(&item.message).copied().unwrap_or(snapshot.at);
+            self.suspects.insert(item.message, since);
+            if snapshot.at.saturating_sub(since) > MORE_PATIENCE {
+                let (message, queue) = (item.message, &lane.queue);
+                return Err(format!(
+                    "{message} of {queue} is due since {waited:?}, and its queue did nothing"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Starved {
+    fn active(&mut self, at: Duration, queue: &Arc<str>, source: &Arc<str>) {
+        self.active.insert((queue.clone(), source.clone()), at);
+    }
+}
+
+/// What a queue's own settings may have it wait.
+fn patience(settings: &QueueSettings) -> Duration {
+    let lists = [&settings.retry_after, &settings.backoff_retry_after];
+    let longest = lists.into_iter().flat_map(|list| list.intervals()).max().copied().unwrap_or_default();
+    let rates = [
+        settings.max_msg_rate,
+        settings.backoff_max_msg_rate,
+        settings.max_connect_rate,
+        settings.source_ip_max_msg_rate,
+        settings.source_ip_max_connect_rate,
+    ];
+    let one = |rate: Rate| rate.period() / rate.count().max(1);
+    let slowest = rates.into_iter().flatten().map(one).max().unwrap_or_default();
+    PATIENCE + longest.mul_f64(1.5) + slowest * 2
+}

@@ -1,0 +1,322 @@
+//! A server of a world: its model, and what it remembers.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::model::{Failure, ModelTls, ServerModel};
+use crate::message::Address;
+use crate::reply::{Reply, Stage};
+use crate::transport::{EndCause, RecipientReport, SessionEnd, Transaction, TransactionReport};
+
+/// Senders and recipients a greylist remembers; past it the oldest are forgotten.
+const MOST_GREYLISTED: usize = 1_000_000;
+
+pub(super) struct Server {
+    model: ServerModel,
+    random: fastrand::Rng,
+    open: HashMap<Option<IpAddr>, u32>,
+    /// When messages were taken, within the period of the model's rate.
+    taken: HashMap<Option<IpAddr>, VecDeque<Duration>>,
+    greylist: HashMap<Triple, Duration>,
+    greylisted: VecDeque<Triple>,
+}
+
+type Triple = (Option<IpAddr>, String, String);
+
+/// What a transaction came to, so far.
+pub(super) struct Envelope {
+    pub(super) report: TransactionReport,
+    /// The content is wanted.
+    pub(super) wanted: bool,
+}
+
+/// How an attempt to connect goes on.
+pub(super) enum Greeting {
+    Accepted,
+    /// Refused by the network.
+    Refused,
+    /// No answer ever.
+    Silence,
+    /// Closed without a word.
+    Closed(Stage),
+    Reply(Stage, Reply),
+}
+
+impl Server {
+    pub(super) fn new(model: ServerModel, seed: u64) -> Self {
+        Self {
+            model,
+            random: fastrand::Rng::with_seed(seed),
+            open: HashMap::new(),
+            taken: HashMap::new(),
+            greylist: HashMap::new(),
+            greylisted: VecDeque::new(),
+        }
+    }
+
+    /// Behaves differently from now on. What it remembers stays.
+    pub(super) fn set_model(&mut self, model: ServerModel) {
+        self.model = model;
+    }
+
+    pub(super) fn connect_latency(&mut self) -> Duration {
+        self.model.connect_latency.draw(&mut self.random)
+    }
+
+    pub(super) fn reply_latency(&mut self, now: Duration) -> Duration {
+        let latency = self.model.reply_latency.draw(&mut self.random);
+        let windows = self.model.failures.iter().filter(|window| (window.from..window.until).contains(&now));
+        let slow = windows.filter_map(|window| match window.failure {
+            Failure::Slow(time) => Some(time),
+            _ => None,
+        });
+        latency + slow.sum()
+    }
+
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.model.idle_timeout
+    }
+
+    pub(super) fn greet(&mut self, now: Duration, client: Option<IpAddr>) -> Greeting {
+        for failure in self.failures(now) {
+            match failure {
+                Failure::Refuse => return Greeting::Refused,
+                Failure::Blackhole => return Greeting::Silence,
+                Failure::Close(stage) if stage <= Stage::Ehlo => return Greeting::Closed(stage),
+                Failure::Reply(stage, text) if stage <= Stage::Ehlo => {
+                    return Greeting::Reply(stage, reply(&text));
+                }
+                _ => {}
+            }
+        }
+        let open = self.open.entry(client).or_default();
+        if self.model.connection_limit.is_some_and(|limit| *open >= limit) {
+            return Greeting::Reply(
+                Stage::Connect,
+                reply("421 4.7.0 too many connections from your address"),
+            );
+        }
+        *open += 1;
+        Greeting::Accepted
+    }
+
+    pub(super) fn left(&mut self, client: Option<IpAddr>) {
+        if let Some(open) = self.open.get_mut(&client) {
+            *open = open.saturating_sub(1);
+        }
+    }
+
+    /// MAIL, RCPT and DATA, in one group.
+    pub(super) fn envelope(
+        &mut self,
+        now: Duration,
+        client: Option<IpAddr>,
+        used: u32,
+        transaction: &Transaction,
+    ) -> Envelope {
+        let mut report = TransactionReport {
+            recipients: vec![RecipientReport::None; transaction.recipients.len()],
+            ..TransactionReport::default()
+        };
+        let failures = self.failures(now);
+        let planned = Planned::of(&failures);
+        if let Some(end) = planned.end(Stage::Mail) {
+            return Envelope { report: ended(report, end), wanted: false };
+        }
+        let mail = planned.reply(Stage::Mail).or_else(|| self.mail(now, client, used));
+        let mail = mail.unwrap_or_else(|| reply("250 2.1.0 ok"));
+        let refused = !mail.is_positive();
+        let closing = mail.code() == 421;
+        report.mail = Some(mail.clone());
+        if closing {
+            return Envelope { report: ended(report, said(Stage::Mail, mail)), wanted: false };
+        }
+        if refused {
+            return Envelope { report, wanted: false };
+        }
+        if let Some(end) = planned.end(Stage::Rcpt) {
+            return Envelope { report: ended(report, end), wanted: false };
+        }
+        let sender = transaction.reverse_path.as_ref().map_or("", Address::as_str).to_owned();
+        let mut accepted = false;
+        for (index, recipient) in transaction.recipients.iter().enumerate() {
+            let answer = planned.reply(Stage::Rcpt);
+            let answer = answer.or_else(|| self.rcpt(now, client, &sender, recipient.as_str()));
+            let answer = answer.unwrap_or_else(|| reply("250 2.1.5 ok"));
+            accepted |= answer.is_positive();
+            let closing = answer.code() == 421;
+            if let Some(slot) = report.recipients.get_mut(index) {
+                *slot = RecipientReport::Reply(answer.clone());
+            }
+            if closing {
+                return Envelope { report: ended(report, said(Stage::Rcpt, answer)), wanted: false };
+            }
+        }
+        if !accepted {
+            return Envelope { report, wanted: false };
+        }
+        if let Some(end) = planned.end(Stage::Data) {
+            return Envelope { report: ended(report, end), wanted: false };
+        }
+        match planned.reply(Stage::Data) {
+            Some(answer) => {
+                report.data = Some(answer.clone());
+                let wanted = answer.is_intermediate();
+                if answer.code() == 421 {
+                    report = ended(report, said(Stage::Data, answer));
+                }
+                Envelope { report, wanted }
+            }
+            None => {
+                report.data = Some(reply("354 go ahead"));
+                Envelope { report, wanted: true }
+            }
+        }
+    }
+
+    /// The content and the final dot. Returns whether it was taken, though that may not have been said.
+    pub(super) fn content(
+        &mut self,
+        now: Duration,
+        client: Option<IpAddr>,
+        report: &mut TransactionReport,
+    ) -> bool {
+        report.dot_sent = true;
+        let failures = self.failures(now);
+        let planned = Planned::of(&failures);
+        if let Some(end) = planned.end(Stage::Dot) {
+            report.end = Some(end);
+            let taken = self.random.bool();
+            if taken {
+                self.count(now, client);
+            }
+            return taken;
+        }
+        let answer = planned.reply(Stage::Dot).unwrap_or_else(|| reply("250 2.0.0 queued"));
+        let taken = answer.is_positive();
+        if taken {
+            self.count(now, client);
+        }
+        if answer.code() == 421 {
+            report.end = Some(said(Stage::Dot, answer.clone()));
+        }
+        report.dot = Some(answer);
+        taken
+    }
+
+    fn mail(&mut self, now: Duration, client: Option<IpAddr>, used: u32) -> Option<Reply> {
+        if self.model.tls == ModelTls::Required {
+            return Some(reply("530 5.7.0 must issue a STARTTLS command first"));
+        }
+        if self.model.messages_per_connection.is_some_and(|most| used >= most) {
+            return Some(reply("421 4.7.0 too many messages in this session"));
+        }
+        let (most, period) = self.model.message_rate?;
+        let taken = self.taken.entry(client).or_default();
+        while taken.front().is_some_and(|&at| now.saturating_sub(at) >= period) {
+            taken.pop_front();
+        }
+        let full = taken.len() >= most as usize;
+        full.then(|| reply("421 4.7.28 too many messages from your address, try again later"))
+    }
+
+    fn count(&mut self, now: Duration, client: Option<IpAddr>) {
+        if self.model.message_rate.is_some() {
+            self.taken.entry(client).or_default().push_back(now);
+        }
+    }
+
+    fn rcpt(
+        &mut self,
+        now: Duration,
+        client: Option<IpAddr>,
+        sender: &str,
+        recipient: &str,
+    ) -> Option<Reply> {
+        let recipient = recipient.to_ascii_lowercase();
+        if let Some(answer) = self.model.mailboxes.get(&recipient).or(self.model.others.as_ref())
+            && !answer.is_positive()
+        {
+            return Some(answer.clone());
+        }
+        let wait = self.model.greylist?;
+        let triple = (client, sender.to_owned(), recipient);
+        let first = *self.greylist.entry(triple.clone()).or_insert_with(|| {
+            self.greylisted.push_back(triple);
+            now
+        });
+        if self.greylisted.len() > MOST_GREYLISTED
+            && let Some(oldest) = self.greylisted.pop_front()
+        {
+            self.greylist.remove(&oldest);
+        }
+        let passed = now.saturating_sub(first) >= wait;
+        (!passed).then(|| reply("451 4.7.1 greylisted, try again later"))
+    }
+
+    /// What fails now: the windows' failures, and what chance adds.
+    fn failures(&mut self, now: Duration) -> Vec<Failure> {
+        let windows = self.model.failures.iter().filter(|window| (window.from..window.until).contains(&now));
+        let mut failures: Vec<_> = windows.map(|window| window.failure.clone()).collect();
+        for (probability, failure) in &self.model.chances {
+            if self.random.f64() < *probability {
+                failures.push(failure.clone());
+            }
+        }
+        failures
+    }
+}
+
+/// Failures of a transaction, by stage.
+struct Planned<'a>(&'a [Failure]);
+
+impl<'a> Planned<'a> {
+    fn of(failures: &'a [Failure]) -> Self {
+        Self(failures)
+    }
+
+    fn reply(&self, at: Stage) -> Option<Reply> {
+        self.0.iter().find_map(|failure| match failure {
+            Failure::Reply(stage, text) if *stage == at => Some(reply(text)),
+            _ => None,
+        })
+    }
+
+    /// The session ends in place of this stage's reply.
+    fn end(&self, at: Stage) -> Option<SessionEnd> {
+        let closes = self.0.iter().any(|failure| match failure {
+            Failure::Close(stage) => *stage == at,
+            // A server that goes away takes its sessions along, before they can say anything more.
+            Failure::Blackhole | Failure::Refuse => at == Stage::Mail,
+            _ => false,
+        });
+        closes.then_some(SessionEnd { stage: at, cause: EndCause::Closed })
+    }
+}
+
+fn ended(mut report: TransactionReport, end: SessionEnd) -> TransactionReport {
+    report.end = Some(end);
+    report
+}
+
+fn said(stage: Stage, reply: Reply) -> SessionEnd {
+    SessionEnd { stage, cause: EndCause::Reply(reply) }
+}
+
+/// Who has the message, if the content was taken.
+pub(super) fn accepted(transaction: &Transaction, report: &TransactionReport) -> Vec<Address> {
+    let mut seen = HashSet::new();
+    let pairs = transaction.recipients.iter().zip(&report.recipients);
+    let positive =
+        pairs.filter(|(_, answer)| matches!(answer, RecipientReport::Reply(reply) if reply.is_positive()));
+    positive
+        .map(|(recipient, _)| recipient.clone())
+        .filter(|recipient| seen.insert(recipient.clone()))
+        .collect()
+}
+
+/// Texts were read once when the model was made; one that is no reply was refused then.
+fn reply(text: &str) -> Reply {
+    Reply::parse(text).unwrap_or_else(|_| Reply::new(421, ["4.3.0 no reply".as_bytes()]))
+}
