@@ -76,13 +76,15 @@ impl Scheduler {
         let mut promised = 0;
         let weigh = |key: &LaneKey| self.lanes.get(*key).map_or(0, |lane| weight(lane.key.priority));
         let weights: usize = destination.hungry.iter().take(hungry).map(weigh).sum();
-        for _ in 0..hungry {
+        let mut left = hungry;
+        while left > 0 {
             let Some(key) = destination.hungry.pop_front() else { break };
             let Some(lane) = self.lanes.get_mut(key) else { continue };
-            // It may have left for another destination since it stood here.
+            // It may have left for another destination since it stood here: that is no lane's turn.
             if lane.destination != destination_key || !std::mem::take(&mut lane.hungry) {
                 continue;
             }
+            left -= 1;
             let priority = lane.key.priority;
             let share = (room * weight(priority) / weights.max(1)).max(1);
             let allowed = window_share(bound, priority).saturating_sub(destination.claimed + promised);

@@ -66,6 +66,8 @@ use lane::LaneState;
 use limits::Call;
 use queue::Queue;
 use session::Connection;
+#[cfg(feature = "testing")]
+pub(crate) use state::StoredStep;
 pub(crate) use sweep::PAGE;
 use timers::Timers;
 

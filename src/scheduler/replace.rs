@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::destination::RouteState;
 use super::placement::Site;
+use super::session::Connection;
 use super::{ConnectionId, DestinationKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::policy::Policy;
@@ -32,9 +33,14 @@ impl Scheduler {
         }
         let mut open: Vec<ConnectionId> = self.connections.keys().copied().collect();
         open.sort_unstable();
-        open.into_iter().for_each(|id| self.charge_anew(now, id));
-        while let Some(idle) = self.limits.over_limit(self.total) {
-            self.close(idle);
+        open.iter().for_each(|&id| self.charge_anew(now, id));
+        for id in open {
+            // Those at work close once they have nothing to do.
+            let is_over =
+                |connection: &Connection| connection.holds.iter().any(|&slot| self.limits.is_over(slot));
+            if self.connections.get(&id).is_some_and(is_over) {
+                self.close(id);
+            }
         }
     }
 

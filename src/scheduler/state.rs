@@ -281,6 +281,34 @@ impl Scheduler {
     }
 }
 
+/// What a row remembers of a destination's retry clock.
+#[cfg(feature = "testing")]
+pub(crate) struct StoredStep {
+    pub(crate) queue: Arc<str>,
+    pub(crate) source: Arc<str>,
+    pub(crate) step: u32,
+    /// It does not connect before this.
+    pub(crate) until: Option<Timestamp>,
+    /// DNS did not have what it needs: once it does, the clock begins anew.
+    pub(crate) is_missing: bool,
+}
+
+#[cfg(feature = "testing")]
+impl StoredStep {
+    /// `None`: the row is of something else.
+    pub(crate) fn of(row: &StateRow) -> Option<Self> {
+        let (_, encoded) = row.value.split_first()?;
+        let Ok(Row::Destination(row)) = postcard::from_bytes(encoded) else { return None };
+        Some(Self {
+            queue: row.queue.into(),
+            source: row.source.into(),
+            step: row.step,
+            until: row.until,
+            is_missing: row.missing.is_some(),
+        })
+    }
+}
+
 fn named(kind: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     let mut key = kind.to_vec();
     for part in parts {

@@ -186,6 +186,7 @@ impl Scheduler {
     pub(super) fn flush_writes(&mut self, now: Timestamp) {
         let writes = &mut self.writes;
         if writes.stopped {
+            writes.submission_octets = 0;
             for submission in std::mem::take(&mut writes.submissions) {
                 self.refuse(now, submission, &poisoned());
             }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::observation::{Observation, Seen, record};
 use super::oracle::{Broken, Oracle, Snapshot};
-use super::{Key, Outcome, ServerReport};
+use super::{Key, Outcome, ServerReport, StoreCall};
 use crate::clock::{self, Clock, Timestamp};
 use crate::event::{DeliveryEvent, EventSink};
 use crate::message::{Address, MessageId};
@@ -21,8 +21,10 @@ use crate::transport::Target;
 
 /// Observations kept; past it they are still judged and counted.
 const KEPT: usize = 4_000_000;
-/// Lines of the trace that a violation quotes.
-const QUOTED: usize = 40;
+/// Calls of the store at one moment that have no end.
+const ENDLESS: u32 = 200_000;
+/// Lines of the trace that a violation carries.
+const QUOTED: usize = 20_000;
 
 /// Clones are the same book.
 #[derive(Clone)]
@@ -42,6 +44,8 @@ struct State {
     of_message: HashMap<MessageId, Vec<usize>>,
     finals: HashMap<(MessageId, Address), DeliveryEvent>,
     oracle: Oracle,
+    /// Calls of the store at one moment.
+    asked: (Duration, u32),
     next_connection: u64,
     open: BTreeMap<u64, Opened>,
     peaks: BTreeMap<Key, (u64, u64)>,
@@ -85,6 +89,7 @@ impl Book {
             of_message: HashMap::new(),
             finals: HashMap::new(),
             oracle: Oracle::new(policy, bounds),
+            asked: (Duration::ZERO, 0),
             next_connection: 0,
             open: BTreeMap::new(),
             peaks: BTreeMap::new(),
@@ -186,6 +191,26 @@ impl Book {
         self.lock().oracle.check(snapshot)
     }
 
+    /// The store is asked. Nobody asks so often at one moment but who does it without end.
+    pub(super) fn asked(&self, call: StoreCall) {
+        let mut state = self.lock();
+        let now = state.time.elapsed();
+        if state.asked.0 != now {
+            state.asked = (now, 0);
+        }
+        state.asked.1 += 1;
+        if state.asked.1 == ENDLESS {
+            let what = format!("the store was asked {ENDLESS} times at one moment, last for {call:?}");
+            state.broken.get_or_insert(Broken { invariant: "endless", what, message: None });
+            self.inner.stop.notify_one();
+        }
+    }
+
+    pub(super) fn unanswered(&self, time: Duration) {
+        let what = format!("the engine did not answer within {time:?}");
+        self.broke(Broken { invariant: "unanswered", what, message: None });
+    }
+
     pub(super) fn broke(&self, broken: Broken) {
         self.lock().broken.get_or_insert(broken);
     }
@@ -195,9 +220,14 @@ impl Book {
         self.lock().oracle.committed(changes);
     }
 
+    /// A running engine has another policy from here on.
+    pub(super) fn replace_policy(&self, policy: Policy) {
+        self.set_policy(policy);
+        self.see(Seen::PolicyReplaced);
+    }
+
     pub(super) fn set_policy(&self, policy: Policy) {
         self.lock().oracle.set_policy(policy);
-        self.see(Seen::PolicyReplaced);
     }
 
     pub(super) fn trace(&self) -> Vec<Observation> {

@@ -50,6 +50,8 @@ use crate::testing::conversation::pause;
 
 /// How often the store is gone through while time passes.
 const CHECK_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// So long no question to the engine remains without an answer, whatever fails.
+const UNANSWERED: Duration = Duration::from_secs(2 * 86_400);
 /// How long a shutdown may take.
 const SHUTDOWN: Duration = Duration::from_secs(60);
 
@@ -261,7 +263,7 @@ impl World {
         let book = self.book.clone();
         self.until_stopped(async move |engine| {
             let replaced = engine.set_policy(policy.clone()).await;
-            book.set_policy(policy);
+            book.replace_policy(policy);
             replaced
         });
         self.raise_if_crashing();
@@ -498,6 +500,10 @@ impl World {
                 biased;
                 () = book.stopped() => None,
                 answer = run(engine) => Some(answer),
+                () = pause(UNANSWERED) => {
+                    book.unanswered(UNANSWERED);
+                    None
+                }
             }
         })
     }
@@ -553,6 +559,7 @@ impl World {
         let (engine, clock) = runtime.block_on(async move {
             let clock = Clock::stepped_by_hand(start);
             book.run(clock.clone());
+            book.set_policy(policy.clone());
             book.see(Seen::Started);
             let engine = DeliveryEngine::builder(hostname)
                 .storage(storage)

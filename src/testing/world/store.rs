@@ -130,6 +130,7 @@ impl FaultyStorage {
         call: StoreCall,
         work: impl Future<Output = Result<T, StorageError>>,
     ) -> Result<T, StorageError> {
+        self.book.asked(call);
         match self.faults.next(call) {
             None => work.await,
             Some(StoreTrouble::Slow(time)) => {

@@ -26,7 +26,9 @@ impl Invariant for Bounded {
             ("lanes", gauges.lanes.len(), stored + gauges.submissions + gauges.unsettled),
         ];
         match all.into_iter().find(|(_, there, most)| there > most) {
-            Some((what, there, most)) => Err(format!("there are {there} {what}: at most {most} may be")),
+            Some((what, there, most)) => {
+                Err(format!("there are {there} {what}: at most {most} may be").into())
+            }
             None => Ok(()),
         }
     }

@@ -33,7 +33,8 @@ impl Invariant for Due {
                     if let Some(due) = standing.not_before.filter(|due| holds && *due > now) {
                         return Err(format!(
                             "{message} to {recipient} is tried at {now}, and is due at {due}"
-                        ));
+                        )
+                        .into());
                     }
                 }
                 Ok(())
@@ -43,7 +44,9 @@ impl Invariant for Due {
                     facts.standing_of(*message, recipient).first_offered.is_some_and(|first| first < *until)
                 };
                 match recipients.iter().find(early) {
-                    Some(recipient) => Err(format!("{message} to {recipient} was tried before {until}")),
+                    Some(recipient) => {
+                        Err(format!("{message} to {recipient} was tried before {until}").into())
+                    }
                     None => Ok(()),
                 }
             }
@@ -53,7 +56,7 @@ impl Invariant for Due {
                 match held.filter(holds).filter(|held| held.until > now) {
                     Some(held) => {
                         let until = held.until;
-                        Err(format!("{queue} of {source} connects at {now}, and waits until {until}"))
+                        Err(format!("{queue} of {source} connects at {now}, and waits until {until}").into())
                     }
                     None => Ok(()),
                 }
@@ -62,6 +65,14 @@ impl Invariant for Due {
                 if let Some(open) = facts.open.get(connection) {
                     self.queues.remove(&(open.queue.clone(), open.source.clone()));
                 }
+                Ok(())
+            }
+            Seen::Started => {
+                let (controls, epoch) = (facts.controls, facts.epoch + 1);
+                let durable = facts.durable_steps().filter(|(key, _)| is_certain(facts, key));
+                let held = durable
+                    .filter_map(|(key, stored)| Some((key, Held { until: stored.until?, controls, epoch })));
+                self.queues = held.collect();
                 Ok(())
             }
             Seen::Event(event) => {

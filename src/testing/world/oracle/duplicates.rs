@@ -19,7 +19,8 @@ impl Invariant for Duplicates {
                     if facts.standing_of(*message, recipient).taken == Some((facts.life, true)) {
                         return Err(format!(
                             "{message} to {recipient} was taken by a server, and is sent again"
-                        ));
+                        )
+                        .into());
                     }
                 }
                 Ok(())
@@ -32,7 +33,8 @@ impl Invariant for Duplicates {
                         let (message, recipient) = (record.id, &record.recipient);
                         return Err(format!(
                             "{message} to {recipient} was taken by a server, and is deferred"
-                        ));
+                        )
+                        .into());
                     }
                     Ok(())
                 }
@@ -52,7 +54,9 @@ impl Duplicates {
             items as u64 * u64::from(facts.settings(&"*".into(), &"*".into()).max_rcpt_per_transaction);
         if facts.undurable > most {
             let undurable = facts.undurable;
-            return Err(format!("{undurable} recipients were in flight at the crash: at most {most} may be"));
+            return Err(
+                format!("{undurable} recipients were in flight at the crash: at most {most} may be").into()
+            );
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, QueueModeChange};
 use crate::message::{Address, EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
-use crate::scheduler::Bounds;
+use crate::scheduler::{Bounds, StoredStep};
 use crate::storage::{Change, OutboxEntry, OutboxPosition};
 
 /// The engine's clock moved otherwise than time did by this much: it was stepped.
@@ -28,8 +28,6 @@ pub(super) struct Facts {
     backoff: HashMap<QueueId, Option<Timestamp>>,
     /// How many times an engine was started.
     pub(super) life: u32,
-    /// Whether the last engine was shut down in good order.
-    pub(super) stopped_well: bool,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
     pub(super) strangers: bool,
     /// Recipients that a server has taken and whose end is not durable.
@@ -38,9 +36,11 @@ pub(super) struct Facts {
     pub(super) epoch: u64,
     /// Counts what may make mail due before its time.
     pub(super) controls: u64,
-    /// State rows were written so many times.
-    pub(super) state_writes: u64,
+    /// Failed steps in the store, by row.
+    steps: HashMap<Vec<u8>, StoredStep>,
     clock: Option<(Duration, Timestamp)>,
+    /// The moment at which the clock or the policy changed: what is seen in it may lie before that or after.
+    pub(super) unclear_at: Option<Duration>,
 }
 
 /// How one recipient of one message stands.
@@ -94,13 +94,13 @@ impl Facts {
             open: BTreeMap::new(),
             backoff: HashMap::new(),
             life: 0,
-            stopped_well: false,
             strangers: false,
             undurable: 0,
             epoch: 0,
             controls: 0,
-            state_writes: 0,
+            steps: HashMap::new(),
             clock: None,
+            unclear_at: None,
         }
     }
 
@@ -137,13 +137,18 @@ impl Facts {
         recipients.entry(recipient.clone()).or_default()
     }
 
-    /// The clock was stepped since the last observation.
-    pub(super) fn was_stepped(&self, observation: &Observation) -> bool {
-        self.clock.is_some_and(|(at, time)| {
+    /// A step of the clock makes rates begin anew, also for what is judged next.
+    pub(super) fn read_clock(&mut self, observation: &Observation) {
+        let was_stepped = self.clock.is_some_and(|(at, time)| {
             let expected = time + observation.at.saturating_sub(at);
             let ahead = observation.time.saturating_since(expected);
             ahead.max(expected.saturating_since(observation.time)) > SIGNIFICANT_STEP
-        })
+        });
+        if was_stepped {
+            self.epoch += 1;
+            self.unclear_at = Some(observation.at);
+        }
+        self.clock = Some((observation.at, observation.time));
     }
 
     /// Ends that are durable now.
@@ -163,17 +168,23 @@ impl Facts {
                         self.undurable = self.undurable.saturating_sub(u64::from(was_taken));
                     }
                 }
-                Change::PutState(_) => self.state_writes += 1,
+                Change::PutState(row) => {
+                    if let Some(step) = StoredStep::of(row) {
+                        self.steps.insert(row.key.clone(), step);
+                    }
+                }
+                Change::DeleteState(key) => drop(self.steps.remove(key)),
                 _ => {}
             }
         }
     }
 
+    /// The failed steps that a new engine knows of.
+    pub(super) fn durable_steps(&self) -> impl Iterator<Item = (QueueId, &StoredStep)> {
+        self.steps.values().map(|stored| ((stored.queue.clone(), stored.source.clone()), stored))
+    }
+
     pub(super) fn learn(&mut self, observation: &Observation) {
-        if self.was_stepped(observation) {
-            self.epoch += 1;
-        }
-        self.clock = Some((observation.at, observation.time));
         match &observation.seen {
             Seen::Accepted { message, recipients, hold_until } => {
                 let controls = self.controls;
@@ -205,7 +216,6 @@ impl Facts {
                     open.at_work = false;
                 }
             }
-            Seen::NotConnected { .. } => {}
             Seen::Offered { connection, message, queue, host, recipients } => {
                 if let Some(open) = self.open.get_mut(connection) {
                     (open.at_work, open.queue, open.host) = (true, queue.clone(), host.clone());
@@ -229,17 +239,16 @@ impl Facts {
                 }
             }
             Seen::Closed { connection } => drop(self.open.remove(connection)),
-            Seen::Crashed => self.stopped_well = false,
-            Seen::Stopped => self.stopped_well = true,
             Seen::Started => {
                 self.open.clear();
                 self.life += 1;
                 self.epoch += 1;
                 self.undurable = 0;
             }
-            Seen::ClockStepped { .. } | Seen::PolicyReplaced => self.epoch += 1,
+            Seen::PolicyReplaced => self.unclear_at = Some(observation.at),
+            Seen::ClockStepped { .. } => self.epoch += 1,
             Seen::Control(_) => self.controls += 1,
-            Seen::Note(_) => {}
+            Seen::NotConnected { .. } | Seen::Crashed | Seen::Stopped | Seen::Note(_) => {}
         }
     }
 

@@ -14,21 +14,23 @@ impl Invariant for Finals {
         let standing = facts.standing_of(message, recipient);
         if let Some((first, reported_in)) = standing.reported {
             if first != record.event {
-                return Err(format!("{message} to {recipient} has a second final event"));
+                return Err(format!("{message} to {recipient} has a second final event").into());
             }
             // A crash before it was acknowledged repeats it.
             if reported_in == facts.life {
                 return Err(format!(
                     "the final event of {message} to {recipient} came twice, without a crash"
-                ));
+                )
+                .into());
             }
         }
         match &**event {
             DeliveryEvent::Delivered(_) if standing.times_taken == 0 => {
-                Err(format!("{message} to {recipient} is reported as delivered, and no server took it"))
+                Err(format!("{message} to {recipient} is reported as delivered, and no server took it")
+                    .into())
             }
             DeliveryEvent::Bounced(_) if standing.taken == Some((facts.life, true)) => {
-                Err(format!("{message} to {recipient} is reported as bounced, and a server took it"))
+                Err(format!("{message} to {recipient} is reported as bounced, and a server took it").into())
             }
             _ => Ok(()),
         }
@@ -42,7 +44,8 @@ impl Invariant for Finals {
             let mut accepted = item.recipients.iter().map(|recipient| &recipient.address);
             !accepted.all(|to| facts.standing(item.message, to).is_some_and(|standing| standing.accepted))
         });
-        stranger
-            .map_or(Ok(()), |item| Err(format!("{} is in the store, and nobody accepted it", item.message)))
+        stranger.map_or(Ok(()), |item| {
+            Err(format!("{} is in the store, and nobody accepted it", item.message).into())
+        })
     }
 }

@@ -45,8 +45,8 @@ impl Invariant for Limits {
                     source: source.clone(),
                     at_work: true,
                 };
-                self.hold(*connection, &open, facts);
-                self.judge(*connection, &open, facts, observation)
+                let before = self.hold(*connection, &open, facts);
+                self.judge((*connection, &before), &open, facts, observation)
             }
             Seen::Offered { connection, queue, host, .. } => {
                 let Some(open) = facts.open.get(connection) else { return Ok(()) };
@@ -57,18 +57,19 @@ impl Invariant for Limits {
                     at_work: true,
                     ..*open
                 };
-                self.hold(*connection, &open, facts);
-                self.judge(*connection, &open, facts, observation)
+                let before = self.hold(*connection, &open, facts);
+                self.judge((*connection, &before), &open, facts, observation)
             }
             Seen::Connected { connection } | Seen::Answered { connection, .. } => {
                 if let Some(open) = facts.open.get(connection) {
                     let (host, queue, source) = (open.host.clone(), open.queue.clone(), open.source.clone());
-                    self.hold(*connection, &Open { host, queue, source, at_work: false, ..*open }, facts);
+                    let open = Open { host, queue, source, at_work: false, ..*open };
+                    self.hold(*connection, &open, facts);
                 }
                 Ok(())
             }
             Seen::Closed { connection } => {
-                self.release(*connection);
+                drop(self.release(*connection));
                 Ok(())
             }
             Seen::Started => {
@@ -91,30 +92,41 @@ impl Limits {
         }
     }
 
-    fn hold(&mut self, connection: u64, open: &Open, facts: &Facts) {
-        self.release(connection);
+    /// Returns what it was held for before.
+    fn hold(&mut self, connection: u64, open: &Open, facts: &Facts) -> Vec<Key> {
+        let before = self.release(connection);
         let keys = keys(open, facts);
         for key in &keys {
             *self.counts.entry(key.clone()).or_default() += 1;
         }
         self.held.insert(connection, keys);
+        before
     }
 
-    fn release(&mut self, connection: u64) {
-        for key in self.held.remove(&connection).into_iter().flatten() {
-            if let Some(count) = self.counts.get_mut(&key) {
+    fn release(&mut self, connection: u64) -> Vec<Key> {
+        let held = self.held.remove(&connection).unwrap_or_default();
+        for key in &held {
+            if let Some(count) = self.counts.get_mut(key) {
                 *count -= 1;
                 if *count == 0 {
-                    self.counts.remove(&key);
+                    self.counts.remove(key);
                 }
             }
         }
+        held
     }
 
-    fn judge(&self, connection: u64, open: &Open, facts: &Facts, observation: &Observation) -> Judgement {
+    /// Judges what the connection is held for and was not before.
+    fn judge(
+        &self,
+        (connection, before): (u64, &[Key]),
+        open: &Open,
+        facts: &Facts,
+        observation: &Observation,
+    ) -> Judgement {
         let settings = facts.settings(&open.queue, &open.source);
         let policy = &facts.policy;
-        for key in self.held.get(&connection).into_iter().flatten() {
+        for key in self.held.get(&connection).into_iter().flatten().filter(|key| !before.contains(key)) {
             let limit = match key {
                 Key::Total => Some(policy.max_connections()),
                 Key::Queue(queue, source) if facts.in_backoff(queue, source, observation.time) => {
@@ -129,7 +141,7 @@ impl Limits {
             };
             let count = self.counts.get(key).copied().unwrap_or(0);
             if let Some(limit) = limit.filter(|limit| count > *limit) {
-                return Err(format!("{count} connections for {key:?}: the limit is {limit}"));
+                return Err(format!("{count} connections for {key:?}: the limit is {limit}").into());
             }
         }
         Ok(())

@@ -24,7 +24,8 @@ impl Invariant for Lost {
                 if standing.accepted && standing.reported.is_none() && !is_stored() {
                     return Err(format!(
                         "{message} to {recipient} was accepted and is neither in the store nor reported"
-                    ));
+                    )
+                    .into());
                 }
             }
         }

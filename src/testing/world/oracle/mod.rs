@@ -30,8 +30,20 @@ use crate::policy::Policy;
 use crate::scheduler::Bounds;
 use crate::storage::Change;
 
-/// What is wrong, in words, or nothing.
-type Judgement = Result<(), String>;
+/// What is wrong, or nothing.
+type Judgement = Result<(), Wrong>;
+
+/// What is wrong, and with which message if the observation does not say.
+struct Wrong {
+    what: String,
+    message: Option<MessageId>,
+}
+
+impl From<String> for Wrong {
+    fn from(what: String) -> Self {
+        Self { what, message: None }
+    }
+}
 
 /// Something that always holds.
 trait Invariant: Send {
@@ -70,6 +82,8 @@ pub(super) struct Broken {
 /// | `permits` | what a connection takes of the limits is given back when it ends |
 /// | `starved` | no queue waits without an end for what it could have |
 /// | `bounded` | what has a bound in memory stays within it |
+/// | `endless` | nothing is done again and again at one moment |
+/// | `unanswered` | what the host asks is answered |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Violation {
@@ -83,9 +97,12 @@ pub struct Violation {
     pub at: Duration,
     /// What the engine says the message or queue waits for, where that helps.
     pub why: Vec<String>,
-    /// The end of the trace.
+    /// The end of the trace: 20,000 lines at most. `Display` shows the last 40.
     pub recent: Vec<String>,
 }
+
+/// Lines of the trace that are shown.
+const SHOWN: usize = 40;
 
 impl Violation {
     pub(super) fn new(
@@ -104,7 +121,7 @@ impl fmt::Display for Violation {
             writeln!(f, "  it waits for: {line}")?;
         }
         writeln!(f, "the trace ends so:")?;
-        for line in &self.recent {
+        for line in self.recent.iter().skip(self.recent.len().saturating_sub(SHOWN)) {
             writeln!(f, "  {line}")?;
         }
         // The test harness names its threads after the tests.
@@ -147,9 +164,11 @@ impl Oracle {
             self.pending = self.pending.take().filter(|&(at, _)| at != observation.at);
         }
         self.settle_pending(observation.at)?;
+        self.facts.read_clock(observation);
         for (name, invariant) in &mut self.invariants {
-            if let Err(what) = invariant.see(&self.facts, observation) {
-                let broken = Broken { invariant: name, what, message: observation.seen.message() };
+            if let Err(wrong) = invariant.see(&self.facts, observation) {
+                let message = observation.seen.message();
+                let broken = Broken { invariant: name, what: wrong.what, message };
                 self.pending.get_or_insert((observation.at, broken));
             }
         }
@@ -179,8 +198,8 @@ impl Oracle {
             return Err(broken);
         }
         for (name, invariant) in &mut self.invariants {
-            if let Err(what) = invariant.check(&self.facts, snapshot) {
-                return Err(Broken { invariant: name, what, message: None });
+            if let Err(Wrong { what, message }) = invariant.check(&self.facts, snapshot) {
+                return Err(Broken { invariant: name, what, message });
             }
         }
         Ok(())

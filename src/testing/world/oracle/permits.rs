@@ -8,11 +8,11 @@ impl Invariant for Permits {
     fn check(&mut self, facts: &Facts, snapshot: &Snapshot) -> Judgement {
         let (gauges, open) = (&snapshot.gauges, facts.open.len());
         if gauges.open != open {
-            return Err(format!("{open} connections are open, and the engine counts {}", gauges.open));
+            return Err(format!("{open} connections are open, and the engine counts {}", gauges.open).into());
         }
         if gauges.taken != gauges.held {
             let (taken, held) = (gauges.taken, gauges.held);
-            return Err(format!("connections hold {held} permits, and {taken} are taken"));
+            return Err(format!("connections hold {held} permits, and {taken} are taken").into());
         }
         Ok(())
     }

@@ -33,6 +33,9 @@ impl Invariant for Rates {
             self.epoch = facts.epoch;
             self.used.clear();
         }
+        if facts.unclear_at == Some(observation.at) {
+            return Ok(());
+        }
         match &observation.seen {
             Seen::Connecting { local, queue, source, .. } => {
                 let settings = facts.settings(queue, source);
@@ -73,7 +76,7 @@ impl Rates {
         self.used.insert(key.clone(), (rate, paid_off));
         if paid_off > now + burst {
             let early = paid_off - now - burst;
-            return Err(format!("{units} more for {key:?} come {early:?} too early for {rate}"));
+            return Err(format!("{units} more for {key:?} come {early:?} too early for {rate}").into());
         }
         Ok(())
     }

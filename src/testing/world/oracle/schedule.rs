@@ -1,26 +1,30 @@
 //! Attempts are counted and intervals follow the policy, over restarts too.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::super::observation::{Observation, Seen, record};
 use super::facts::QueueId;
 use super::{Facts, Invariant, Judgement};
-use crate::event::{DeliveryEvent, Diagnosis};
-use crate::policy::QueueSettings;
+use crate::clock::Timestamp;
+use crate::event::DeliveryEvent;
+use crate::policy::{Action, QueueSettings, ReplyRule};
+use crate::reply::Stage;
 
 /// Failed steps of each queue, one after the other.
 #[derive(Default)]
 pub(super) struct Schedule {
     steps: HashMap<QueueId, Steps>,
+    policy_since: Option<Timestamp>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Steps {
     /// The least that the next one may count from.
     least: u32,
-    seen: u32,
-    state_writes: u64,
+    /// The most.
+    most: u32,
 }
 
 impl Invariant for Schedule {
@@ -41,12 +45,16 @@ impl Invariant for Schedule {
                     // The event of a deferral that was durable dies with the process.
                     let lives = facts.life - standing.attempts_seen_in.max(1).min(facts.life);
                     if now <= before || now > before + 1 + lives {
-                        return Err(format!("{message} to {recipient} has {now} attempts after {before}"));
+                        return Err(
+                            format!("{message} to {recipient} has {now} attempts after {before}").into()
+                        );
                     }
-                    if may_differ(&deferred.diagnosis) || fits(&settings, wait, now..=now) {
+                    // Events of deferrals come once they are durable.
+                    let is_of_older_policy = self.policy_since.is_some_and(|since| record.time <= since);
+                    if is_of_older_policy || fits(facts, &settings, wait, now..=now) {
                         return Ok(());
                     }
-                    Err(format!("{message} to {recipient} waits {wait:?} after attempt {now}"))
+                    Err(format!("{message} to {recipient} waits {wait:?} after attempt {now}").into())
                 }
                 DeliveryEvent::QueueDeferred(deferred) => {
                     let key = (deferred.queue.clone(), deferred.source.clone());
@@ -55,19 +63,17 @@ impl Invariant for Schedule {
                     }
                     let wait = deferred.next_attempt.saturating_since(deferred.time);
                     let settings = facts.settings(&deferred.queue, &deferred.source);
-                    let known = self.steps.get(&key).copied();
-                    let known = known.unwrap_or(Steps { least: 0, seen: 0, state_writes: 0 });
-                    let steps = Steps {
-                        least: known.least + 1,
-                        seen: known.seen + 1,
-                        state_writes: facts.state_writes,
-                    };
-                    self.steps.insert(key, steps);
-                    if may_differ(&deferred.diagnosis) || fits(&settings, wait, steps.least..=steps.seen) {
+                    let known = self.steps.get(&key).copied().unwrap_or_default();
+                    let steps = Steps { least: known.least + 1, most: known.most + 1 };
+                    // What DNS did not have for a while may be there now: then the list begins anew.
+                    let by_dns = deferred.diagnosis.stage == Stage::Dns;
+                    let known = Steps { least: if by_dns { 0 } else { steps.least }, ..steps };
+                    self.steps.insert(key, known);
+                    if fits(facts, &settings, wait, steps.least..=steps.most) {
                         return Ok(());
                     }
-                    let (queue, least, seen) = (&deferred.queue, steps.least, steps.seen);
-                    Err(format!("{queue} waits {wait:?} after step {least} to {seen}"))
+                    let (queue, Steps { least, most }) = (&deferred.queue, steps);
+                    Err(format!("{queue} waits {wait:?} after step {least} to {most}").into())
                 }
                 event => {
                     // Its mail may be gone, and what was remembered of it.
@@ -83,16 +89,19 @@ impl Invariant for Schedule {
                 }
                 Ok(())
             }
-            Seen::Crashed => {
+            Seen::Started => {
                 // A step that was not durable is taken again.
-                for steps in self.steps.values_mut() {
-                    if steps.state_writes == facts.state_writes {
-                        steps.least = steps.least.saturating_sub(1);
-                    }
-                }
+                let durable = facts.durable_steps().map(|(key, stored)| {
+                    let least = if stored.is_missing { 0 } else { stored.step };
+                    (key, Steps { least, most: stored.step })
+                });
+                self.steps = durable.collect();
                 Ok(())
             }
             Seen::Control(_) | Seen::PolicyReplaced => {
+                if observation.seen == Seen::PolicyReplaced {
+                    self.policy_since = Some(observation.time);
+                }
                 self.steps.values_mut().for_each(|steps| steps.least = 0);
                 Ok(())
             }
@@ -110,19 +119,18 @@ impl Schedule {
     }
 }
 
-/// A reply rule, or what it caused, may have set another interval.
-fn may_differ(diagnosis: &Diagnosis) -> bool {
-    diagnosis.rule.is_some()
-}
-
-/// Whether this is an interval of one of these attempts, in backoff or not, with jitter.
-fn fits(settings: &QueueSettings, wait: Duration, attempts: std::ops::RangeInclusive<u32>) -> bool {
+/// Whether this is an interval of one of these attempts, in backoff or not, or that of a reply rule; with jitter.
+fn fits(facts: &Facts, settings: &QueueSettings, wait: Duration, attempts: RangeInclusive<u32>) -> bool {
     let longest = 1.0 + settings.retry_jitter;
     let rounding = Duration::from_millis(1);
-    attempts.into_iter().any(|attempt| {
-        [&settings.retry_after, &settings.backoff_retry_after].into_iter().any(|list| {
-            let interval = list.interval(attempt);
-            wait + rounding >= interval && wait <= interval.mul_f64(longest) + rounding
-        })
-    })
+    let lists = [&settings.retry_after, &settings.backoff_retry_after];
+    let of_lists = attempts.flat_map(|attempt| lists.map(|list| list.interval(attempt)));
+    let actions = facts.policy.reply_rules().iter().flat_map(ReplyRule::actions);
+    let of_rules = actions.filter_map(|action| match action {
+        Action::RetryAfter(interval) => Some(*interval),
+        _ => None,
+    });
+    of_lists
+        .chain(of_rules)
+        .any(|interval| wait + rounding >= interval && wait <= interval.mul_f64(longest) + rounding)
 }

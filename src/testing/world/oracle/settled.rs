@@ -11,7 +11,7 @@ impl Invariant for Settled {
         let ended =
             |recipient: &&_| facts.standing(*message, recipient).is_some_and(|standing| standing.ended);
         match recipients.iter().find(ended) {
-            Some(recipient) => Err(format!("{message} to {recipient} has ended and is tried again")),
+            Some(recipient) => Err(format!("{message} to {recipient} has ended and is tried again").into()),
             None => Ok(()),
         }
     }

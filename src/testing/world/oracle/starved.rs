@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::observation::{Observation, Seen, record};
 use super::facts::QueueId;
-use super::{Facts, Invariant, Judgement, Snapshot};
+use super::{Facts, Invariant, Judgement, Snapshot, Wrong};
 use crate::event::DeliveryEvent;
 use crate::message::MessageId;
 use crate::policy::{QueueSettings, Rate};
@@ -86,9 +86,8 @@ impl Invariant for Starved {
             self.suspects.insert(item.message, since);
             if snapshot.at.saturating_sub(since) > MORE_PATIENCE {
                 let (message, queue) = (item.message, &lane.queue);
-                return Err(format!(
-                    "{message} of {queue} is due since {waited:?}, and its queue did nothing"
-                ));
+                let what = format!("{message} of {queue} is due since {waited:?}, and its queue did nothing");
+                return Err(Wrong { what, message: Some(message) });
             }
         }
         Ok(())
