@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::command::Command;
 use super::destination::{Refusal, RouteState};
+use super::fault::Fault;
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
@@ -174,6 +175,9 @@ impl Scheduler {
             destination.connections = destination.connections.saturating_sub(1);
         }
         self.open = self.open.saturating_sub(1);
+        if Fault::ForgottenPermit.is_there() && matches!(connection.state, State::Opening) {
+            connection.holds.pop();
+        }
         connection.holds.iter().for_each(|&slot| self.limits.give_back(slot));
         self.mark(key);
     }

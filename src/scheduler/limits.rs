@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::arena::{Arena, Key};
+use super::fault::Fault;
 use super::pace::Pace;
 use super::timers::Timers;
 use super::{ConnectionId, DestinationKey, QueueKey, TimerOwner};
@@ -189,6 +190,7 @@ pub(super) struct Call {
 impl Limits {
     /// The slot of a count, made if need be. The limit is the one given last.
     pub(super) fn count(&mut self, key: LimitKey, limit: usize) -> SlotKey {
+        let limit = limit + usize::from(Fault::LimitOffByOne.is_there());
         let slot = self.slot(key, || Gauge::Count { used: 0, limit });
         self.set_limit(slot, limit);
         slot
@@ -317,6 +319,7 @@ impl Limits {
                 debug_assert!(used <= limit, "{:?}: {used} of {limit}", state.key);
             }
             Gauge::Paced(pace) => {
+                let units = if Fault::RateNotTaken.is_there() { 0 } else { units };
                 pace.take(now, units);
                 if pace.is_long() {
                     self.to_keep.insert(slot);
@@ -360,7 +363,9 @@ impl Limits {
         let Some(state) = self.slots.get_mut(slot) else { return };
         let Gauge::Count { used, .. } = &mut state.gauge else { return };
         *used = used.saturating_sub(1);
-        self.list(slot);
+        if !Fault::LostWakeUp.is_there() {
+            self.list(slot);
+        }
         self.forget_unused(slot);
     }
 

@@ -20,6 +20,7 @@ mod connection;
 mod control;
 mod destination;
 mod event;
+mod fault;
 #[cfg(feature = "testing")]
 mod gauges;
 mod health;
@@ -60,6 +61,8 @@ pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
 pub(crate) use control::Control;
 use destination::Destination;
 pub(crate) use event::{Content, Event};
+#[cfg(test)]
+pub(crate) use fault::Fault;
 #[cfg(feature = "testing")]
 pub(crate) use gauges::Gauges;
 use lane::LaneState;
@@ -557,7 +560,8 @@ impl Scheduler {
     fn may_start(&self) -> bool {
         !self.reports_blocked
             && !self.writes.is_stopped()
-            && self.writes.unsettled_items() < self.most_unsettled()
+            && (self.writes.unsettled_items() < self.most_unsettled()
+                || fault::Fault::UnboundedUnsettled.is_there())
     }
 
     /// How many items may wait for their outcome to become durable.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::fault::Fault;
 use super::intake::head_of;
 use super::lane::Head;
 use super::record::{Failed, engine_diagnosis};
@@ -364,7 +365,14 @@ impl Scheduler {
         let delivered = Delivered { record, reply: reply.clone(), tls: carried.tls.map(str::to_owned) };
         self.counters.delivered += 1;
         self.tally(item, |tally| tally.delivered(now));
-        self.finish(&DeliveryEvent::Delivered(delivered));
+        self.finish(&DeliveryEvent::Delivered(delivered.clone()));
+        if Fault::DoubleSettle.is_there() {
+            let record = self.record(now, item, &recipient, Some(carried.candidate));
+            self.finish(&DeliveryEvent::Delivered(Delivered { record, ..delivered }));
+        }
+        if Fault::SentAgain.is_there() {
+            return left.staying.push(recipient);
+        }
         left.settled.push(recipient.index);
     }
 
@@ -395,6 +403,9 @@ impl Scheduler {
         left: &mut Settlement,
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
+        if Fault::UncountedAttempt.is_there() {
+            recipient.attempts -= 1;
+        }
         recipient.last = Some(last_failure(now, Some(candidate), &diagnosis));
         if self.is_being_cancelled(item) {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
@@ -416,7 +427,12 @@ impl Scheduler {
             Retry::After(interval) => {
                 let next_attempt = now + interval;
                 self.report_deferred(now, item, &recipient, Some(candidate), diagnosis, next_attempt);
-                left.released.entry(next_attempt).or_default().push(recipient);
+                if Fault::LostRecipient.is_there() {
+                    return left.settled.push(recipient.index);
+                }
+                let early = if Fault::DueTooEarly.is_there() { interval / 2 } else { Duration::ZERO };
+                let due = next_attempt.saturating_sub(early);
+                left.released.entry(due).or_default().push(recipient);
             }
         }
     }

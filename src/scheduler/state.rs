@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::destination::RetryClock;
+use super::fault::Fault;
 use super::limits::{LimitKey, Local};
 use super::no_mx::Missing;
 use super::placement::Site;
@@ -118,6 +119,9 @@ impl Scheduler {
         if let Some(destination) = self.destinations.get_mut(key) {
             destination.retry = RetryClock { step: state.step, until: state.until, last: state.last };
             destination.missing = state.missing;
+            if Fault::RetryResetAtRestart.is_there() {
+                destination.retry = RetryClock::default();
+            }
             destination.stored_state = true;
             // Not before the heads of its lanes have come: without mail it would be forgotten.
             let at = state.until.unwrap_or(now).max(now);

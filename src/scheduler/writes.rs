@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::command::{Answer, Command, SubmitFailure, Token};
+use super::fault::Fault;
 use super::lane::Head;
 use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
@@ -186,7 +187,9 @@ impl Scheduler {
     pub(super) fn flush_writes(&mut self, now: Timestamp) {
         let writes = &mut self.writes;
         if writes.stopped {
-            writes.submission_octets = 0;
+            if !Fault::RefusedStayInLine.is_there() {
+                writes.submission_octets = 0;
+            }
             for submission in std::mem::take(&mut writes.submissions) {
                 self.refuse(now, submission, &poisoned());
             }
