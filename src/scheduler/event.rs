@@ -12,7 +12,7 @@ use crate::storage::{ChangeOutcome, Claimed, Inserted, ItemSummary, LaneHead, St
 use crate::transport::{ConnectError, SessionEnd, TransactionReport};
 
 /// Something happened outside.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// Start-up: heads of lanes with mail.
     Heads(Vec<LaneHead>),
