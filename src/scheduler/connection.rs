@@ -279,7 +279,7 @@ impl Scheduler {
             };
             self.rest(now, key, message);
         } else if !others_work && (all_521 || (bounce_5xx && all_5xx)) {
-            destination.refusal = Some(Refusal::by_hosts(now, diagnosis));
+            destination.refusal = Some(Box::new(Refusal::by_hosts(now, diagnosis)));
             self.mark(key);
         } else if others_work || destination.opening > 0 {
             // Others work, or may yet: while they are opening no further one is.

@@ -14,6 +14,7 @@ use crate::event::Diagnosis;
 use crate::message::{Domain, MessageId, Priority};
 use crate::storage::ItemId;
 
+/// What most never have is boxed: there may be a million of them.
 pub(crate) struct Destination {
     pub(super) queue: QueueKey,
     pub(super) site: Site,
@@ -23,9 +24,9 @@ pub(crate) struct Destination {
     pub(super) retry: RetryClock,
     pub(super) cohort: Cohort,
     /// DNS or the hosts said that no mail is taken: what is due bounces with this until then.
-    pub(super) refusal: Option<Refusal>,
+    pub(super) refusal: Option<Box<Refusal>>,
     /// DNS does not have an MX, a host or the domain, and mail bounces for it at an age.
-    pub(super) missing: Option<Missing>,
+    pub(super) missing: Option<Box<Missing>>,
     /// It is to be looked up past any cache, and at once.
     pub(super) wants_fresh: bool,
     /// Looked up so, DNS did not answer: not again before this.
@@ -50,11 +51,11 @@ pub(crate) struct Destination {
     /// A claim is under way.
     pub(super) claiming: bool,
     /// An attempt that failed somewhere and waits for a permit to go on.
-    pub(super) suspended: Option<Attempt>,
+    pub(super) suspended: Option<Box<Attempt>>,
     /// Hosts passed over by a reply rule until then.
     pub(super) skipped: Vec<(Arc<str>, Timestamp)>,
     /// Recipients it may offer, taken from its queue's rates in advance.
-    pub(super) grant: Option<Grant>,
+    pub(super) grant: Option<Box<Grant>>,
     pub(super) idle: BTreeSet<(Timestamp, ConnectionId)>,
     /// Connections that are open, their EHLO done, not closing.
     pub(super) working: BTreeSet<ConnectionId>,

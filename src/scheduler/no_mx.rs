@@ -87,7 +87,7 @@ impl Scheduler {
     fn refuse_by_dns(&mut self, now: Timestamp, key: DestinationKey, diagnosis: Diagnosis) {
         self.no_longer_missing(now, key);
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.refusal = Some(Refusal { diagnosis, until: now + HOLDS, counts: true });
+            destination.refusal = Some(Box::new(Refusal { diagnosis, until: now + HOLDS, counts: true }));
         }
     }
 
@@ -104,12 +104,12 @@ impl Scheduler {
         let reason = diagnosis.reason;
         let known = destination.missing.take().filter(|missing| missing.diagnosis.reason == reason);
         let changed = known.is_none();
-        destination.missing = Some(Missing {
+        destination.missing = Some(Box::new(Missing {
             diagnosis,
             after,
             kept: known.is_some_and(|missing| missing.kept),
             confirmed_until: confirmed.then_some(now + HOLDS),
-        });
+        }));
         if changed {
             self.store_state(key);
         }

@@ -46,7 +46,7 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return false };
         let queue = destination.queue;
         let attempt = match destination.suspended.take() {
-            Some(attempt) => attempt,
+            Some(attempt) => *attempt,
             None => {
                 let Some(route) = destination.route_within(now, ROUTE_GRACE).cloned() else { return false };
                 self.new_attempt(now, key, queue, &route)
@@ -82,7 +82,7 @@ impl Scheduler {
         if attempt.last.is_some()
             && let Some(destination) = self.destinations.get_mut(key)
         {
-            destination.suspended = Some(attempt);
+            destination.suspended = Some(Box::new(attempt));
         }
     }
 
@@ -557,13 +557,13 @@ impl Scheduler {
         });
         let slots = charged.collect();
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.grant = Some(Grant { slots, units, place: old });
+            destination.grant = Some(Box::new(Grant { slots, units, place: old }));
         }
         Some(units)
     }
 
     /// A grant that was not used is charged to nobody.
-    fn take_back_grant(&mut self, now: Timestamp, key: DestinationKey) -> Option<Grant> {
+    fn take_back_grant(&mut self, now: Timestamp, key: DestinationKey) -> Option<Box<Grant>> {
         let grant = self.destinations.get_mut(key)?.grant.take()?;
         for &(slot, paid_off) in &grant.slots {
             self.limits.refund(slot, now, grant.units, paid_off);

@@ -333,7 +333,7 @@ impl Scheduler {
         } else if fate == Fate::BounceQueue {
             self.bounce_queue(now, key, &diagnosis);
         } else if let Some(destination) = self.destinations.get_mut(key) {
-            destination.refusal = Some(Refusal::for_a_while(now, diagnosis));
+            destination.refusal = Some(Box::new(Refusal::for_a_while(now, diagnosis)));
             self.mark(key);
         }
     }

@@ -118,7 +118,7 @@ impl Scheduler {
         let key = self.destination_for(site, &state.domain, queue);
         if let Some(destination) = self.destinations.get_mut(key) {
             destination.retry = RetryClock { step: state.step, until: state.until, last: state.last };
-            destination.missing = state.missing;
+            destination.missing = state.missing.map(Box::new);
             if Fault::RetryResetAtRestart.is_there() {
                 destination.retry = RetryClock::default();
             }
@@ -186,7 +186,7 @@ impl Scheduler {
             step: destination.retry.step,
             until: destination.retry.until,
             last: destination.retry.last.clone(),
-            missing: destination.missing.clone(),
+            missing: destination.missing.as_deref().cloned(),
         };
         destination.stored_state = true;
         let key = destination_key(&queue.name, &queue.source, &destination.site);
