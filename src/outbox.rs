@@ -7,6 +7,8 @@ use crate::storage::{Change, OutboxEntry, StorageError, StorageErrorKind};
 
 /// The encoding's version, the first octet of each entry.
 const VERSION: u8 = 1;
+/// Octets of most entries.
+const USUAL: usize = 512;
 
 /// The change that reports a final event; `None` for one that is not final.
 pub(crate) fn entry(event: &DeliveryEvent) -> Option<Change> {
@@ -16,7 +18,9 @@ pub(crate) fn entry(event: &DeliveryEvent) -> Option<Change> {
         DeliveryEvent::Cancelled(cancelled) => cancelled.record.event,
         _ => return None,
     };
-    let payload = postcard::to_extend(event, vec![VERSION]).ok()?;
+    let mut payload = Vec::with_capacity(USUAL);
+    payload.push(VERSION);
+    let payload = postcard::to_extend(event, payload).ok()?;
     Some(Change::Report { event: id, payload: Bytes::from(payload) })
 }
 
