@@ -81,20 +81,25 @@ impl DomainRules {
         }
     }
 
+    /// Whether anything is set for `queue` that is not for all.
+    pub(super) fn tell_apart(&self, queue: &str) -> bool {
+        self.exact.contains_key(queue) || self.above(queue).next().is_some()
+    }
+
+    /// Settings for all below a domain that `queue` lies below, wide to narrow.
+    fn above(&self, queue: &str) -> impl Iterator<Item = &DomainSettings> {
+        // An address literal has dots that separate no labels.
+        let has_labels = !self.below.is_empty() && !queue.starts_with('[');
+        let dots = queue.rmatch_indices('.').filter(move |_| has_labels);
+        dots.filter_map(move |(dot, _)| self.below.get(queue.get(dot + 1..)?))
+    }
+
     /// Applies what is set for `queue`, wide to narrow. The order of adding plays no part.
     pub(super) fn apply(&self, queue: &str, to: &mut QueueSettings) {
         if let Some(all) = &self.all {
             all.apply(to);
         }
-        // An address literal has dots that separate no labels.
-        if !self.below.is_empty() && !queue.starts_with('[') {
-            for (dot, _) in queue.rmatch_indices('.') {
-                let (_, above) = queue.split_at(dot);
-                if let Some(settings) = above.strip_prefix('.').and_then(|above| self.below.get(above)) {
-                    settings.apply(to);
-                }
-            }
-        }
+        self.above(queue).for_each(|settings| settings.apply(to));
         if let Some(settings) = self.exact.get(queue) {
             settings.apply(to);
         }

@@ -353,6 +353,12 @@ impl Policy {
         settings
     }
 
+    /// Whether this queue's settings differ from those that all queues of its source have.
+    pub(crate) fn has_own_settings(&self, queue: &str, source: &str) -> bool {
+        let of_source = self.0.sources.get(source).map(|source| &source.domains);
+        of_source.into_iter().chain([&self.0.domains]).any(|domains| domains.tell_apart(queue))
+    }
+
     /// The source of this name, if the policy has it.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.0.sources.get(name)

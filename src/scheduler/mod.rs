@@ -24,6 +24,7 @@ mod fault;
 #[cfg(feature = "testing")]
 mod gauges;
 mod health;
+mod ids;
 mod info;
 mod intake;
 mod lane;
@@ -65,6 +66,7 @@ pub(crate) use event::{Content, Event};
 pub(crate) use fault::Fault;
 #[cfg(feature = "testing")]
 pub(crate) use gauges::Gauges;
+use ids::IdMap;
 use lane::LaneState;
 use limits::Call;
 use queue::Queue;
@@ -76,7 +78,7 @@ use timers::Timers;
 
 use crate::clock::Timestamp;
 use crate::message::{EventId, MessageId};
-use crate::policy::Policy;
+use crate::policy::{Policy, QueueSettings};
 use crate::storage::{Lane, Owner};
 
 pub(crate) type LaneKey = Key<LaneState>;
@@ -179,7 +181,9 @@ pub(crate) struct Scheduler {
     domain_keys: HashMap<(crate::message::Domain, Arc<str>), DomainKey>,
     queues: Arena<Queue>,
     queue_keys: HashMap<(Arc<str>, Arc<str>), QueueKey>,
-    connections: HashMap<ConnectionId, Connection>,
+    /// Of queues that have none of their own, by source: most queues share these.
+    common_settings: HashMap<Arc<str>, Arc<QueueSettings>>,
+    connections: IdMap<ConnectionId, Connection>,
     next_connection: u64,
     health: health::Health,
     /// Sources this machine could not send from, until then.
@@ -200,7 +204,7 @@ pub(crate) struct Scheduler {
     pauses: control::Pauses,
     sweeps: BTreeMap<Token, sweep::Sweep>,
     /// Items taken out by their id, which claims made before this one may still bring.
-    swept: HashMap<crate::storage::ItemId, ClaimId>,
+    swept: IdMap<crate::storage::ItemId, ClaimId>,
     purges: BTreeMap<purge::PurgeId, purge::Purge>,
     /// Purges by a tag.
     tag_purges: Vec<purge::PurgeId>,
@@ -302,7 +306,8 @@ impl Scheduler {
             domain_keys: HashMap::new(),
             queues: Arena::default(),
             queue_keys: HashMap::new(),
-            connections: HashMap::new(),
+            common_settings: HashMap::new(),
+            connections: IdMap::default(),
             next_connection: 0,
             health: health::Health::default(),
             resting: HashMap::new(),
@@ -315,7 +320,7 @@ impl Scheduler {
             replaced: VecDeque::new(),
             pauses: control::Pauses::default(),
             sweeps: BTreeMap::new(),
-            swept: HashMap::new(),
+            swept: IdMap::default(),
             purges: BTreeMap::new(),
             tag_purges: Vec::new(),
             next_purge: 0,

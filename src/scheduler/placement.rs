@@ -106,7 +106,7 @@ impl Scheduler {
     pub(super) fn home(&mut self, domain: &Domain, lane_source: &str) -> DestinationKey {
         let own: Arc<str> = domain.as_str().into();
         let source = self.source_for(&own, domain, lane_source);
-        let settings = self.policy.settings(&own, &source);
+        let settings = self.settings_of(&own, &source);
         let Some(rollup) = settings.queue_to.clone() else {
             let queue = self.queue_with(own, &source, settings);
             return self.destination_for(Site::Domain(domain.clone()), domain, queue);
@@ -144,18 +144,27 @@ impl Scheduler {
         match self.queue_keys.get(&(name.clone(), source.clone())) {
             Some(&queue) => queue,
             None => {
-                let settings = self.policy.settings(&name, source);
+                let settings = self.settings_of(&name, source);
                 self.queue_with(name, source, settings)
             }
         }
     }
 
-    fn queue_with(&mut self, name: Arc<str>, source: &Arc<str>, settings: QueueSettings) -> QueueKey {
+    /// What the policy says for a queue. A million queues do not have a million copies of it.
+    pub(super) fn settings_of(&mut self, queue: &str, source: &Arc<str>) -> Arc<QueueSettings> {
+        if self.policy.has_own_settings(queue, source) {
+            return Arc::new(self.policy.settings(queue, source));
+        }
+        let common = self.common_settings.entry(source.clone());
+        common.or_insert_with(|| Arc::new(self.policy.settings(queue, source))).clone()
+    }
+
+    fn queue_with(&mut self, name: Arc<str>, source: &Arc<str>, settings: Arc<QueueSettings>) -> QueueKey {
         let key = (name, source.clone());
         if let Some(&queue) = self.queue_keys.get(&key) {
             return queue;
         }
-        let queue = Queue::new(key.0.clone(), key.1.clone(), Arc::new(settings), self.total);
+        let queue = Queue::new(key.0.clone(), key.1.clone(), settings, self.total);
         let queue = self.queues.insert(queue);
         if let Some(state) = self.queues.get_mut(queue) {
             state.slot = self.limits.count(LimitKey::Queue(queue), state.connection_limit());

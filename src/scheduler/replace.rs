@@ -14,18 +14,21 @@ impl Scheduler {
     /// Every queue is given its new settings now; destinations and their mail are looked at in slices.
     pub(super) fn on_policy(&mut self, now: Timestamp, policy: Policy) {
         self.policy = policy;
+        self.common_settings.clear();
         self.limits.set_limit(self.total, self.policy.max_connections() as usize);
         let counted: BTreeSet<Arc<str>> =
             self.policy.reply_rules().iter().map(|rule| rule.name().clone()).collect();
         let mut queues: Vec<_> = self.queue_keys.values().copied().collect();
         queues.sort_unstable();
         for key in queues {
+            let Some(queue) = self.queues.get(key) else { continue };
+            let (name, source) = (queue.name.clone(), queue.source.clone());
+            let settings = self.settings_of(&name, &source);
             let Some(queue) = self.queues.get_mut(key) else { continue };
-            let settings = self.policy.settings(&queue.name, &queue.source);
             if settings.bounce_fuse != queue.settings.bounce_fuse {
                 queue.bounces = settings.bounce_fuse.map(super::queue::fuse);
             }
-            queue.settings = Arc::new(settings);
+            queue.settings = settings;
             queue.rule_counts.retain(|rule, _| counted.contains(rule));
             self.mode_changed(now, key);
             self.replaced

@@ -1,10 +1,9 @@
 //! The window: items taken out of the store to be worked on.
 
-use std::collections::{HashMap, HashSet};
-
 use bytes::Bytes;
 
 use super::LaneKey;
+use super::ids::{IdMap, IdSet};
 use crate::clock::Timestamp;
 use crate::storage::{Item, ItemId};
 
@@ -61,14 +60,14 @@ impl WindowItem {
 /// All items under our leases, with the octets of content held for them.
 #[derive(Default)]
 pub(super) struct Window {
-    items: HashMap<ItemId, WindowItem>,
+    items: IdMap<ItemId, WindowItem>,
     /// Places promised to messages that are being stored, and to claims under way.
     pub(super) reserved: usize,
     held_octets: usize,
     /// Claims by id under way for items that may be in the window by the time they answer.
     crossing: usize,
     /// Items that left the window meanwhile.
-    left: HashSet<ItemId>,
+    left: IdSet<ItemId>,
 }
 
 impl Window {
