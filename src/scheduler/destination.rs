@@ -1,13 +1,14 @@
 //! A destination: one set of hosts, its retry clock, and the mail that goes there.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::few::FewSet;
 use super::limits::{Place, SlotKey};
 use super::no_mx::Missing;
 use super::placement::Site;
 use super::session::Attempt;
-use super::{ConnectionId, LaneKey, QueueKey};
+use super::{ConnectionId, Idle, LaneKey, QueueKey};
 use crate::clock::Timestamp;
 use crate::dns::{Freshness, Route};
 use crate::event::Diagnosis;
@@ -56,9 +57,9 @@ pub(crate) struct Destination {
     pub(super) skipped: Vec<(Arc<str>, Timestamp)>,
     /// Recipients it may offer, taken from its queue's rates in advance.
     pub(super) grant: Option<Box<Grant>>,
-    pub(super) idle: BTreeSet<(Timestamp, ConnectionId)>,
+    pub(super) idle: Idle,
     /// Connections that are open, their EHLO done, not closing.
-    pub(super) working: BTreeSet<ConnectionId>,
+    pub(super) working: FewSet<ConnectionId>,
     pub(super) opening: usize,
     /// Connections that hold a permit, closing ones included.
     pub(super) connections: usize,
@@ -66,7 +67,7 @@ pub(crate) struct Destination {
     pub(super) claimed: usize,
     /// Items of it that may be tried now.
     pub(super) ready: usize,
-    pub(super) lanes: BTreeSet<LaneKey>,
+    pub(super) lanes: FewSet<LaneKey>,
     pub(super) dirty: bool,
     pub(super) waits: Waits,
     pub(super) timer: Option<Timestamp>,
@@ -270,13 +271,13 @@ impl Destination {
             suspended: None,
             skipped: Vec::new(),
             grant: None,
-            idle: BTreeSet::new(),
-            working: BTreeSet::new(),
+            idle: Idle::default(),
+            working: FewSet::default(),
             opening: 0,
             connections: 0,
             claimed: 0,
             ready: 0,
-            lanes: BTreeSet::new(),
+            lanes: FewSet::default(),
             dirty: false,
             waits: Waits::default(),
             timer: None,

@@ -1,12 +1,13 @@
 //! How mail comes into the window: submissions, heads of lanes, and claims.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::claims::window_share;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
+use super::few::FewSet;
 use super::lane::{Head, LaneState};
 use super::outcome::{HELD_BY_FUSE, PAUSED};
 use super::placement::lane_source;
@@ -250,7 +251,7 @@ impl Scheduler {
     /// The queue's own limits decide anew when what is in the window ends.
     pub(super) fn set_deadlines(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get(key) else { return };
-        let mut deadlines = BTreeSet::new();
+        let mut deadlines = FewSet::default();
         for &(old, id) in &lane.deadlines {
             let deadline =
                 self.window.get(id).map_or(old, |item| self.deadline_of(lane, &item.item.envelope));

@@ -1,7 +1,8 @@
 //! A lane with mail: its head in the store, and what of it is in the window.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
+use super::few::FewSet;
 use super::purge::LanePurge;
 use super::{DestinationKey, DomainKey};
 use crate::clock::Timestamp;
@@ -20,7 +21,7 @@ pub(crate) struct LaneState {
     pub(super) again: VecDeque<ItemId>,
     pub(super) again_next: bool,
     /// Every item in the window that is not in a transaction, by its deadline.
-    pub(super) deadlines: BTreeSet<(Timestamp, ItemId)>,
+    pub(super) deadlines: FewSet<(Timestamp, ItemId)>,
     /// Items of it in the window, those in transactions included, and places promised to messages being stored.
     pub(super) claimed: usize,
     /// What is so old ends.
@@ -88,7 +89,7 @@ impl LaneState {
             fresh: VecDeque::new(),
             again: VecDeque::new(),
             again_next: false,
-            deadlines: BTreeSet::new(),
+            deadlines: FewSet::default(),
             pending: 0,
             claimed: 0,
             purge: None,

@@ -15,7 +15,7 @@ use super::arena::{Arena, Key};
 use super::fault::Fault;
 use super::pace::Pace;
 use super::timers::Timers;
-use super::{ConnectionId, DestinationKey, QueueKey, TimerOwner};
+use super::{ConnectionId, DestinationKey, Idle, QueueKey, TimerOwner};
 use crate::clock::Timestamp;
 use crate::policy::{Cidr, NamePattern, Rate};
 
@@ -58,7 +58,7 @@ pub(crate) struct Slot {
     gauge: Gauge,
     line: Line,
     /// Idle connections that hold it, the longest idle first.
-    idle: BTreeSet<(Timestamp, ConnectionId)>,
+    idle: Idle,
     /// Connections that hold it and were told to close.
     closing: usize,
     /// It stands in the list of slots whose line may move.
@@ -220,7 +220,7 @@ impl Limits {
             key: key.clone(),
             gauge: gauge(),
             line: Line::default(),
-            idle: BTreeSet::new(),
+            idle: Idle::default(),
             closing: 0,
             listed: false,
             timer: None,
@@ -456,8 +456,9 @@ impl Limits {
     }
 
     /// A connection that holds these has become idle.
+    /// Addresses first: who waits there can use the session itself.
     pub(super) fn now_idle(&mut self, slots: &[SlotKey], since: Timestamp, id: ConnectionId) {
-        for &slot in slots {
+        for &slot in slots.iter().rev() {
             if let Some(state) = self.slots.get_mut(slot) {
                 state.idle.insert((since, id));
                 if !state.line.is_empty() {

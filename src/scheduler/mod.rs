@@ -21,6 +21,7 @@ mod control;
 mod destination;
 mod event;
 mod fault;
+mod few;
 #[cfg(feature = "testing")]
 mod gauges;
 mod health;
@@ -91,7 +92,7 @@ pub(crate) type DomainKey = Key<placement::DomainState>;
 pub(crate) struct ConnectionId(pub(crate) u64);
 
 /// Idle connections, the longest idle first.
-type Idle = BTreeSet<(Timestamp, ConnectionId)>;
+type Idle = few::FewSet<(Timestamp, ConnectionId)>;
 
 /// A claim under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,7 +8,7 @@ use super::intake::head_of;
 use super::lane::Head;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
-use super::session::{Candidate, Connection, InTransaction, State};
+use super::session::{Attempt, Candidate, Connection, InTransaction, State};
 use super::verdict::{Context, SessionVerdict, Verdict, judge, sent_away_by};
 use super::window::WindowItem;
 use super::writes::Effect;
@@ -143,6 +143,7 @@ impl Scheduler {
             SessionVerdict::Usable => {
                 connection.completed += 1;
                 connection.has_idled = false;
+                connection.attempt = Attempt::default();
                 self.make_idle(now, id);
             }
             _ if end.is_none() => {

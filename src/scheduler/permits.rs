@@ -206,9 +206,7 @@ impl Scheduler {
     /// The address a connection goes out from.
     pub(super) fn local_of(&self, id: ConnectionId) -> Option<Local> {
         let connection = self.connections.get(&id)?;
-        let destination = self.destinations.get(connection.destination)?;
-        let queue = self.queues.get(destination.queue)?;
-        Some(self.local(&queue.source, connection.current.peer))
+        Some(self.local(&connection.source, connection.current.peer))
     }
 
     fn open_connection(
@@ -220,6 +218,9 @@ impl Scheduler {
     ) {
         let Some(current) = attempt.take(candidate) else { return };
         let Some(destination) = self.destinations.get_mut(key) else { return };
+        let Some(source) = self.queues.get(destination.queue).map(|queue| queue.source.clone()) else {
+            return;
+        };
         destination.opening += 1;
         destination.connections += 1;
         self.open += 1;
@@ -229,6 +230,7 @@ impl Scheduler {
             id,
             Connection {
                 destination: key,
+                source,
                 attempt,
                 current,
                 holds,
@@ -412,18 +414,10 @@ impl Scheduler {
                 continue;
             }
             connection.listed = true;
-            // Addresses first: who waits there can use the session itself.
-            let slots: Vec<_> = connection.holds.iter().rev().copied().collect();
-            self.limits.now_idle(&slots, since, id);
-            let source = self
-                .destinations
-                .get(connection.destination)
-                .and_then(|destination| self.queues.get(destination.queue))
-                .map(|queue| queue.source.clone());
-            if let Some(source) = source
-                && !connection.retired
-            {
-                self.idle_at.entry((source, connection.current.peer)).or_default().insert((since, id));
+            self.limits.now_idle(&connection.holds, since, id);
+            if !connection.retired {
+                let place = (connection.source.clone(), connection.current.peer);
+                self.idle_at.entry(place).or_default().insert((since, id));
             }
         }
     }
@@ -436,18 +430,11 @@ impl Scheduler {
             return;
         }
         self.limits.not_idle(&connection.holds, since, id);
-        let source = self
-            .destinations
-            .get(connection.destination)
-            .and_then(|destination| self.queues.get(destination.queue))
-            .map(|queue| queue.source.clone());
-        if let Some(source) = source {
-            let key = (source, connection.current.peer);
-            if let Some(idle) = self.idle_at.get_mut(&key) {
-                idle.remove(&(since, id));
-                if idle.is_empty() {
-                    self.idle_at.remove(&key);
-                }
+        let place = (connection.source.clone(), connection.current.peer);
+        if let Some(idle) = self.idle_at.get_mut(&place) {
+            idle.remove(&(since, id));
+            if idle.is_empty() {
+                self.idle_at.remove(&place);
             }
         }
     }
@@ -515,7 +502,8 @@ impl Scheduler {
             if let Some(call) = self.called.filter(|call| call.destination == key && local.is_none())
                 && let Some(destination) = self.destinations.get_mut(key)
             {
-                destination.grant = Some(Grant { slots: Vec::new(), units: 0, place: Some(call.place) });
+                let grant = Grant { slots: Vec::new(), units: 0, place: Some(call.place) };
+                destination.grant = Some(Box::new(grant));
             }
             return Some(wanted);
         }

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::destination::{Destination, RouteState};
+use super::few::FewSet;
 use super::lane::LaneState;
 use super::limits::LimitKey;
 use super::queue::Queue;
@@ -44,7 +45,7 @@ pub(crate) struct DomainState {
     pub(super) destination: DestinationKey,
     /// Away from home: until when what DNS said of it holds.
     pub(super) until: Option<Timestamp>,
-    pub(super) lanes: BTreeSet<LaneKey>,
+    pub(super) lanes: FewSet<LaneKey>,
 }
 
 /// What names a lane's source: the one requested, or the one drawn from the pool requested, with the pool.
@@ -95,7 +96,7 @@ impl Scheduler {
             source: name.1.clone(),
             destination,
             until: None,
-            lanes: BTreeSet::new(),
+            lanes: FewSet::default(),
         };
         let key = self.domains.insert(state);
         self.domain_keys.insert(name, key);
@@ -394,7 +395,7 @@ impl Scheduler {
 impl DomainState {
     #[cfg(test)]
     pub(super) fn for_tests(domain: Domain, destination: DestinationKey) -> Self {
-        Self { domain, source: "default".into(), destination, until: None, lanes: BTreeSet::new() }
+        Self { domain, source: "default".into(), destination, until: None, lanes: FewSet::default() }
     }
 }
 

@@ -1,11 +1,12 @@
 //! A queue: what has settings, limits, modes and statistics. One per domain or rollup, and source.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::DestinationKey;
+use super::few::FewSet;
 use super::limits::SlotKey;
 use crate::clock::Timestamp;
 use crate::policy::{QueueSettings, Rate, RetryAfter, SlidingCount};
@@ -16,7 +17,7 @@ pub(crate) struct Queue {
     pub(super) settings: Arc<QueueSettings>,
     /// The limit of its connections.
     pub(super) slot: SlotKey,
-    pub(super) destinations: BTreeSet<DestinationKey>,
+    pub(super) destinations: FewSet<DestinationKey>,
     pub(super) mode: Mode,
     /// How often each reply rule with `after` matched.
     pub(super) rule_counts: HashMap<Arc<str>, SlidingCount>,
@@ -106,7 +107,7 @@ impl Queue {
             source,
             settings,
             slot,
-            destinations: BTreeSet::new(),
+            destinations: FewSet::default(),
             mode: Mode::default(),
             rule_counts: HashMap::new(),
             bounces,

@@ -84,6 +84,9 @@ impl Attempt {
 
 pub(super) struct Connection {
     pub(super) destination: DestinationKey,
+    /// That of its queue.
+    pub(super) source: Arc<str>,
+    /// Of no use any more once a transaction is done.
     pub(super) attempt: Attempt,
     /// Where it leads, or is to lead.
     pub(super) current: Candidate,

@@ -52,7 +52,7 @@ impl Scheduler {
             assert!(idle <= used, "{key:?}: {idle} idle of {used}");
         }
         assert!(held.is_empty(), "held of no limit");
-        assert_eq!(self.idle_at.values().map(BTreeSet::len).sum::<usize>(), listed, "listed by address");
+        assert_eq!(self.idle_at.values().map(|idle| idle.len()).sum::<usize>(), listed, "listed by address");
         assert_eq!(self.transit_octets, octets, "octets in transit");
 
         let mut reserved = 0;
@@ -88,13 +88,17 @@ impl Scheduler {
         for (lane, key) in &self.lane_keys {
             let state = self.lanes.get(*key).expect("a named lane");
             assert_eq!(state.key, *lane);
-            assert_eq!(state.deadlines, deadlines.remove(key).unwrap_or_default(), "deadlines of {lane}");
+            let of_lane: BTreeSet<_> = state.deadlines.iter().copied().collect();
+            assert_eq!(of_lane, deadlines.remove(key).unwrap_or_default(), "deadlines of {lane}");
             let expected =
                 pending.get(key).copied().unwrap_or(0) + in_transaction.get(key).copied().unwrap_or(0);
             assert_eq!(state.pending, expected, "pending of {lane}");
             assert_eq!(state.claimed, in_window.get(key).copied().unwrap_or(0), "in the window of {lane}");
             let domain = self.domains.get(state.domain).expect("the domain of a lane");
-            assert!(domain.lanes.contains(key) && domain.destination == state.destination, "{lane}");
+            assert!(
+                domain.lanes.iter().any(|lane| lane == key) && domain.destination == state.destination,
+                "{lane}"
+            );
             let earliest = state.deadlines.first().map(|&(deadline, _)| deadline);
             if let Some(earliest) = earliest {
                 let has_timer = state.timer.is_some_and(|at| at <= earliest);
