@@ -283,6 +283,29 @@ fn a_policy_takes_the_place_of_another_at_once() {
     rig.scheduler.assert_empty();
 }
 
+/// Sessions that have nothing to do are not used again where a new limit of their address allows fewer.
+#[test]
+fn a_new_limit_of_an_address_closes_idle_sessions() {
+    let mut rig = Rig::new("connection-idle-timeout = \"1m\"");
+    for n in 0..4 {
+        rig.lead_to(&format!("d{n}.example"), "mx.p.example", &["198.51.100.1:25"]);
+        rig.submit(&format!("a@d{n}.example"));
+    }
+    (0..4).for_each(|_| {
+        rig.connect();
+    });
+    (0..4).for_each(|_| {
+        rig.accept();
+    });
+    assert_eq!(rig.scheduler.open_connections(), 4);
+    let narrow = "[[ip-connection-limit]]\ncidr = \"198.51.100.1\"\nlimit = 1\n";
+    rig.tell(Event::Policy(Box::new(Policy::from_toml(narrow).unwrap())));
+    assert_eq!(rig.scheduler.open_connections(), 1);
+    rig.submit("b@d0.example");
+    rig.accept_all();
+    assert_eq!(rig.dialled.len(), 4, "the one that is left serves");
+}
+
 #[test]
 fn a_new_policy_decides_anew_where_mail_goes() {
     let rollup = "[[rollup]]\nqueue = \"p.rollup\"\nmx = [\"*.provider.example\"]\n[domain.\"*\"]\nretry-after = [\"10m\"]\n";

@@ -118,6 +118,26 @@ fn connections_are_opened_at_the_rate_and_no_slower() {
     }
 }
 
+/// Each takes the session over when it is called for the rate of its address. Its turn is not over by that: the two
+/// would call each other without end.
+#[test]
+fn destinations_that_share_a_session_take_turns_at_the_rate_of_their_address() {
+    for settings in ["", "\nmax-msg-rate = \"1/s\""] {
+        let policy = format!(
+            "[[rollup]]\nqueue = \"p.rollup\"\nmx = \"*.p.example\"\n[domain.\"p.rollup\"]\nmax-smtp-out = 1
+            connection-idle-timeout = \"1m\"\nsource-ip-max-msg-rate = \"30/m\"{settings}"
+        );
+        let mut rig = Rig::with_policy(&policy, Bounds::default());
+        for n in 0..8 {
+            let domain = format!("d{}.example", n % 2);
+            rig.lead_to(&domain, &format!("mx{}.p.example", n % 2), &["198.51.100.1:25"]);
+            rig.submit(&format!("u{n}@{domain}"));
+        }
+        assert_eq!(rig.run_dry(HOUR), 14 * SECOND, "{settings}");
+        assert_eq!(rig.dialled.len(), 1, "{settings}");
+    }
+}
+
 /// Hosts that take long to greet and then greet all at once: the rate is one of offers, not of wishes.
 #[test]
 fn slow_greetings_do_not_bunch_what_is_offered() {

@@ -153,6 +153,20 @@ impl Book {
         connection
     }
 
+    /// A connection is no more.
+    pub(super) fn closed(&self, connection: u64) {
+        let mut state = self.lock();
+        if state.open.contains_key(&connection) && state.see(Seen::Closed { connection }) {
+            self.inner.stop.notify_one();
+        }
+    }
+
+    /// All connections end with their process, in order: a runtime that ends drops its tasks in none.
+    pub(super) fn close_all(&self) {
+        let open: Vec<u64> = self.lock().open.keys().copied().collect();
+        open.into_iter().for_each(|connection| self.closed(connection));
+    }
+
     /// The process is to die now.
     pub(super) fn crash(&self) {
         self.lock().crashing = true;

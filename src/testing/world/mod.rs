@@ -529,6 +529,7 @@ impl World {
     fn end_runtime(&mut self, seen: Seen) {
         self.within(|| {
             self.book.see(seen);
+            self.book.close_all();
             self.book.stand();
         });
         self.engine = None;

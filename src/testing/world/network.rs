@@ -98,7 +98,7 @@ impl Drop for Open {
         if self.counted {
             self.network.ask(self.peer, |server| server.left(self.client));
         }
-        self.network.book.see(Seen::Closed { connection: self.connection });
+        self.network.book.closed(self.connection);
     }
 }
 

@@ -23,7 +23,7 @@ impl Invariant for Duplicates {
                         .into());
                     }
                 }
-                Ok(())
+                self.judge_bound(facts)
             }
             Seen::Event(event) => match &**event {
                 DeliveryEvent::Deferred(deferred) => {
@@ -40,23 +40,21 @@ impl Invariant for Duplicates {
                 }
                 _ => Ok(()),
             },
-            Seen::Crashed => self.crashed(facts),
+            Seen::Crashed => self.judge_bound(facts),
             _ => Ok(()),
         }
     }
 }
 
 impl Duplicates {
-    /// What was taken and is not durable will be sent again.
-    fn crashed(&self, facts: &Facts) -> Judgement {
-        let items = facts.bounds.unsettled.min(self.most_open.max(64)) + self.most_open;
-        let most =
-            items as u64 * u64::from(facts.settings(&"*".into(), &"*".into()).max_rcpt_per_transaction);
-        if facts.undurable > most {
-            let undurable = facts.undurable;
-            return Err(
-                format!("{undurable} recipients were in flight at the crash: at most {most} may be").into()
-            );
+    /// What was taken and is not durable is sent again after a crash: past its bound no transaction starts.
+    fn judge_bound(&self, facts: &Facts) -> Judgement {
+        // Those at work may have ended since the engine looked.
+        let most = facts.bounds.unsettled.min(self.most_open.max(64)) + self.most_open;
+        let undurable = facts.undurable();
+        if undurable > most {
+            let what = format!("{undurable} transactions are not durable: past {most} none starts");
+            return Err(what.into());
         }
         Ok(())
     }

@@ -30,8 +30,9 @@ pub(super) struct Facts {
     pub(super) life: u32,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
     pub(super) strangers: bool,
-    /// Recipients that a server has taken and whose end is not durable.
-    pub(super) undurable: u64,
+    /// Transactions in which a server took something whose end is not durable: for how many recipients.
+    undurable: HashMap<u64, usize>,
+    transactions: u64,
     /// Counts whatever makes rates and counts begin anew: starts, steps of the clock, other policies.
     pub(super) epoch: u64,
     /// Counts what may make mail due before its time.
@@ -61,15 +62,10 @@ pub(super) struct Standing {
     /// A server took it for the last time in this life, and said so or not.
     pub(super) taken: Option<(u32, bool)>,
     pub(super) times_taken: u32,
+    /// In this transaction, and the end is not durable.
+    undurable_since: Option<u64>,
     /// When it was first offered, on the engine's clock.
     pub(super) first_offered: Option<Timestamp>,
-}
-
-impl Standing {
-    /// A server took it, in this life of the engine.
-    pub(super) fn is_taken_in(&self, life: u32) -> bool {
-        self.taken.is_some_and(|(taken_in, _)| taken_in == life)
-    }
 }
 
 /// A connection.
@@ -95,7 +91,8 @@ impl Facts {
             backoff: HashMap::new(),
             life: 0,
             strangers: false,
-            undurable: 0,
+            undurable: HashMap::new(),
+            transactions: 0,
             epoch: 0,
             controls: 0,
             steps: HashMap::new(),
@@ -151,6 +148,21 @@ impl Facts {
         self.clock = Some((observation.at, observation.time));
     }
 
+    /// Transactions in which a server took something whose end is not durable.
+    pub(super) fn undurable(&self) -> usize {
+        self.undurable.len()
+    }
+
+    fn is_durable(&mut self, transaction: Option<u64>) {
+        let Some(transaction) = transaction else { return };
+        if let Some(left) = self.undurable.get_mut(&transaction) {
+            *left -= 1;
+            if *left == 0 {
+                self.undurable.remove(&transaction);
+            }
+        }
+    }
+
     /// Ends that are durable now.
     pub(super) fn committed(&mut self, changes: &[Change]) {
         for change in changes {
@@ -161,11 +173,10 @@ impl Facts {
                     if let Ok(event) = crate::outbox::event(&entry)
                         && let Some(record) = record(&event)
                     {
-                        let life = self.life;
                         let standing = self.standing_mut(record.id, &record.recipient);
-                        let was_taken = standing.is_taken_in(life) && !standing.ended;
                         standing.ended = true;
-                        self.undurable = self.undurable.saturating_sub(u64::from(was_taken));
+                        let transaction = standing.undurable_since.take();
+                        self.is_durable(transaction);
                     }
                 }
                 Change::PutState(row) => {
@@ -230,12 +241,17 @@ impl Facts {
                     open.at_work = false;
                 }
                 let life = self.life;
+                self.transactions += 1;
+                let transaction = self.transactions;
                 for recipient in taken {
                     let standing = self.standing_mut(*message, recipient);
-                    let is_new = !standing.is_taken_in(life) && !standing.ended;
                     standing.taken = Some((life, !unsaid));
                     standing.times_taken += 1;
-                    self.undurable += u64::from(is_new);
+                    if !standing.ended {
+                        let earlier = standing.undurable_since.replace(transaction);
+                        self.is_durable(earlier);
+                        *self.undurable.entry(transaction).or_default() += 1;
+                    }
                 }
             }
             Seen::Closed { connection } => drop(self.open.remove(connection)),
@@ -243,7 +259,7 @@ impl Facts {
                 self.open.clear();
                 self.life += 1;
                 self.epoch += 1;
-                self.undurable = 0;
+                self.undurable.clear();
             }
             Seen::PolicyReplaced => self.unclear_at = Some(observation.at),
             Seen::ClockStepped { .. } => self.epoch += 1,
@@ -261,9 +277,9 @@ impl Facts {
                 (standing.not_before, standing.not_before_as_of) = (Some(deferred.next_attempt), controls);
                 (standing.attempts, standing.attempts_seen_in) = (record.attempts, life);
                 // An answer that was lost is what it waits for.
-                let was_taken = standing.is_taken_in(life);
                 standing.taken = None;
-                self.undurable = self.undurable.saturating_sub(u64::from(was_taken));
+                let transaction = standing.undurable_since.take();
+                self.is_durable(transaction);
             }
             DeliveryEvent::QueueMode(change) => {
                 let key = (change.queue.clone(), change.source.clone());
