@@ -275,7 +275,7 @@ pub(super) fn store_fault(random: &mut fastrand::Rng) -> StoreFault {
         0 => StoreTrouble::Fails(StorageErrorKind::Full),
         1 | 2 => StoreTrouble::Fails(StorageErrorKind::Temporary),
         3 if call == StoreCall::Commit => StoreTrouble::Fails(StorageErrorKind::OutcomeUnknown),
-        3 | 4 => StoreTrouble::Slow(Duration::from_millis(random.u64(1..5_000))),
+        3 | 4 => StoreTrouble::Slow(Duration::from_millis(random.u64(1..20_000))),
         _ => StoreTrouble::Crash { applied: random.bool() },
     };
     let fault = StoreFault::new(call, trouble).at(random.u64(1..12));
@@ -295,7 +295,7 @@ pub(super) fn bounds(random: &mut fastrand::Rng) -> Bounds {
         window_per_destination: random.usize(2..20),
         held_octets: random.usize(..2_000),
         transit_octets: random.usize(1..1_000),
-        unsettled: random.usize(1..30),
+        unsettled: one_of(random, &[1, 2, 4, 16]).unwrap_or(1),
         look_ups: random.usize(1..3),
         claims: random.usize(1..5),
         submissions: random.usize(1..12),
