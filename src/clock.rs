@@ -165,6 +165,12 @@ impl Clock {
         }
     }
 
+    /// What a clock made now would begin with.
+    #[cfg(feature = "testing")]
+    pub(crate) fn shown(&self) -> Timestamp {
+        self.wall().unwrap_or_else(|| self.now())
+    }
+
     /// The time now.
     pub fn now(&self) -> Timestamp {
         let anchor = self.read();

@@ -113,9 +113,13 @@ impl Book {
     }
 
     /// Time stands still: the runtime ends. Inside that runtime.
+    ///
+    /// The next process takes over a step of the wall clock that this one did not notice.
     pub(super) fn stand(&self) {
         let mut state = self.lock();
-        state.time = Time::Stands { at: state.time.elapsed(), time: state.time.now() };
+        if let Time::Runs { clock, .. } = &state.time {
+            state.time = Time::Stands { at: state.time.elapsed(), time: clock.shown() };
+        }
     }
 
     /// Since the world's beginning.

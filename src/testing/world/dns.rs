@@ -15,6 +15,9 @@ use crate::testing::conversation::pause;
 
 /// DNS that does not say what the zone says.
 ///
+/// The engine remembers answers as it does of any server: what it knows from before is not asked again until its TTL
+/// is over, and a lie lasts for five minutes.
+///
 /// ```
 /// use std::time::Duration;
 /// use postrider::testing::{DnsFault, DnsLie};
@@ -81,6 +84,13 @@ pub(super) struct LyingResolver {
     inner: Arc<Mutex<Inner>>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Question {
+    Mx,
+    Ipv4,
+    Ipv6,
+}
+
 struct Inner {
     random: fastrand::Rng,
     faults: Vec<DnsFault>,
@@ -100,13 +110,18 @@ impl LyingResolver {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).faults = faults;
     }
 
-    /// What is said of a name now.
-    fn lie(&self, name: &str) -> Option<DnsLie> {
+    /// What is said of a name now, in answer to such a question.
+    fn lie(&self, name: &str, question: Question) -> Option<DnsLie> {
         let now = self.book.elapsed();
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let Inner { random, faults } = &mut *inner;
         let about = |fault: &&DnsFault| fault.name.as_ref().is_none_or(|about| about == name);
-        let mut now = faults.iter().filter(about).filter(|fault| fault.times.contains(&now));
+        let answers = |fault: &&DnsFault| match fault.lie {
+            DnsLie::Exchanger(_) => question == Question::Mx,
+            DnsLie::Address(_) => question == Question::Ipv4,
+            _ => true,
+        };
+        let mut now = faults.iter().filter(about).filter(answers).filter(|fault| fault.times.contains(&now));
         now.find(|fault| random.f64() < fault.chance).map(|fault| fault.lie.clone())
     }
 
@@ -114,10 +129,11 @@ impl LyingResolver {
     async fn answer<T>(
         &self,
         name: &str,
+        question: Question,
         record: impl FnOnce(DnsLie) -> Option<T>,
     ) -> Option<Result<Answer<T>, DnsError>> {
         const TTL: Duration = Duration::from_secs(300);
-        Some(match self.lie(name)? {
+        Some(match self.lie(name, question)? {
             DnsLie::Slow(time) => {
                 pause(time).await;
                 return None;
@@ -139,7 +155,7 @@ impl Resolver for LyingResolver {
                 .map(|host| MxRecord { preference: 10, exchange: host.as_str().to_owned() }),
             _ => None,
         };
-        match self.answer(domain, record).await {
+        match self.answer(domain, Question::Mx, record).await {
             Some(answer) => answer,
             None => self.zone.mx(domain, freshness).await,
         }
@@ -150,14 +166,14 @@ impl Resolver for LyingResolver {
             DnsLie::Address(address) => Some(address),
             _ => None,
         };
-        match self.answer(host, record).await {
+        match self.answer(host, Question::Ipv4, record).await {
             Some(answer) => answer,
             None => self.zone.ipv4(host, freshness).await,
         }
     }
 
     async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
-        match self.answer(host, |_| None).await {
+        match self.answer(host, Question::Ipv6, |_| None).await {
             Some(answer) => answer,
             None => self.zone.ipv6(host, freshness).await,
         }

@@ -195,7 +195,15 @@ impl World {
                     pause(left).await;
                     return false;
                 }
-                tokio::time::timeout(left, engine.wait_idle()).await.is_ok_and(|idle| idle.is_ok())
+                match tokio::time::timeout(left, engine.wait_idle()).await {
+                    Ok(idle) if idle.is_ok() => true,
+                    // An engine that was stopped is never idle, and says so at once.
+                    Ok(_) => {
+                        pause(left).await;
+                        false
+                    }
+                    Err(_) => false,
+                }
             });
             self.raise_violation()?;
             self.raise_if_crashing();
@@ -249,7 +257,8 @@ impl World {
         self.start_again();
     }
 
-    /// The wall clock is stepped: it shows `to` now. The engine takes notice of it within a minute.
+    /// The wall clock is stepped: it shows `to` now. The engine takes notice of it within a minute, and a new process at
+    /// once.
     pub fn step_clock(&mut self, to: Timestamp) {
         if let Some(clock) = self.clock.clone() {
             self.within(|| clock.step(to));
@@ -269,7 +278,7 @@ impl World {
         self.raise_if_crashing();
     }
 
-    /// Replaces the zone.
+    /// Replaces the zone. What the engine was told before holds until its TTL is over.
     ///
     /// # Errors
     /// [`ZoneError`]; the old zone stays.
@@ -452,8 +461,9 @@ impl World {
 
     /// How often a recipient of a message was offered to a server.
     pub fn attempts(&self, message: MessageId, recipient: &str) -> u64 {
+        let Ok(recipient) = Address::parse(recipient) else { return 0 };
         let offered = |observation: &Observation| match &observation.seen {
-            Seen::Offered { recipients, .. } => recipients.iter().any(|to| to.as_str() == recipient),
+            Seen::Offered { recipients, .. } => recipients.contains(&recipient),
             _ => false,
         };
         self.timeline(message).iter().filter(|observation| offered(observation)).count() as u64
@@ -590,7 +600,7 @@ fn lines<T: std::fmt::Display>(waits: impl IntoIterator<Item = T>) -> Vec<String
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Connections close with the runtime, and say so.
+        // Connections close with the runtime, and ask what time it is.
         if self.runtime.is_some() {
             self.within(|| self.book.stand());
         }

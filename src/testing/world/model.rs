@@ -53,16 +53,16 @@ pub enum ModelTls {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Failure {
-    /// Nobody listens: connections are refused.
+    /// Nobody listens: connections are refused, and open sessions break off at their next transaction.
     Refuse,
-    /// Nothing ever answers.
+    /// Nothing ever answers a connection, and open sessions break off at their next transaction.
     Blackhole,
     /// This reply, in place of the usual one, at this stage: at [`Stage::Connect`] it is the greeting.
     Reply(Stage, String),
     /// The connection is closed in place of the reply of this stage. At [`Stage::Dot`] the message was taken in every
     /// second case.
     Close(Stage),
-    /// Each reply takes so much longer.
+    /// Each reply takes so much longer. By chance: each for itself.
     Slow(Duration),
 }
 

@@ -137,7 +137,8 @@ impl Network {
         let Some(latency) = self.ask(target.peer, Server::connect_latency) else {
             return Err((fail(Stage::Connect, refused()), open));
         };
-        if !wait(latency, timeouts.connect).await {
+        let waited = latency;
+        if !wait(waited, timeouts.connect).await {
             return Err((fail(Stage::Connect, EndCause::Timeout(timeouts.connect)), open));
         }
         let now = self.book.elapsed();
@@ -159,12 +160,19 @@ impl Network {
             }
             None | Some(Greeting::Refused) => (Stage::Connect, refused()),
             Some(Greeting::Silence) => {
-                pause(timeouts.connect).await;
+                pause(timeouts.connect.saturating_sub(waited)).await;
                 (Stage::Connect, EndCause::Timeout(timeouts.connect))
             }
             Some(Greeting::Closed(stage)) => (stage, EndCause::Closed),
             Some(Greeting::Reply(stage, reply)) => {
-                wait(latency, timeouts.greeting).await;
+                if !wait(latency, timeouts.greeting).await {
+                    let cause = EndCause::Timeout(timeouts.greeting);
+                    return Err((fail(Stage::Connect, cause), open));
+                }
+                let after = self.ask(target.peer, |server| server.reply_latency(now)).unwrap_or_default();
+                if stage == Stage::Ehlo && !wait(after, timeouts.ehlo).await {
+                    return Err((fail(Stage::Ehlo, EndCause::Timeout(timeouts.ehlo)), open));
+                }
                 (stage, EndCause::Reply(reply))
             }
         };
@@ -201,8 +209,9 @@ impl ModelSession {
             return (TransactionReport { end, ..unanswered() }, false);
         }
         let (network, client, used) = (self.open.network.clone(), self.open.client, self.used);
-        let now = network.book.elapsed();
-        let envelope = network.ask(self.open.peer, |server| server.envelope(now, client, used, transaction));
+        let begun = network.book.elapsed();
+        let envelope =
+            network.ask(self.open.peer, |server| server.envelope(begun, client, used, transaction));
         let Some(Envelope { mut report, wanted }) = envelope else {
             let end = Some(SessionEnd { stage: Stage::Mail, cause: EndCause::Closed });
             return (TransactionReport { end, ..unanswered() }, false);
@@ -217,7 +226,7 @@ impl ModelSession {
             return (report, false);
         }
         let now = network.book.elapsed();
-        let taken = network.ask(self.open.peer, |server| server.content(now, client, &mut report));
+        let taken = network.ask(self.open.peer, |server| server.content(begun, now, client, &mut report));
         (report, taken.unwrap_or_default())
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Server {
     model: ServerModel,
     random: fastrand::Rng,
     open: HashMap<Option<IpAddr>, u32>,
-    /// When messages were taken, within the period of the model's rate.
+    /// When transactions began whose message was taken or may be yet, within the period of the model's rate.
     taken: HashMap<Option<IpAddr>, VecDeque<Duration>>,
     greylist: HashMap<Triple, Duration>,
     greylisted: VecDeque<Triple>,
@@ -66,12 +66,19 @@ impl Server {
 
     pub(super) fn reply_latency(&mut self, now: Duration) -> Duration {
         let latency = self.model.reply_latency.draw(&mut self.random);
+        let slow = |failure: &Failure| match failure {
+            Failure::Slow(time) => *time,
+            _ => Duration::ZERO,
+        };
         let windows = self.model.failures.iter().filter(|window| (window.from..window.until).contains(&now));
-        let slow = windows.filter_map(|window| match window.failure {
-            Failure::Slow(time) => Some(time),
-            _ => None,
-        });
-        latency + slow.sum()
+        let by_time: Duration = windows.map(|window| slow(&window.failure)).sum();
+        let mut by_chance = Duration::ZERO;
+        for (probability, failure) in &self.model.chances {
+            if matches!(failure, Failure::Slow(_)) && self.random.f64() < *probability {
+                by_chance += slow(failure);
+            }
+        }
+        latency + by_time + by_chance
     }
 
     pub(super) fn idle_timeout(&self) -> Option<Duration> {
@@ -159,7 +166,7 @@ impl Server {
         if let Some(end) = planned.end(Stage::Data) {
             return Envelope { report: ended(report, end), wanted: false };
         }
-        match planned.reply(Stage::Data) {
+        let envelope = match planned.reply(Stage::Data) {
             Some(answer) => {
                 report.data = Some(answer.clone());
                 let wanted = answer.is_intermediate();
@@ -172,12 +179,18 @@ impl Server {
                 report.data = Some(reply("354 go ahead"));
                 Envelope { report, wanted: true }
             }
+        };
+        if envelope.wanted {
+            self.count(now, client);
         }
+        envelope
     }
 
-    /// The content and the final dot. Returns whether it was taken, though that may not have been said.
+    /// The content and the final dot of a transaction that began at `begun`. Returns whether it was taken, though that
+    /// may not have been said.
     pub(super) fn content(
         &mut self,
+        begun: Duration,
         now: Duration,
         client: Option<IpAddr>,
         report: &mut TransactionReport,
@@ -185,23 +198,24 @@ impl Server {
         report.dot_sent = true;
         let failures = self.failures(now);
         let planned = Planned::of(&failures);
-        if let Some(end) = planned.end(Stage::Dot) {
-            report.end = Some(end);
-            let taken = self.random.bool();
-            if taken {
-                self.count(now, client);
+        let taken = match planned.end(Stage::Dot) {
+            Some(end) => {
+                report.end = Some(end);
+                self.random.bool()
             }
-            return taken;
+            None => {
+                let answer = planned.reply(Stage::Dot).unwrap_or_else(|| reply("250 2.0.0 queued"));
+                if answer.code() == 421 {
+                    report.end = Some(said(Stage::Dot, answer.clone()));
+                }
+                let taken = answer.is_positive();
+                report.dot = Some(answer);
+                taken
+            }
+        };
+        if !taken {
+            self.uncount(begun, client);
         }
-        let answer = planned.reply(Stage::Dot).unwrap_or_else(|| reply("250 2.0.0 queued"));
-        let taken = answer.is_positive();
-        if taken {
-            self.count(now, client);
-        }
-        if answer.code() == 421 {
-            report.end = Some(said(Stage::Dot, answer.clone()));
-        }
-        report.dot = Some(answer);
         taken
     }
 
@@ -221,9 +235,18 @@ impl Server {
         full.then(|| reply("421 4.7.28 too many messages from your address, try again later"))
     }
 
+    /// Counted before the content comes, so that transactions at the same time can not exceed the rate.
     fn count(&mut self, now: Duration, client: Option<IpAddr>) {
         if self.model.message_rate.is_some() {
             self.taken.entry(client).or_default().push_back(now);
+        }
+    }
+
+    fn uncount(&mut self, begun: Duration, client: Option<IpAddr>) {
+        if let Some(taken) = self.taken.get_mut(&client)
+            && let Some(index) = taken.iter().rposition(|&at| at == begun)
+        {
+            taken.remove(index);
         }
     }
 
@@ -260,7 +283,7 @@ impl Server {
         let windows = self.model.failures.iter().filter(|window| (window.from..window.until).contains(&now));
         let mut failures: Vec<_> = windows.map(|window| window.failure.clone()).collect();
         for (probability, failure) in &self.model.chances {
-            if self.random.f64() < *probability {
+            if !matches!(failure, Failure::Slow(_)) && self.random.f64() < *probability {
                 failures.push(failure.clone());
             }
         }
