@@ -49,7 +49,7 @@
 //! |---|---|---|
 //! | `disk` | yes | `DiskStorage` |
 //! | `hickory` | yes | `HickoryResolver` |
-//! | `testing` | no | `postrider::testing`: SMTP servers in the process, a network of pipes, a scripted transport, the replay of logs |
+//! | `testing` | no | `postrider::testing`: worlds in virtual time under an oracle, simulations, SMTP servers in the process, the replay of logs |
 //!
 //! # Cancel safety
 //!
@@ -78,6 +78,6 @@ pub use message::Message;
 pub use policy::Policy;
 
 /// The README's example compiles.
-#[cfg(all(doctest, feature = "disk", feature = "hickory"))]
+#[cfg(all(doctest, feature = "disk", feature = "hickory", feature = "testing"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,12 +1,98 @@
-//! Parts for tests, behind the feature `testing`.
+//! The testing kit, behind the feature `testing`: a policy, a store, or the whole engine, tried in the process and in
+//! virtual time.
 //!
 //! | | |
 //! |---|---|
+//! | [`World`] | the engine in a network of its own: days pass in moments, an oracle watches |
+//! | [`ServerModel`] | how a receiver behaves: greylists, limits, latencies, failures |
+//! | [`DnsFault`], [`StoreFault`] | what else goes wrong |
+//! | [`Simulation`] | a random world in which everything goes wrong at once |
+//! | [`Replay`] | logged replies through new reply rules: what would change |
 //! | [`SmtpServer`] | an SMTP server in the process that answers as the test says and keeps what it receives |
 //! | [`MemoryNetwork`] | addresses and the servers behind them, over pipes: tests run on paused time |
 //! | [`ScriptedTransport`] | a [`Transport`](crate::transport::Transport) without any SMTP, for speed |
-//! | [`Replay`] | logged replies through new reply rules: what would change |
 //! | [`SchedulerLoad`] | the scheduler alone, for benches |
+//!
+//! The folder `tests/outside` of the repository is a crate that uses all of this from outside: a template to copy.
+//!
+//! # 1. Ask the policy
+//!
+//! What a policy decides are plain functions: [`policy`](crate::policy#testing-a-policy) lists them.
+//!
+//! ```
+//! use std::time::Duration;
+//! use postrider::Policy;
+//!
+//! let policy = Policy::from_toml("[domain.'*']\nretry-after = ['5m', '10m', '1h']\nbounce-after = '1d'")?;
+//! let ages: Vec<_> = policy.settings("example.net", "default").attempt_ages(|| 0).take(4).collect();
+//! assert_eq!(ages, [0, 5, 15, 75].map(|minutes| Duration::from_secs(60 * minutes)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # 2. See it at work
+//!
+//! A [`World`] is used from a plain `#[test]`: it has a runtime of its own. Describe zone, servers and policy, submit, let
+//! time pass, and ask.
+//!
+//! ```
+//! use std::time::Duration;
+//! use postrider::{Message, Policy};
+//! use postrider::testing::{Failure, Key, Outcome, ServerModel, World};
+//!
+//! const HOUR: Duration = Duration::from_secs(3600);
+//!
+//! let slow = ServerModel::new()
+//!     .with_reply_latency(Duration::from_secs(5))
+//!     .with_mailbox("gone@example.net", "550 5.1.1 no such user")
+//!     .with_failure(HOUR..3 * HOUR, Failure::Refuse);
+//! let mut world = World::builder()
+//!     .policy(Policy::from_toml("[[ip-connection-limit]]\ncidr = '192.0.2.0/24'\nlimit = 2")?)
+//!     .zone("example.net. MX 10 mx.example.net.\nmx.example.net. A 192.0.2.1")
+//!     .server("192.0.2.1", slow)
+//!     .build()?;
+//! for number in 0..20 {
+//!     world.submit(Message::new("news@sender.example", [format!("r{number}@example.net")], "hi\r\n")?)?;
+//! }
+//! let gone = world.submit(Message::new("news@sender.example", ["gone@example.net"], "hi\r\n")?)?;
+//! assert!(world.run_until_idle(24 * HOUR));
+//! assert_eq!(world.count(Outcome::Delivered), 20);
+//! assert_eq!(world.outcome(gone, "gone@example.net"), Outcome::Bounced);
+//! assert_eq!(world.peak_connections(Key::Address([192, 0, 2, 1].into())), 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`World::timeline`] shows what happened to one message, [`World::why`] what it waits for, [`World::trace_text`] all of it.
+//!
+//! # 3. Let it go wrong
+//!
+//! [`World::crash`] ends the process where it stands and starts another on what is in the store. [`StoreFault`] does so
+//! within a call. An oracle judges all along: a [`Violation`] has the list. At one, methods that let time pass panic,
+//! with the seed that repeats it: `POSTRIDER_SEED=17 cargo test name_of_the_test`.
+//!
+//! ```
+//! use std::time::Duration;
+//! use postrider::Message;
+//! use postrider::storage::MemoryStorage;
+//! use postrider::testing::{Outcome, ServerModel, StoreCall, StoreFault, StoreTrouble, World};
+//!
+//! let store = MemoryStorage::new(); // or your own
+//! let mut world = World::builder()
+//!     .zone("example.net. A 192.0.2.1")
+//!     .server("192.0.2.1", ServerModel::new().with_reply_latency(Duration::from_secs(1)))
+//!     .storage(move || store.reopened())
+//!     .store_fault(StoreFault::new(StoreCall::Commit, StoreTrouble::Crash { applied: false }))
+//!     .build()?;
+//! let id = world.submit(Message::new("news@sender.example", ["bob@example.net"], "hi\r\n")?)?;
+//! assert!(world.run_until_idle(Duration::from_secs(86_400)));
+//! assert_eq!(world.outcome(id, "bob@example.net"), Outcome::Delivered);
+//! assert_eq!(world.attempts(id, "bob@example.net"), 2); // the first was not written down
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # 4. Let everything go wrong
+//!
+//! A [`Simulation`] draws policy, servers and faults from a seed, and at the end demands that all mail has ended. It is
+//! the test for a store of one's own: `Simulation::new(seed).storage(open).run()?`, for as many seeds as there is time.
 
 mod behaviour;
 mod conversation;
