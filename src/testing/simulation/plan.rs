@@ -275,6 +275,8 @@ pub(super) fn store_fault(random: &mut fastrand::Rng) -> StoreFault {
         0 => StoreTrouble::Fails(StorageErrorKind::Full),
         1 | 2 => StoreTrouble::Fails(StorageErrorKind::Temporary),
         3 if call == StoreCall::Commit => StoreTrouble::Fails(StorageErrorKind::OutcomeUnknown),
+        // A body that is read slowly would delay what a rate has let through.
+        3 | 4 if call == StoreCall::Bodies => StoreTrouble::Fails(StorageErrorKind::Temporary),
         3 | 4 => StoreTrouble::Slow(Duration::from_millis(random.u64(1..20_000))),
         _ => StoreTrouble::Crash { applied: random.bool() },
     };

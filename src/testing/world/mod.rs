@@ -425,8 +425,11 @@ impl World {
 
     /// The oracle hears of it before the engine acts on it.
     fn tell<T>(&mut self, what: String, run: impl AsyncFnOnce(DeliveryEngine) -> T) -> Option<T> {
-        self.see(Seen::Control(what));
-        self.with_engine(run)
+        // Mail that is stored is gone through page by page: until it is done, and no longer.
+        self.see(Seen::Control(what.clone()));
+        let answer = self.with_engine(run);
+        self.see(Seen::Control(format!("{what}: done")));
+        answer
     }
 
     /// All that was seen, in order: the first four million.

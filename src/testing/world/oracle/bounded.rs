@@ -14,7 +14,6 @@ impl Invariant for Bounded {
         let (bounds, gauges) = (&facts.bounds, &snapshot.gauges);
         let ending = ENDING * bounds.claims;
         let largest = gauges.largest_body;
-        let stored = snapshot.items.len();
         let all = [
             ("items in the window", gauges.window, bounds.window + GUARANTEED * gauges.open + ending),
             ("octets held", gauges.held_octets, bounds.held_octets),
@@ -23,7 +22,6 @@ impl Invariant for Bounded {
             ("claims", gauges.claims, bounds.claims),
             ("submissions", gauges.submissions, bounds.submissions),
             ("items whose end is not durable", gauges.unsettled, bounds.unsettled + gauges.open + ending),
-            ("lanes", gauges.lanes.len(), stored + gauges.submissions + gauges.unsettled),
         ];
         match all.into_iter().find(|(_, there, most)| there > most) {
             Some((what, there, most)) => {

@@ -64,6 +64,8 @@ pub(super) struct Standing {
     pub(super) times_taken: u32,
     /// In this transaction, and the end is not durable.
     undurable_since: Option<u64>,
+    /// The queue it was offered from last.
+    pub(super) offered_from: Option<QueueId>,
     /// When it was first offered, on the engine's clock.
     pub(super) first_offered: Option<Timestamp>,
 }
@@ -208,7 +210,12 @@ impl Facts {
                 }
             }
             Seen::Refused { unknown, .. } => self.strangers |= unknown,
-            Seen::Event(event) => self.learn_event(event),
+            Seen::Event(event) => {
+                if matches!(**event, DeliveryEvent::QueueMode(_)) {
+                    self.unclear_at = Some(observation.at);
+                }
+                self.learn_event(event);
+            }
             Seen::Connecting { connection, peer, local, host, queue, source } => {
                 let settings = self.settings(queue, source);
                 self.settings.entry((queue.clone(), source.clone())).or_insert(settings);
@@ -228,11 +235,14 @@ impl Facts {
                 }
             }
             Seen::Offered { connection, message, queue, host, recipients } => {
+                let mut from = None;
                 if let Some(open) = self.open.get_mut(connection) {
                     (open.at_work, open.queue, open.host) = (true, queue.clone(), host.clone());
+                    from = Some((queue.clone(), open.source.clone()));
                 }
                 for recipient in recipients {
                     let standing = self.standing_mut(*message, recipient);
+                    standing.offered_from.clone_from(&from);
                     standing.first_offered.get_or_insert(observation.time);
                 }
             }

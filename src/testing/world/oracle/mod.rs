@@ -138,7 +138,12 @@ pub(super) struct Oracle {
     invariants: Vec<(&'static str, Box<dyn Invariant>)>,
     /// Broken at this moment, unless something else that is seen at the same moment explains it.
     pending: Option<(Duration, Broken)>,
+    /// The last moment at which the rules changed: what else is seen in it may go by the old ones or the new.
+    rules_changed: Option<Duration>,
 }
+
+/// Invariants by the policy's rules and the host's word.
+const BY_RULES: [&str; 4] = ["limits", "rates", "due", "schedule"];
 
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
@@ -155,13 +160,17 @@ impl Oracle {
             ("starved", Box::<starved::Starved>::default()),
             ("bounded", Box::new(bounded::Bounded)),
         ];
-        Self { facts: Facts::new(policy, bounds), invariants, pending: None }
+        Self { facts: Facts::new(policy, bounds), invariants, pending: None, rules_changed: None }
     }
 
     /// Takes note of what happened. An error: what was seen before is broken for certain now.
     pub(super) fn see(&mut self, observation: &Observation) -> Result<(), Broken> {
-        if explains(&observation.seen) {
-            self.pending = self.pending.take().filter(|&(at, _)| at != observation.at);
+        if changes_rules(&observation.seen) {
+            let is_explained = |(at, broken): &(Duration, Broken)| {
+                *at == observation.at && BY_RULES.contains(&broken.invariant)
+            };
+            self.pending = self.pending.take().filter(|pending| !is_explained(pending));
+            self.rules_changed = Some(observation.at);
         }
         self.settle_pending(observation.at)?;
         self.facts.read_clock(observation);
@@ -169,7 +178,9 @@ impl Oracle {
             if let Err(wrong) = invariant.see(&self.facts, observation) {
                 let message = observation.seen.message();
                 let broken = Broken { invariant: name, what: wrong.what, message };
-                self.pending.get_or_insert((observation.at, broken));
+                if self.rules_changed != Some(observation.at) || !BY_RULES.contains(name) {
+                    self.pending.get_or_insert((observation.at, broken));
+                }
             }
         }
         self.facts.learn(observation);
@@ -211,7 +222,7 @@ impl Oracle {
 }
 
 /// What changes the rules for what is seen at the same moment, before it or after.
-fn explains(seen: &Seen) -> bool {
+fn changes_rules(seen: &Seen) -> bool {
     match seen {
         Seen::PolicyReplaced | Seen::Control(_) | Seen::Crashed | Seen::Stopped => true,
         Seen::Event(event) => matches!(**event, DeliveryEvent::QueueMode(_)),

@@ -34,8 +34,11 @@ impl Invariant for Schedule {
                 DeliveryEvent::Deferred(deferred) => {
                     let record = &deferred.record;
                     let wait = deferred.next_attempt.saturating_since(record.time);
-                    let settings = facts.settings(&record.queue, &record.source);
                     let standing = facts.standing_of(record.id, &record.recipient);
+                    // Its domain may have moved to another queue since.
+                    let (queue, source) =
+                        standing.offered_from.unwrap_or((record.queue.clone(), record.source.clone()));
+                    let settings = facts.settings(&queue, &source);
                     let (before, now) = (standing.attempts, record.attempts);
                     let (message, recipient) = (record.id, &record.recipient);
                     // Held by a fuse, nobody is charged.
@@ -63,7 +66,11 @@ impl Invariant for Schedule {
                     }
                     let wait = deferred.next_attempt.saturating_since(deferred.time);
                     let settings = facts.settings(&deferred.queue, &deferred.source);
-                    let known = self.steps.get(&key).copied().unwrap_or_default();
+                    let mut known = self.steps.get(&key).copied().unwrap_or_default();
+                    // Its mail was gone, and what was remembered of it.
+                    if !facts.durable_steps().any(|(of, _)| of == key) {
+                        known.least = 0;
+                    }
                     let steps = Steps { least: known.least + 1, most: known.most + 1 };
                     // What DNS did not have for a while may be there now: then the list begins anew.
                     let by_dns = deferred.diagnosis.stage == Stage::Dns;

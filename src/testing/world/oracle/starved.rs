@@ -43,7 +43,10 @@ impl Invariant for Starved {
             Seen::PolicyReplaced | Seen::ClockStepped { .. } => self.all = at,
             Seen::Control(what) => {
                 self.all = at;
-                self.pauses += i64::from(what.starts_with("pause")) - i64::from(what.starts_with("resume"));
+                if !what.ends_with(": done") {
+                    self.pauses +=
+                        i64::from(what.starts_with("pause")) - i64::from(what.starts_with("resume"));
+                }
             }
             Seen::Event(event) => match &**event {
                 DeliveryEvent::QueueDeferred(event) => self.active(at, &event.queue, &event.source),
