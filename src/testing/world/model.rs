@@ -25,6 +25,7 @@ use crate::reply::{Reply, Stage};
 pub struct ServerModel {
     pub(super) greylist: Option<Duration>,
     pub(super) message_rate: Option<(u32, Duration)>,
+    pub(super) message_rate_reply: Option<Reply>,
     pub(super) connection_limit: Option<u32>,
     pub(super) messages_per_connection: Option<u32>,
     pub(super) connect_latency: Latency,
@@ -85,6 +86,7 @@ impl ServerModel {
         Self {
             greylist: None,
             message_rate: None,
+            message_rate_reply: None,
             connection_limit: None,
             messages_per_connection: None,
             connect_latency: Latency::ZERO,
@@ -113,6 +115,13 @@ impl ServerModel {
     /// Takes so many messages in any such time from one client address, then answers MAIL with `421 4.7.28`.
     pub fn with_message_rate(mut self, messages: u32, per: Duration) -> Self {
         self.message_rate = Some((messages, per));
+        self
+    }
+
+    /// What it answers to MAIL beyond its message rate, in place of `421 4.7.28`: receivers have words of their own,
+    /// and reply rules are about these.
+    pub fn with_message_rate_reply(mut self, reply: &str) -> Self {
+        self.message_rate_reply = self.read(reply);
         self
     }
 

@@ -232,7 +232,10 @@ impl Server {
             taken.pop_front();
         }
         let full = taken.len() >= most as usize;
-        full.then(|| reply("421 4.7.28 too many messages from your address, try again later"))
+        full.then(|| {
+            let own = self.model.message_rate_reply.clone();
+            own.unwrap_or_else(|| reply("421 4.7.28 too many messages from your address, try again later"))
+        })
     }
 
     /// Counted before the content comes, so that transactions at the same time can not exceed the rate.
@@ -342,4 +345,29 @@ pub(super) fn accepted(transaction: &Transaction, report: &TransactionReport) ->
 /// Texts were read once when the model was made; one that is no reply was refused then.
 fn reply(text: &str) -> Reply {
     Reply::parse(text).unwrap_or_else(|_| Reply::new(421, ["4.3.0 no reply".as_bytes()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Message;
+    use crate::policy::Policy;
+    use crate::testing::{Outcome, World};
+
+    #[test]
+    fn a_receiver_says_in_its_own_words_that_the_rate_is_too_high() {
+        const SAID: &str = "451 4.7.650 temporarily rate limited due to IP reputation";
+        let hour = Duration::from_secs(3600);
+        let policy = "[[reply-rule]]\nname = 'rate'\nmatch = '^451 4\\.7\\.650 '\nstage = 'mail'\n\
+                      actions = 'bounce-rcpt'";
+        let model = ServerModel::new().with_message_rate(1, hour).with_message_rate_reply(SAID);
+        let world = World::builder().zone("example.net. A 192.0.2.1").server("192.0.2.1", model);
+        let mut world = world.policy(Policy::from_toml(policy).unwrap()).build().unwrap();
+        for outcome in [Outcome::Delivered, Outcome::Bounced] {
+            let message = Message::new("news@sender.example", ["ann@example.net"], "\r\n").unwrap();
+            let id = world.submit(message).unwrap();
+            world.run_until_idle(hour / 2);
+            assert_eq!(world.outcome(id, "ann@example.net"), outcome);
+        }
+    }
 }
