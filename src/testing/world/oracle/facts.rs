@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub(super) controls: u64,
     /// Failed steps in the store, by row.
     steps: HashMap<Vec<u8>, StoredStep>,
+    /// How often those of a queue were forgotten, since it had no mail any more or some was delivered.
+    forgotten: HashMap<QueueId, u64>,
     clock: Option<(Duration, Timestamp)>,
     /// The moment at which the clock or the policy changed: what is seen in it may lie before that or after.
     pub(super) unclear_at: Option<Duration>,
@@ -98,6 +100,7 @@ impl Facts {
             epoch: 0,
             controls: 0,
             steps: HashMap::new(),
+            forgotten: HashMap::new(),
             clock: None,
             unclear_at: None,
         }
@@ -138,14 +141,23 @@ impl Facts {
 
     /// A step of the clock makes rates begin anew, also for what is judged next.
     pub(super) fn read_clock(&mut self, observation: &Observation) {
+        let mut was_due_by = None;
         let was_stepped = self.clock.is_some_and(|(at, time)| {
             let expected = time + observation.at.saturating_sub(at);
             let ahead = observation.time.saturating_since(expected);
+            if observation.time < expected {
+                was_due_by = Some(expected);
+            }
             ahead.max(expected.saturating_since(observation.time)) > SIGNIFICANT_STEP
         });
         if was_stepped {
             self.epoch += 1;
             self.unclear_at = Some(observation.at);
+            // What was due before the clock was set back has been taken up.
+            let standings = self.messages.values_mut().flat_map(BTreeMap::values_mut);
+            for standing in standings.filter(|standing| standing.not_before <= was_due_by) {
+                standing.not_before = None;
+            }
         }
         self.clock = Some((observation.at, observation.time));
     }
@@ -186,7 +198,11 @@ impl Facts {
                         self.steps.insert(row.key.clone(), step);
                     }
                 }
-                Change::DeleteState(key) => drop(self.steps.remove(key)),
+                Change::DeleteState(key) => {
+                    if let Some(step) = self.steps.remove(key) {
+                        *self.forgotten.entry((step.queue, step.source)).or_default() += 1;
+                    }
+                }
                 _ => {}
             }
         }
@@ -195,6 +211,10 @@ impl Facts {
     /// The failed steps that a new engine knows of.
     pub(super) fn durable_steps(&self) -> impl Iterator<Item = (QueueId, &StoredStep)> {
         self.steps.values().map(|stored| ((stored.queue.clone(), stored.source.clone()), stored))
+    }
+
+    pub(super) fn times_forgotten(&self, queue: &QueueId) -> u64 {
+        self.forgotten.get(queue).copied().unwrap_or(0)
     }
 
     pub(super) fn learn(&mut self, observation: &Observation) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::observation::{Observation, Seen};
 use super::{Facts, Invariant, Judgement};
+use crate::event::DeliveryEvent;
 use crate::policy::Rate;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +33,12 @@ impl Invariant for Rates {
         if self.epoch != facts.epoch {
             self.epoch = facts.epoch;
             self.used.clear();
+        }
+        if let Seen::Event(event) = &observation.seen
+            && let DeliveryEvent::QueueMode(change) = &**event
+        {
+            // Into backoff or out of it, at another rate.
+            self.used.remove(&Key::Messages(change.queue.clone(), change.source.clone()));
         }
         if facts.unclear_at == Some(observation.at) {
             return Ok(());

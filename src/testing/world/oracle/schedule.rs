@@ -25,6 +25,8 @@ struct Steps {
     least: u32,
     /// The most.
     most: u32,
+    /// [`Facts::times_forgotten`] at the last one.
+    forgotten: u64,
 }
 
 impl Invariant for Schedule {
@@ -67,11 +69,11 @@ impl Invariant for Schedule {
                     let wait = deferred.next_attempt.saturating_since(deferred.time);
                     let settings = facts.settings(&deferred.queue, &deferred.source);
                     let mut known = self.steps.get(&key).copied().unwrap_or_default();
-                    // Its mail was gone, and what was remembered of it.
-                    if !facts.durable_steps().any(|(of, _)| of == key) {
+                    let forgotten = facts.times_forgotten(&key);
+                    if known.forgotten != forgotten {
                         known.least = 0;
                     }
-                    let steps = Steps { least: known.least + 1, most: known.most + 1 };
+                    let steps = Steps { least: known.least + 1, most: known.most + 1, forgotten };
                     // What DNS did not have for a while may be there now: then the list begins anew.
                     let by_dns = deferred.diagnosis.stage == Stage::Dns;
                     let known = Steps { least: if by_dns { 0 } else { steps.least }, ..steps };
@@ -79,7 +81,7 @@ impl Invariant for Schedule {
                     if fits(facts, &settings, wait, steps.least..=steps.most) {
                         return Ok(());
                     }
-                    let (queue, Steps { least, most }) = (&deferred.queue, steps);
+                    let (queue, Steps { least, most, .. }) = (&deferred.queue, steps);
                     Err(format!("{queue} waits {wait:?} after step {least} to {most}").into())
                 }
                 event => {
@@ -100,7 +102,8 @@ impl Invariant for Schedule {
                 // A step that was not durable is taken again.
                 let durable = facts.durable_steps().map(|(key, stored)| {
                     let least = if stored.is_missing { 0 } else { stored.step };
-                    (key, Steps { least, most: stored.step })
+                    let forgotten = facts.times_forgotten(&key);
+                    (key, Steps { least, most: stored.step, forgotten })
                 });
                 self.steps = durable.collect();
                 Ok(())
