@@ -134,7 +134,7 @@ impl Run {
         match self.random.u8(..100) {
             0..30 => self.submit(),
             30..62 => {
-                let most = [2, 60, 900, 7_200, 40_000][self.random.usize(..5)];
+                let most = plan::one_of(&mut self.random, &[2, 60, 900, 7_200, 40_000]).unwrap_or(60);
                 let time = Duration::from_millis(self.random.u64(..most * 1_000));
                 self.world.try_run_for(time)?;
             }
@@ -176,7 +176,7 @@ impl Run {
         for _ in 0..self.random.usize(1..12) {
             let recipients: Vec<String> = (0..self.random.usize(1..5))
                 .map(|_| {
-                    let domain = plan::DOMAINS[self.random.usize(..plan::DOMAINS.len())];
+                    let domain = plan::word(&mut self.random, &plan::DOMAINS);
                     format!("r{}@{domain}", self.random.u8(..12))
                 })
                 .collect();
@@ -184,8 +184,10 @@ impl Run {
             let Ok(mut message) = Message::new("news@sender.example", recipients, vec![b'x'; octets]) else {
                 continue;
             };
-            let priority = [Priority::High, Priority::Normal, Priority::Low][self.random.usize(..3)];
-            message = message.with_priority(priority).with_source(plan::SOURCES[self.random.usize(..3)]);
+            let priorities = [Priority::High, Priority::Normal, Priority::Low];
+            let priority = plan::one_of(&mut self.random, &priorities).unwrap_or(Priority::Normal);
+            let source = plan::word(&mut self.random, &plan::SOURCES);
+            message = message.with_priority(priority).with_source(source);
             if self.random.u8(..10) == 0 {
                 message =
                     message.hold_until(self.world.now() + Duration::from_secs(self.random.u64(..20_000)));
@@ -218,8 +220,8 @@ impl Run {
 
     /// The host says something. That it is refused, since the store fails just now, is as good an answer.
     fn control(&mut self) {
-        let domain = plan::DOMAINS[self.random.usize(..plan::DOMAINS.len())];
-        let source = plan::SOURCES[self.random.usize(..plan::SOURCES.len())];
+        let domain = plan::word(&mut self.random, &plan::DOMAINS);
+        let source = plan::word(&mut self.random, &plan::SOURCES);
         let message = self.submitted.get(self.random.usize(..self.submitted.len().max(1))).copied();
         let selector = match self.random.u8(..5) {
             0 => Selector::source(source),

@@ -28,11 +28,11 @@ pub(super) const SOURCES: [&str; 3] = ["s1", "s2", "both"];
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn one_of<T: Copy>(random: &mut fastrand::Rng, all: &[T]) -> Option<T> {
+pub(super) fn one_of<T: Copy>(random: &mut fastrand::Rng, all: &[T]) -> Option<T> {
     random.choice(all.iter()).copied()
 }
 
-fn word(random: &mut fastrand::Rng, all: &[&'static str]) -> &'static str {
+pub(super) fn word(random: &mut fastrand::Rng, all: &[&'static str]) -> &'static str {
     one_of(random, all).unwrap_or_default()
 }
 

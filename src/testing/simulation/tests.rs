@@ -25,9 +25,9 @@ fn find(seed: u64) -> Option<String> {
 
 fn all_hold(seeds: impl IntoIterator<Item = u64>) {
     let found: Vec<(u64, String)> = seeds.into_iter().filter_map(|seed| Some((seed, find(seed)?))).collect();
-    found.iter().for_each(|(_, what)| eprintln!("{what}\n"));
-    let seeds: Vec<u64> = found.iter().map(|(seed, _)| *seed).collect();
-    assert!(seeds.is_empty(), "seeds {seeds:?} failed: POSTRIDER_SEED=N repeats one");
+    let (seeds, found): (Vec<u64>, Vec<String>) = found.into_iter().unzip();
+    let found = found.join("\n\n");
+    assert!(seeds.is_empty(), "{found}\n\nseeds {seeds:?} failed: POSTRIDER_SEED=N repeats one");
 }
 
 /// Two halves, for two processors.
@@ -63,7 +63,6 @@ fn is_found(fault: Fault, by: &[&str]) {
     let found = fault.put_back(|| (1..=SEEDS_FOR_A_FAULT).find_map(find));
     let found = found.unwrap_or_else(|| panic!("{fault:?} was not found in {SEEDS_FOR_A_FAULT} seeds"));
     let line = found.lines().next().unwrap_or_default();
-    eprintln!("{fault:?} found: {line}");
     assert!(by.iter().any(|by| line.contains(&format!(": {by} "))), "{fault:?} was found as {found}");
 }
 
