@@ -293,8 +293,8 @@ pub(super) fn bounds(random: &mut fastrand::Rng) -> Bounds {
         return Bounds::default();
     }
     Bounds {
-        window: random.usize(4..60),
-        window_per_destination: random.usize(2..20),
+        window: one_of(random, &[2, 4, 8, 16, 60]).unwrap_or(4),
+        window_per_destination: random.usize(1..20),
         held_octets: random.usize(..2_000),
         transit_octets: random.usize(1..1_000),
         unsettled: one_of(random, &[1, 2, 4, 16]).unwrap_or(1),

@@ -1,18 +1,15 @@
 //! What a server took is sent again only after a crash or a lost answer, and then no more than was in flight.
 
+use std::time::Duration;
+
 use super::super::observation::{Observation, Seen};
 use super::{Facts, Invariant, Judgement};
 use crate::event::DeliveryEvent;
 
-#[derive(Default)]
-pub(super) struct Duplicates {
-    /// The most connections there were at once.
-    most_open: usize,
-}
+pub(super) struct Duplicates;
 
 impl Invariant for Duplicates {
     fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
-        self.most_open = self.most_open.max(facts.open.len());
         match &observation.seen {
             Seen::Offered { message, recipients, .. } => {
                 for recipient in recipients {
@@ -23,7 +20,7 @@ impl Invariant for Duplicates {
                         .into());
                     }
                 }
-                self.judge_bound(facts)
+                judge_bound(facts, observation.at)
             }
             Seen::Event(event) => match &**event {
                 DeliveryEvent::Deferred(deferred) => {
@@ -40,22 +37,19 @@ impl Invariant for Duplicates {
                 }
                 _ => Ok(()),
             },
-            Seen::Crashed => self.judge_bound(facts),
             _ => Ok(()),
         }
     }
 }
 
-impl Duplicates {
-    /// What was taken and is not durable is sent again after a crash: past its bound no transaction starts.
-    fn judge_bound(&self, facts: &Facts) -> Judgement {
-        // Those at work may have ended since the engine looked.
-        let most = facts.bounds.unsettled.min(self.most_open.max(64)) + self.most_open;
-        let undurable = facts.undurable();
-        if undurable > most {
-            let what = format!("{undurable} transactions are not durable: past {most} none starts");
-            return Err(what.into());
-        }
-        Ok(())
+/// What was taken and is not durable is sent again after a crash: past its bound no transaction starts.
+fn judge_bound(facts: &Facts, now: Duration) -> Judgement {
+    let open = facts.open.len();
+    let most = facts.bounds.unsettled.min(open.max(64) + open);
+    let undurable = facts.undurable_before(now);
+    if undurable >= most {
+        let what = format!("a transaction starts while {undurable} are not durable: at most {most} may be");
+        return Err(what.into());
     }
+    Ok(())
 }

@@ -30,8 +30,8 @@ pub(super) struct Facts {
     pub(super) life: u32,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
     pub(super) strangers: bool,
-    /// Transactions in which a server took something whose end is not durable: for how many recipients.
-    undurable: HashMap<u64, usize>,
+    /// Transactions in which a server took something whose end is not durable: when, and for how many recipients.
+    undurable: HashMap<u64, (Duration, usize)>,
     transactions: u64,
     /// Counts whatever makes rates and counts begin anew: starts, steps of the clock, other policies.
     pub(super) epoch: u64,
@@ -162,14 +162,14 @@ impl Facts {
         self.clock = Some((observation.at, observation.time));
     }
 
-    /// Transactions in which a server took something whose end is not durable.
-    pub(super) fn undurable(&self) -> usize {
-        self.undurable.len()
+    /// Transactions before this moment in which a server took something whose end is not durable.
+    pub(super) fn undurable_before(&self, now: Duration) -> usize {
+        self.undurable.values().filter(|(at, _)| *at < now).count()
     }
 
     fn is_durable(&mut self, transaction: Option<u64>) {
         let Some(transaction) = transaction else { return };
-        if let Some(left) = self.undurable.get_mut(&transaction) {
+        if let Some((_, left)) = self.undurable.get_mut(&transaction) {
             *left -= 1;
             if *left == 0 {
                 self.undurable.remove(&transaction);
@@ -280,7 +280,7 @@ impl Facts {
                     if !standing.ended {
                         let earlier = standing.undurable_since.replace(transaction);
                         self.is_durable(earlier);
-                        *self.undurable.entry(transaction).or_default() += 1;
+                        self.undurable.entry(transaction).or_insert((observation.at, 0)).1 += 1;
                     }
                 }
             }

@@ -150,7 +150,7 @@ impl Oracle {
         let invariants: Vec<(&'static str, Box<dyn Invariant>)> = vec![
             ("lost", Box::new(lost::Lost)),
             ("settled", Box::new(settled::Settled)),
-            ("duplicates", Box::<duplicates::Duplicates>::default()),
+            ("duplicates", Box::new(duplicates::Duplicates)),
             ("finals", Box::new(finals::Finals)),
             ("limits", Box::<limits::Limits>::default()),
             ("rates", Box::<rates::Rates>::default()),
