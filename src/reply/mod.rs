@@ -6,6 +6,7 @@ mod parser;
 mod tests;
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ pub struct Reply {
     code: u16,
     enhanced: Option<EnhancedStatus>,
     /// What followed the code and its separator on each line, without the line end.
-    lines: Vec<Box<[u8]>>,
+    lines: Arc<[Box<[u8]>]>,
     truncated: bool,
 }
 
@@ -66,7 +67,7 @@ impl Reply {
     ///
     /// `lines` are what follows code and separator, without line ends.
     pub fn new(code: u16, lines: impl IntoIterator<Item = impl Into<Box<[u8]>>>) -> Self {
-        let lines: Vec<Box<[u8]>> = lines.into_iter().map(Into::into).collect();
+        let lines: Arc<[Box<[u8]>]> = lines.into_iter().map(Into::into).collect();
         let enhanced =
             lines.iter().find_map(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
         Self { code, enhanced, lines, truncated: false }
@@ -137,7 +138,7 @@ impl Reply {
     /// out, invalid UTF-8 replaced.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for line in &self.lines {
+        for line in self.lines.iter() {
             let own = match EnhancedStatus::prefix(self.code, line) {
                 Some((status, rest)) if Some(status) == self.enhanced => rest,
                 _ => line,

@@ -271,8 +271,26 @@ fn made_anew(event: &Event) -> Event {
         Event::Resolved { destination, result: Ok(route) } => {
             Event::Resolved { destination: *destination, result: Ok(Arc::new(Route::clone(route))) }
         }
+        Event::TransactionDone { connection, report } => {
+            let recipient = |report: &RecipientReport| match report {
+                RecipientReport::Reply(reply) => RecipientReport::Reply(reply_anew(reply)),
+                other => other.clone(),
+            };
+            let report = TransactionReport {
+                mail: report.mail.as_ref().map(reply_anew),
+                recipients: report.recipients.iter().map(recipient).collect(),
+                data: report.data.as_ref().map(reply_anew),
+                dot: report.dot.as_ref().map(reply_anew),
+                ..report.clone()
+            };
+            Event::TransactionDone { connection: *connection, report }
+        }
         other => other.clone(),
     }
+}
+
+fn reply_anew(reply: &Reply) -> Reply {
+    Reply::new(reply.code(), reply.lines())
 }
 
 /// With a name of its own: what one scheduler reads is not in a cache for the other.
