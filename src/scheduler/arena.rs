@@ -60,6 +60,13 @@ impl<T> std::fmt::Debug for Key<T> {
     }
 }
 
+impl<T> Key<T> {
+    /// Finds nothing, in any arena.
+    pub(super) const fn of_nothing() -> Self {
+        Self { index: u32::MAX, generation: u32::MAX, of: PhantomData }
+    }
+}
+
 impl<T> Default for Arena<T> {
     fn default() -> Self {
         Self { slots: Vec::new(), free: Vec::new(), len: 0 }

@@ -74,6 +74,9 @@ impl Scheduler {
     /// The lanes of a home whose look-up has come back.
     fn review_lanes(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key).filter(|d| !d.site.is_shared()) else { return };
+        if let (1, Some(&lane)) = (destination.lanes.len(), destination.lanes.first()) {
+            return self.review_lane(now, lane);
+        }
         let lanes: Vec<_> = destination.lanes.iter().copied().collect();
         lanes.into_iter().for_each(|lane| self.review_lane(now, lane));
     }
@@ -126,10 +129,7 @@ impl Scheduler {
             return;
         }
         destination.idle.insert((now, id));
-        self.newly_idle.push(id);
-        // At zero the session ends as soon as it has nothing to do.
-        let until = now + queue.settings.connection_idle_timeout;
-        self.timers.arm(&mut connection.timer, Some(until), TimerOwner::Connection(id));
+        self.newly_idle.push_back(id);
     }
 
     /// Ends an idle session. Its permits are given back once its socket is closed.

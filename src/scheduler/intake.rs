@@ -16,7 +16,7 @@ use super::writes::{Effect, Submission, is_about_one_change};
 use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Received};
-use crate::message::{Domain, Message, Priority};
+use crate::message::{Address, Domain, Message, Priority};
 use crate::storage::{
     Change, Envelope, Inserted, Item, ItemId, Lane, LaneHead, NewItem, NewMessage, Recipient, Release,
     StorageError,
@@ -61,20 +61,16 @@ impl Scheduler {
             recipient_count: u32::try_from(message.recipients.len()).unwrap_or(u32::MAX),
             tags: message.tags,
         });
-        let mut by_domain: BTreeMap<Domain, Vec<Recipient>> = BTreeMap::new();
-        for (index, address) in (0..).zip(message.recipients) {
-            let recipient = Recipient { index, address, attempts: 0, last: None };
-            by_domain.entry(recipient.address.domain().clone()).or_default().push(recipient);
-        }
+        let by_domain = by_domain(message.recipients);
         let mut items = Vec::with_capacity(by_domain.len());
         let mut lanes = Vec::with_capacity(by_domain.len());
         for (domain, recipients) in by_domain {
             let lane = Lane { domain, source: source.clone(), priority: message.priority };
             let key = self.lane_for(&lane);
             let most = self.recipients_per_transaction(key);
-            let mut recipients = recipients.into_iter().peekable();
+            let mut rest = recipients.into_iter();
             // An item is what one transaction takes.
-            while recipients.peek().is_some() {
+            while rest.len() > 0 {
                 let claim = age_from <= now && self.has_room_for_fresh(now, key);
                 if let Some(state) = self.lanes.get_mut(key) {
                     state.pending += 1;
@@ -86,7 +82,11 @@ impl Scheduler {
                         }
                     }
                 }
-                let recipients = recipients.by_ref().take(most).collect();
+                let recipients = if rest.len() <= most {
+                    std::mem::take(&mut rest).collect()
+                } else {
+                    rest.by_ref().take(most).collect()
+                };
                 let claim_for = claim.then_some(self.owner);
                 items.push(NewItem { lane: lane.clone(), due: age_from, recipients, claim_for });
                 lanes.push(key);
@@ -119,12 +119,14 @@ impl Scheduler {
     }
 
     pub(super) fn on_insert_done(&mut self, now: Timestamp, result: Result<Vec<Inserted>, StorageError>) {
-        let submissions = std::mem::take(&mut self.writes.inserting);
+        let mut submissions = std::mem::take(&mut self.writes.inserting);
         match result {
             Ok(answers) if answers.len() == submissions.len() => {
-                for (submission, inserted) in submissions.into_iter().zip(answers) {
+                for (submission, inserted) in submissions.drain(..).zip(answers) {
                     self.inserted(now, submission, inserted);
                 }
+                // Its memory serves the next.
+                self.writes.inserting = submissions;
             }
             Ok(answers) => {
                 let message =
@@ -486,6 +488,24 @@ impl Scheduler {
         }
         self.review_lane(now, key);
     }
+}
+
+/// Fresh recipients by their domains, each domain's in order.
+fn by_domain(addresses: Vec<Address>) -> Vec<(Domain, Vec<Recipient>)> {
+    let fresh = |(index, address)| Recipient { index, address, attempts: 0, last: None };
+    let mut recipients: Vec<Recipient> = (0..).zip(addresses).map(fresh).collect();
+    let Some(first) = recipients.first().map(|first| first.address.domain().clone()) else {
+        return Vec::new();
+    };
+    // Most messages have one.
+    if recipients.iter().all(|recipient| *recipient.address.domain() == first) {
+        return vec![(first, recipients)];
+    }
+    let mut by_domain: BTreeMap<Domain, Vec<Recipient>> = BTreeMap::new();
+    for recipient in recipients.drain(..) {
+        by_domain.entry(recipient.address.domain().clone()).or_default().push(recipient);
+    }
+    by_domain.into_iter().collect()
 }
 
 /// What an item adds to its lane's head when it lies in the store.

@@ -25,6 +25,7 @@ mod few;
 #[cfg(feature = "testing")]
 mod gauges;
 mod health;
+mod holds;
 mod ids;
 mod info;
 mod intake;
@@ -230,7 +231,7 @@ pub(crate) struct Scheduler {
     /// Connections with a transaction.
     busy: usize,
     /// Connections that became idle and may be used before anybody else is told.
-    newly_idle: Vec<ConnectionId>,
+    newly_idle: VecDeque<ConnectionId>,
     /// Idle connections by source and address, the longest idle first.
     idle_at: HashMap<(Arc<str>, std::net::SocketAddr), Idle>,
     looking_up: usize,
@@ -336,7 +337,7 @@ impl Scheduler {
             called: None,
             open: 0,
             busy: 0,
-            newly_idle: Vec::new(),
+            newly_idle: VecDeque::new(),
             idle_at: HashMap::new(),
             looking_up: 0,
             transit_octets: 0,

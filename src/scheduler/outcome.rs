@@ -65,13 +65,11 @@ impl Scheduler {
         };
         let key = connection.destination;
         let candidate = connection.current.clone();
-        let tls = connection.tls.as_ref().map(ToString::to_string);
+        let tls = connection.tls.clone();
         let reused = connection.has_idled || connection.completed > 0;
         self.transaction_over(transaction.octets);
-        let earlier = self.window.get(transaction.item).map_or(&[][..], |item| &item.overflowed);
-        let overflowed: Vec<bool> =
-            transaction.recipients.iter().map(|index| earlier.contains(index)).collect();
-        let context = Context { reused, overflowed: &overflowed };
+        let overflowed = self.window.get(transaction.item).map_or(&[][..], |item| &item.overflowed);
+        let context = Context { reused, recipients: &transaction.recipients, overflowed };
         let (verdicts, session) = judge(report, context);
         let took_one = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Delivered(_)));
         // On a new session it is about the connection: the rules are asked when that has failed.
@@ -223,12 +221,14 @@ impl Scheduler {
         let Some(mut item) = self.window.remove(carried.transaction.item) else { return };
         let recipients = std::mem::take(&mut item.item.recipients);
         let candidate = carried.candidate;
+        // Both are in order of the recipients' indices.
         let indices = carried.transaction.recipients.iter().copied();
-        let mut verdicts: BTreeMap<u32, Verdict> = indices.zip(verdicts).collect();
+        let mut verdicts = indices.zip(verdicts).peekable();
         let mut left = Settlement::default();
         let mut ruling = Ruling::new(carried, ended_by);
         for mut recipient in recipients {
-            let Some(verdict) = verdicts.remove(&recipient.index) else {
+            while verdicts.next_if(|&(index, _)| index < recipient.index).is_some() {}
+            let Some((_, verdict)) = verdicts.next_if(|&(index, _)| index == recipient.index) else {
                 // Not in this transaction: its replies say nothing of it.
                 left.staying.push(recipient);
                 continue;
@@ -364,10 +364,13 @@ impl Scheduler {
         recipient.attempts = recipient.attempts.saturating_add(1);
         let record = self.record(now, item, &recipient, Some(carried.candidate));
         let delivered = Delivered { record, reply: reply.clone(), tls: carried.tls.map(str::to_owned) };
+        let delivered = DeliveryEvent::Delivered(delivered);
         self.counters.delivered += 1;
         self.tally(item, |tally| tally.delivered(now));
-        self.finish(&DeliveryEvent::Delivered(delivered.clone()));
-        if Fault::DoubleSettle.is_there() {
+        self.finish(&delivered);
+        if Fault::DoubleSettle.is_there()
+            && let DeliveryEvent::Delivered(delivered) = delivered
+        {
             let record = self.record(now, item, &recipient, Some(carried.candidate));
             self.finish(&DeliveryEvent::Delivered(Delivered { record, ..delivered }));
         }
@@ -471,7 +474,7 @@ impl Scheduler {
         self.counters.deferred += 1;
         self.tally(item, |tally| tally.deferred += 1);
         let deferred = Deferred { record, diagnosis, next_attempt };
-        self.writes.then(Effect::Report(DeliveryEvent::Deferred(deferred)));
+        self.writes.then(Effect::Report(Box::new(DeliveryEvent::Deferred(deferred))));
     }
 
     /// Bounces an item that waits, for a rule or DNS, or holds it once the queue's fuse has blown.

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::destination::Grant;
+use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::{ROUTE_GRACE, local_address};
 use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, Connection, State};
-use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
+use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::Route;
 use crate::reply::Stage;
@@ -24,9 +25,10 @@ const MOST_CANDIDATES: usize = 32;
 const MOST_LINES: usize = 16;
 
 /// What a new connection to a candidate takes.
+#[derive(Clone, Copy, Default)]
 struct Permits {
-    counts: Vec<SlotKey>,
-    paces: Vec<SlotKey>,
+    counts: Holds,
+    paces: Holds,
 }
 
 impl Scheduler {
@@ -125,9 +127,10 @@ impl Scheduler {
             let blocker = own.counts.iter().chain(&own.paces).find(|&&slot| !free(&self.limits, slot));
             match blocker {
                 None => {
-                    let counts = base.counts.iter().chain(&own.counts).copied().collect();
-                    let paces = base.paces.iter().chain(&own.paces).copied().collect();
-                    return Ok((index, Permits { counts, paces }));
+                    let mut permits = base;
+                    permits.counts.extend(&own.counts);
+                    permits.paces.extend(&own.paces);
+                    return Ok((index, permits));
                 }
                 Some(&slot) => {
                     let seen = full.contains(&slot) || full.len() >= MOST_LINES;
@@ -149,7 +152,8 @@ impl Scheduler {
 
     /// What every connection of a queue takes.
     fn queue_permits(&mut self, now: Timestamp, queue: QueueKey) -> Permits {
-        let mut permits = Permits { counts: vec![self.total], paces: Vec::new() };
+        let mut permits = Permits::default();
+        permits.counts.push(self.total);
         if let Some(state) = self.queues.get(queue) {
             permits.counts.push(state.slot);
             if let Some(rate) = state.settings.max_connect_rate {
@@ -162,7 +166,7 @@ impl Scheduler {
 
     /// What a connection to this candidate takes besides.
     fn candidate_permits(&mut self, now: Timestamp, queue: QueueKey, candidate: &Candidate) -> Permits {
-        let mut permits = Permits { counts: Vec::new(), paces: Vec::new() };
+        let mut permits = Permits::default();
         let Some(queue) = self.queues.get(queue) else { return permits };
         let local = self.local(&queue.source, candidate.peer);
         let address = candidate.peer.ip().to_canonical();
@@ -187,14 +191,9 @@ impl Scheduler {
     }
 
     /// The counts a connection of this queue to this candidate holds.
-    pub(super) fn all_permits(
-        &mut self,
-        now: Timestamp,
-        queue: QueueKey,
-        candidate: &Candidate,
-    ) -> Vec<SlotKey> {
+    pub(super) fn all_permits(&mut self, now: Timestamp, queue: QueueKey, candidate: &Candidate) -> Holds {
         let mut counts = self.queue_permits(now, queue).counts;
-        counts.extend(self.candidate_permits(now, queue, candidate).counts);
+        counts.extend(&self.candidate_permits(now, queue, candidate).counts);
         counts
     }
 
@@ -209,13 +208,7 @@ impl Scheduler {
         Some(self.local(&connection.source, connection.current.peer))
     }
 
-    fn open_connection(
-        &mut self,
-        key: DestinationKey,
-        mut attempt: Attempt,
-        candidate: usize,
-        holds: Vec<SlotKey>,
-    ) {
+    fn open_connection(&mut self, key: DestinationKey, mut attempt: Attempt, candidate: usize, holds: Holds) {
         let Some(current) = attempt.take(candidate) else { return };
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(source) = self.queues.get(destination.queue).map(|queue| queue.source.clone()) else {
@@ -298,7 +291,7 @@ impl Scheduler {
     ) -> Attempt {
         let Some(queue) = self.queues.get(queue) else { return Attempt::default() };
         let source = queue.source.clone();
-        let policy = self.policy.clone();
+        let policy = &self.policy;
         let can_reach = |peer: &SocketAddr| match policy.source(&source) {
             Some(source) if source.ipv4().is_some() || source.ipv6().is_some() => {
                 local_address(source, peer.ip()).is_some()
@@ -374,7 +367,7 @@ impl Scheduler {
     ) -> bool {
         let wanted = self.all_permits(now, queue, candidate);
         let Some(connection) = self.connections.get(&id) else { return false };
-        let held = connection.holds.clone();
+        let held = connection.holds;
         let missing: Vec<_> = wanted.iter().copied().filter(|slot| !held.contains(slot)).collect();
         if missing.iter().any(|&slot| !self.limits.has_room(slot, now, 1)) {
             missing.iter().for_each(|&slot| self.limits.forget_unused(slot));
@@ -401,19 +394,27 @@ impl Scheduler {
             destination.idle.insert((since, id));
             destination.session_opened(id);
         }
-        self.newly_idle.push(id);
+        self.newly_idle.push_back(id);
         true
     }
 
     /// Idle connections that were not used at once are listed where others find them.
     pub(super) fn list_idle(&mut self) {
-        for id in std::mem::take(&mut self.newly_idle) {
+        while let Some(id) = self.newly_idle.pop_front() {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             let State::Idle { since } = connection.state else { continue };
             if connection.listed {
                 continue;
             }
             connection.listed = true;
+            if connection.timer.is_none()
+                && let Some(queue) =
+                    self.destinations.get(connection.destination).and_then(|d| self.queues.get(d.queue))
+            {
+                // At zero the session ends as soon as it has nothing to do.
+                let until = since + queue.settings.connection_idle_timeout;
+                self.timers.arm(&mut connection.timer, Some(until), TimerOwner::Connection(id));
+            }
             self.limits.now_idle(&connection.holds, since, id);
             if !connection.retired {
                 let place = (connection.source.clone(), connection.current.peer);

@@ -261,9 +261,9 @@ impl Scheduler {
         let Some(item) = self.window.get(id) else { return true };
         let Some(queue) = self.queue_of(key).map(|queue| queue.name.clone()) else { return true };
         let envelope = item.item.envelope.clone();
-        let chosen: Vec<_> = item.item.recipients.iter().take(recipients as usize).collect();
-        let recipients: Vec<u32> = chosen.iter().map(|recipient| recipient.index).collect();
-        let addresses = chosen.into_iter().map(|recipient| recipient.address.clone()).collect();
+        let chosen = item.item.recipients.iter().take(recipients as usize);
+        let recipients: Vec<u32> = chosen.clone().map(|recipient| recipient.index).collect();
+        let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };

@@ -56,7 +56,7 @@ impl Scheduler {
         let is_closing = matches!(connection.state, super::session::State::Closing);
         let wanted = self.all_permits(now, queue, &candidate);
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let held = std::mem::replace(&mut connection.holds, wanted.clone());
+        let held = std::mem::replace(&mut connection.holds, wanted);
         if is_closing {
             self.limits.not_closing(&held);
             self.limits.now_closing(&wanted);
@@ -67,7 +67,7 @@ impl Scheduler {
         for &slot in held.iter().filter(|slot| !wanted.contains(slot)) {
             self.limits.give_back(slot);
         }
-        self.newly_idle.push(id);
+        self.newly_idle.push_back(id);
     }
 
     /// Where a destination's mail goes may have changed, and what holds for it.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::DestinationKey;
-use super::limits::SlotKey;
+use super::holds::Holds;
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::storage::ItemId;
@@ -91,7 +91,7 @@ pub(super) struct Connection {
     /// Where it leads, or is to lead.
     pub(super) current: Candidate,
     /// The permits it holds.
-    pub(super) holds: Vec<SlotKey>,
+    pub(super) holds: Holds,
     pub(super) state: State,
     /// Transactions begun on it.
     pub(super) used: u32,

@@ -9,8 +9,10 @@ use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport,
 pub(super) struct Context<'a> {
     /// It had idled, or completed a transaction, before this one.
     pub(super) reused: bool,
-    /// For each recipient of the transaction: it was refused in an earlier one for being one too many.
-    pub(super) overflowed: &'a [bool],
+    /// The recipients of the transaction, by index.
+    pub(super) recipients: &'a [u32],
+    /// Those that were refused in an earlier one for being one too many.
+    pub(super) overflowed: &'a [u32],
 }
 
 /// What a transaction means for one recipient.
@@ -66,8 +68,8 @@ pub(super) fn judge(report: &TransactionReport, context: Context<'_>) -> (Vec<Ve
         _ => None,
     };
     let mut accepted_before = false;
-    let mut verdicts = Vec::with_capacity(context.overflowed.len());
-    for (place, &overflowed) in context.overflowed.iter().enumerate() {
+    let mut verdicts = Vec::with_capacity(context.recipients.len());
+    for (place, index) in context.recipients.iter().enumerate() {
         let recipient = report.recipients.get(place).unwrap_or(&RecipientReport::None);
         verdicts.push(match (recipient, &of_all) {
             (RecipientReport::Unsendable(why), _) => unsendable(*why),
@@ -79,7 +81,9 @@ pub(super) fn judge(report: &TransactionReport, context: Context<'_>) -> (Vec<Ve
             (RecipientReport::Reply(reply), None) if is_too_many(reply) && accepted_before => {
                 Verdict::Overflow
             }
-            (RecipientReport::Reply(reply), None) if is_too_many(reply) && overflowed => {
+            (RecipientReport::Reply(reply), None)
+                if is_too_many(reply) && context.overflowed.contains(index) =>
+            {
                 Verdict::Deferred(Cause {
                     stage: Stage::Rcpt,
                     what: What::Reply(reply.clone()),

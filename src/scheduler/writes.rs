@@ -16,6 +16,8 @@ use crate::storage::{Change, ChangeOutcome, ItemId, NewMessage, StorageError, St
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A longer list of changes is not kept for the next ones.
+const MOST_SPARE: usize = 4_096;
 
 #[derive(Default)]
 pub(super) struct Writes {
@@ -24,6 +26,8 @@ pub(super) struct Writes {
     pub(super) inserting: Vec<Submission>,
     changes: Vec<Change>,
     effects: Vec<Effect>,
+    /// Lists of an earlier commit, empty: the next gathers in them.
+    spare: (Vec<Change>, Vec<Effect>),
     /// Items among all changes not yet durable.
     unsettled_items: usize,
     /// The commit under way; its changes are kept until it is durable.
@@ -47,12 +51,11 @@ pub(super) struct Submission {
 
 /// What follows once a change is durable.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "they lie in one list, most of them reports")]
 pub(super) enum Effect {
     /// A lane's item was put back, or is gone.
     Settled { lane: LaneKey, put_back: Option<Head> },
     /// The observers are told.
-    Report(DeliveryEvent),
+    Report(Box<DeliveryEvent>),
     /// The host gets its answer.
     Answer(Token, Answer),
     /// A message's items are listed, to cancel them.
@@ -199,7 +202,7 @@ impl Scheduler {
             return;
         }
         if writes.inserting.is_empty() && !writes.submissions.is_empty() {
-            writes.inserting = writes.submissions.drain(..).collect();
+            writes.inserting.extend(writes.submissions.drain(..));
             writes.submission_octets = 0;
             let messages = writes.inserting.iter().map(|s| s.message.clone()).collect();
             self.commands.push_back(Command::Insert(messages));
@@ -211,7 +214,9 @@ impl Scheduler {
             writes.committing = Some(part);
         }
         if writes.committing.is_none() && !(writes.changes.is_empty() && writes.effects.is_empty()) {
-            let group = (std::mem::take(&mut writes.changes), std::mem::take(&mut writes.effects));
+            let (changes, effects) = std::mem::take(&mut writes.spare);
+            let changes = std::mem::replace(&mut writes.changes, changes);
+            let group = (changes, std::mem::replace(&mut writes.effects, effects));
             let changes = group.0.clone();
             writes.committing = Some(group);
             self.commands.push_back(Command::Commit(changes));
@@ -223,7 +228,7 @@ impl Scheduler {
         now: Timestamp,
         result: Result<Vec<ChangeOutcome>, StorageError>,
     ) {
-        let Some((changes, effects)) = self.writes.committing.take() else { return };
+        let Some((mut changes, mut effects)) = self.writes.committing.take() else { return };
         match result {
             Ok(outcomes) => {
                 let stale = outcomes.iter().filter(|outcome| **outcome == ChangeOutcome::Stale).count();
@@ -231,7 +236,11 @@ impl Scheduler {
                     tracing::warn!(stale, "changes came after their lease was lost and were not applied");
                 }
                 self.writes.settled(&changes);
-                effects.into_iter().for_each(|effect| self.take_effect(now, effect));
+                effects.drain(..).for_each(|effect| self.take_effect(now, effect));
+                changes.clear();
+                if changes.capacity().max(effects.capacity()) <= MOST_SPARE {
+                    self.writes.spare = (changes, effects);
+                }
             }
             Err(error) if error.is_temporary() => {
                 // Nothing was applied. The same again, and what came meanwhile behind it.
@@ -289,7 +298,7 @@ impl Scheduler {
                 }
                 self.review_lane(now, lane);
             }
-            Effect::Report(event) => self.commands.push_back(Command::Report(event)),
+            Effect::Report(event) => self.commands.push_back(Command::Report(*event)),
             Effect::Answer(token, answer) => self.commands.push_back(Command::Answer { token, answer }),
             Effect::List(token) => self.list_for_cancel(token),
             Effect::Sweep(token) => self.sweep_on(now, token),

@@ -63,8 +63,17 @@ impl Said {
 
     /// One word per recipient, and one for the session.
     fn verdict(&self, reused: bool, overflowed: &[bool]) -> String {
-        let (verdicts, session) = judge(&self.0, Context { reused, overflowed });
-        assert_eq!(verdicts.len(), overflowed.len());
+        let recipients: Vec<u32> = (0..).zip(overflowed).map(|(index, _)| index).collect();
+        let overflowed: Vec<u32> = recipients
+            .iter()
+            .copied()
+            .zip(overflowed)
+            .filter(|(_, over)| **over)
+            .map(|(index, _)| index)
+            .collect();
+        let context = Context { reused, recipients: &recipients, overflowed: &overflowed };
+        let (verdicts, session) = judge(&self.0, context);
+        assert_eq!(verdicts.len(), recipients.len());
         let mut words: Vec<String> = verdicts.iter().map(word).collect();
         words.push(match session {
             SessionVerdict::Usable => "| usable".to_owned(),
