@@ -50,6 +50,11 @@ impl Domain {
         if is_host_name(&ascii) { Ok(Self(ascii.into())) } else { Err(invalid()) }
     }
 
+    /// Its text, to be kept elsewhere without a copy.
+    pub(crate) fn shared(&self) -> &Arc<str> {
+        &self.0
+    }
+
     fn parse_literal(text: &str) -> Result<Self, DomainError> {
         let invalid = || DomainError::InvalidLiteral(text.escape_debug().to_string());
         let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).ok_or_else(invalid)?;

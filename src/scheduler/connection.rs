@@ -365,7 +365,7 @@ impl Scheduler {
         let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
-        clock.last = Some(diagnosis.clone());
+        clock.last = Some(Box::new(diagnosis.clone()));
         destination.in_doubt = false;
         destination.suspended = None;
         destination.skipped.clear();

@@ -1,9 +1,8 @@
 //! A destination: one set of hosts, its retry clock, and the mail that goes there.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::few::FewSet;
+use super::few::{FewDeque, FewSet};
 use super::limits::{Place, SlotKey};
 use super::no_mx::Missing;
 use super::placement::Site;
@@ -40,15 +39,15 @@ pub(crate) struct Destination {
     pub(super) kept_until: Option<Timestamp>,
     pub(super) ring: Ring,
     /// Items to try when the ring is empty: a session ended over each before anything was charged.
-    pub(super) suspects: VecDeque<ItemId>,
+    pub(super) suspects: FewDeque<ItemId>,
     /// The messages of those met of late: after a failed step another message goes first.
-    pub(super) suspected: VecDeque<MessageId>,
+    pub(super) suspected: FewDeque<MessageId>,
     /// An attempt failed and others are still opening: they decide whether the destination works.
     pub(super) in_doubt: bool,
     /// Lanes with due mail in the store.
-    pub(super) hungry: VecDeque<LaneKey>,
+    pub(super) hungry: FewDeque<LaneKey>,
     /// Lanes with mail in the store that is too old.
-    pub(super) expiring: VecDeque<LaneKey>,
+    pub(super) expiring: FewDeque<LaneKey>,
     /// A claim is under way.
     pub(super) claiming: bool,
     /// An attempt that failed somewhere and waits for a permit to go on.
@@ -141,7 +140,7 @@ pub(super) struct RetryClock {
     /// In retry mode: no connection before this; then one, until an EHLO succeeds.
     pub(super) until: Option<Timestamp>,
     /// What the last step met.
-    pub(super) last: Option<Diagnosis>,
+    pub(super) last: Option<Box<Diagnosis>>,
 }
 
 /// Concurrency that adapts: grows by one for each full round of successes, shrinks by one for each failure to
@@ -205,7 +204,7 @@ pub(super) struct Ring {
 #[derive(Default)]
 struct Level {
     /// With the stamp each had when it came; another stamp, and it has left.
-    lanes: VecDeque<(LaneKey, u32)>,
+    lanes: FewDeque<(LaneKey, u32)>,
     credit: i32,
 }
 
@@ -262,11 +261,11 @@ impl Destination {
             next_interval: None,
             kept_until: None,
             ring: Ring::default(),
-            suspects: VecDeque::new(),
-            suspected: VecDeque::new(),
+            suspects: FewDeque::default(),
+            suspected: FewDeque::default(),
             in_doubt: false,
-            hungry: VecDeque::new(),
-            expiring: VecDeque::new(),
+            hungry: FewDeque::default(),
+            expiring: FewDeque::default(),
             claiming: false,
             suspended: None,
             skipped: Vec::new(),

@@ -1,8 +1,6 @@
 //! A lane with mail: its head in the store, and what of it is in the window.
 
-use std::collections::VecDeque;
-
-use super::few::FewSet;
+use super::few::{FewDeque, FewSet};
 use super::purge::LanePurge;
 use super::{DestinationKey, DomainKey};
 use crate::clock::Timestamp;
@@ -12,13 +10,15 @@ pub(crate) struct LaneState {
     pub(super) key: Lane,
     pub(super) domain: DomainKey,
     pub(super) destination: DestinationKey,
+    /// Its domain's: away from home, until when what DNS said of it holds.
+    pub(super) until: Option<Timestamp>,
     /// What lies unleased in the store. May be earlier than the truth, never later.
     pub(super) head: Head,
     /// Set while a claim of this lane is under way: what was put back meanwhile, which its answer may not show.
     pub(super) claiming: Option<Head>,
     /// Items that may be tried now: never attempted, and due again. Drawn in turns.
-    pub(super) fresh: VecDeque<ItemId>,
-    pub(super) again: VecDeque<ItemId>,
+    pub(super) fresh: FewDeque<ItemId>,
+    pub(super) again: FewDeque<ItemId>,
     pub(super) again_next: bool,
     /// Every item in the window that is not in a transaction, by its deadline.
     pub(super) deadlines: FewSet<(Timestamp, ItemId)>,
@@ -84,10 +84,11 @@ impl LaneState {
             key,
             domain,
             destination,
+            until: None,
             head: Head::default(),
             claiming: None,
-            fresh: VecDeque::new(),
-            again: VecDeque::new(),
+            fresh: FewDeque::default(),
+            again: FewDeque::default(),
             again_next: false,
             deadlines: FewSet::default(),
             pending: 0,
@@ -126,11 +127,8 @@ impl LaneState {
 
     /// Takes an item out of the lists. They hold no more than a destination's share of the window.
     pub(super) fn forget(&mut self, id: ItemId) {
-        for list in [&mut self.fresh, &mut self.again] {
-            if let Some(place) = list.iter().position(|&other| other == id) {
-                list.remove(place);
-                return;
-            }
+        if !self.fresh.remove(&id) {
+            self.again.remove(&id);
         }
     }
 

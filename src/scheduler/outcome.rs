@@ -410,7 +410,7 @@ impl Scheduler {
         if Fault::UncountedAttempt.is_there() {
             recipient.attempts -= 1;
         }
-        recipient.last = Some(last_failure(now, Some(candidate), &diagnosis));
+        recipient.last = Some(Box::new(last_failure(now, Some(candidate), &diagnosis)));
         if self.is_being_cancelled(item) {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
@@ -456,7 +456,7 @@ impl Scheduler {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
         }
-        recipient.last = Some(last_failure(now, candidate, &diagnosis));
+        recipient.last = Some(Box::new(last_failure(now, candidate, &diagnosis)));
         self.report_deferred(now, item, &recipient, candidate, diagnosis, item.deadline);
         left.released.entry(HELD_BY_FUSE).or_default().push(recipient);
     }

@@ -74,8 +74,11 @@ impl Scheduler {
         }
         let (domain, destination) = self.domain_for(&lane.domain, &lane.source);
         let key = self.lanes.insert(LaneState::new(lane.clone(), domain, destination));
-        if let Some(state) = self.domains.get_mut(domain) {
+        if let Some(state) = self.domains.get_mut(domain)
+            && let Some(lane) = self.lanes.get_mut(key)
+        {
             state.lanes.insert(key);
+            lane.until = state.until;
         }
         self.lane_keys.insert(lane.clone(), key);
         if let Some(destination) = self.destinations.get_mut(destination) {
@@ -105,7 +108,7 @@ impl Scheduler {
 
     /// The destination where a domain's mail begins.
     pub(super) fn home(&mut self, domain: &Domain, lane_source: &str) -> DestinationKey {
-        let own: Arc<str> = domain.as_str().into();
+        let own = domain.shared().clone();
         let source = self.source_for(&own, domain, lane_source);
         let settings = self.settings_of(&own, &source);
         let Some(rollup) = settings.queue_to.clone() else {
@@ -266,8 +269,7 @@ impl Scheduler {
 
     /// Whether a lane's mail may not be sent from where it lies without its domain being looked up again.
     pub(super) fn is_stale(&self, now: Timestamp, lane: LaneKey) -> bool {
-        let domain = self.lanes.get(lane).and_then(|lane| self.domains.get(lane.domain));
-        domain.and_then(|domain| domain.until).is_some_and(|until| until <= now)
+        self.lanes.get(lane).and_then(|lane| lane.until).is_some_and(|until| until <= now)
     }
 
     /// A shared destination whose route has run out: so has what is known of its domains.
@@ -318,6 +320,11 @@ impl Scheduler {
         state.until = until;
         state.destination = to;
         let lanes: Vec<_> = state.lanes.iter().copied().collect();
+        for &lane in &lanes {
+            if let Some(state) = self.lanes.get_mut(lane) {
+                state.until = until;
+            }
+        }
         lanes.into_iter().for_each(|lane| self.move_lane(now, lane, to));
     }
 
@@ -350,7 +357,7 @@ impl Scheduler {
             destination.ready += listed + suspects.len();
             destination.claimed += claimed;
             destination.lanes.insert(key);
-            destination.suspects.extend(suspects);
+            suspects.into_iter().for_each(|id| destination.suspects.push_back(id));
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
         lane.ring_stamp = lane.ring_stamp.wrapping_add(1);

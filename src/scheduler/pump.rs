@@ -179,8 +179,7 @@ impl Scheduler {
             let Some(lane) = self.lanes.get_mut(lane_key).filter(|lane| lane.ring_stamp == stamp) else {
                 continue;
             };
-            if self.domains.get(lane.domain).and_then(|domain| domain.until).is_some_and(|until| until <= now)
-            {
+            if lane.until.is_some_and(|until| until <= now) {
                 let domain = lane.domain;
                 lane.in_ring = false;
                 self.send_home(now, domain);

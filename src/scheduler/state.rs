@@ -117,7 +117,8 @@ impl Scheduler {
         let is_shared = site.is_shared();
         let key = self.destination_for(site, &state.domain, queue);
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.retry = RetryClock { step: state.step, until: state.until, last: state.last };
+            destination.retry =
+                RetryClock { step: state.step, until: state.until, last: state.last.map(Box::new) };
             destination.missing = state.missing.map(Box::new);
             if Fault::RetryResetAtRestart.is_there() {
                 destination.retry = RetryClock::default();
@@ -185,7 +186,7 @@ impl Scheduler {
             },
             step: destination.retry.step,
             until: destination.retry.until,
-            last: destination.retry.last.clone(),
+            last: destination.retry.last.as_deref().cloned(),
             missing: destination.missing.as_deref().cloned(),
         };
         destination.stored_state = true;

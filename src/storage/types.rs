@@ -91,7 +91,7 @@ pub struct Recipient {
     /// Attempts charged so far.
     pub attempts: u32,
     /// What the last of them met.
-    pub last: Option<LastFailure>,
+    pub last: Option<Box<LastFailure>>,
 }
 
 /// A message to store.

@@ -144,7 +144,7 @@ impl<'a> Question<'a> {
         let retry = clock.until.filter(|&until| until > self.now).map(|until| Wait::DestinationRetry {
             until,
             step: clock.step,
-            last: clock.last.clone().map(Box::new),
+            last: clock.last.clone(),
         });
         paused.into_iter().chain(retry).collect()
     }

@@ -33,7 +33,7 @@ pub(super) async fn a_release_is_due_exactly_then_even_after_a_reopen<F: Fixture
     let due_then = Timestamp::from_unix_micros(77_123_457);
     let just_before = Timestamp::from_unix_micros(77_123_456);
     let mut later = release(&item, due_then, &[0, 1]);
-    later.recipients[0].last = Some(LastFailure {
+    later.recipients[0].last = Some(Box::new(LastFailure {
         at: at(11),
         mx: Some("mx.a.example".into()),
         peer: Some("192.0.2.1:25".parse().unwrap()),
@@ -45,7 +45,7 @@ pub(super) async fn a_release_is_due_exactly_then_even_after_a_reopen<F: Fixture
             failure: crate::event::Failure::Reply(crate::reply::Reply::new(452, [b"4.2.2 full".as_slice()])),
             rule: None,
         },
-    });
+    }));
     assert_eq!(fixture.change(update(&item, &[], vec![later.clone()])).await, ChangeOutcome::Applied);
     assert_eq!(fixture.change(settle(&item, &[0])).await, ChangeOutcome::Stale, "released is given back");
     let fixture = fixture.reopen().await;
