@@ -311,7 +311,7 @@ impl Scheduler {
             attempts: 0,
             age: std::time::Duration::ZERO,
         };
-        let decision = self.consult(now, key, reply, about, &mut Counted::new());
+        let decision = self.consult(now, key, reply, about, &mut Counted::default());
         self.apply_to_queue(now, key, &decision, reply);
         if let Some(destination) = self.destinations.get_mut(key) {
             destination.next_interval = decision.retry_after.clone().or(destination.next_interval.take());

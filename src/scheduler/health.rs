@@ -1,10 +1,11 @@
 //! Which addresses did not answer of late. Orders what is tried; never a reason to wait.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ids::NameMap;
 use crate::clock::Timestamp;
 
 /// How long an address that failed is tried last. After it, it is tried in its order again, which probes it.
@@ -14,7 +15,7 @@ const MOST: usize = 65_536;
 
 #[derive(Default)]
 pub(super) struct Health {
-    dead: HashMap<(Arc<str>, SocketAddr), Timestamp>,
+    dead: NameMap<(Arc<str>, SocketAddr), Timestamp>,
     order: VecDeque<(Timestamp, (Arc<str>, SocketAddr))>,
 }
 

@@ -1,4 +1,4 @@
-//! Maps by ids that count up.
+//! Maps by ids that count up, and by names.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -7,6 +7,11 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// must be for names.
 pub(super) type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
 pub(super) type IdSet<K> = HashSet<K, BuildHasherDefault<IdHasher>>;
+
+/// Strangers choose names, and may wish them to collide. foldhash is seeded at random in each process and each map, and
+/// takes a fraction of the time of the standard library's hash; whom the guess of a seed would be worth it gains slow
+/// look-ups, no more.
+pub(super) type NameMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 #[derive(Default)]
 pub(super) struct IdHasher(u64);

@@ -5,7 +5,7 @@
 //! line, in as many lines as there are slots that would do, and is called in turn when there is room again.
 //! Nobody polls, and nobody holds one slot while standing in line for another.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arena::{Arena, Key};
 use super::fault::Fault;
+use super::ids::NameMap;
 use super::pace::Pace;
 use super::timers::Timers;
 use super::{ConnectionId, DestinationKey, Idle, QueueKey, TimerOwner};
@@ -164,7 +165,7 @@ fn fresh_first(fresh: Option<&Ticket>, again: Option<&Ticket>, again_next: bool)
 #[derive(Default)]
 pub(super) struct Limits {
     slots: Arena<Slot>,
-    keys: HashMap<LimitKey, SlotKey>,
+    keys: NameMap<LimitKey, SlotKey>,
     /// Slots whose line may move.
     moving: VecDeque<SlotKey>,
     /// Slots with a connection that has just become idle: the first in line may use it, or have it closed.

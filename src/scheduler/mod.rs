@@ -55,7 +55,7 @@ mod writes;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use arena::{Arena, Key};
@@ -68,7 +68,7 @@ pub(crate) use event::{Content, Event};
 pub(crate) use fault::Fault;
 #[cfg(feature = "testing")]
 pub(crate) use gauges::Gauges;
-use ids::IdMap;
+use ids::{IdMap, NameMap};
 use lane::LaneState;
 use limits::Call;
 use queue::Queue;
@@ -176,20 +176,20 @@ pub(crate) struct Scheduler {
     pub(crate) counters: Counters,
 
     lanes: Arena<LaneState>,
-    lane_keys: HashMap<Lane, LaneKey>,
+    lane_keys: NameMap<Lane, LaneKey>,
     destinations: Arena<Destination>,
-    destination_keys: HashMap<(placement::Site, QueueKey), DestinationKey>,
+    destination_keys: NameMap<(placement::Site, QueueKey), DestinationKey>,
     domains: Arena<placement::DomainState>,
-    domain_keys: HashMap<(crate::message::Domain, Arc<str>), DomainKey>,
+    domain_keys: NameMap<(crate::message::Domain, Arc<str>), DomainKey>,
     queues: Arena<Queue>,
-    queue_keys: HashMap<(Arc<str>, Arc<str>), QueueKey>,
+    queue_keys: NameMap<(Arc<str>, Arc<str>), QueueKey>,
     /// Of queues that have none of their own, by source: most queues share these.
-    common_settings: HashMap<Arc<str>, Arc<QueueSettings>>,
+    common_settings: NameMap<Arc<str>, Arc<QueueSettings>>,
     connections: IdMap<ConnectionId, Connection>,
     next_connection: u64,
     health: health::Health,
     /// Sources this machine could not send from, until then.
-    resting: HashMap<Arc<str>, Timestamp>,
+    resting: NameMap<Arc<str>, Timestamp>,
     /// No name server could be reached: no look-up until then.
     resolver_rests: Option<Timestamp>,
 
@@ -233,7 +233,7 @@ pub(crate) struct Scheduler {
     /// Connections that became idle and may be used before anybody else is told.
     newly_idle: VecDeque<ConnectionId>,
     /// Idle connections by source and address, the longest idle first.
-    idle_at: HashMap<(Arc<str>, std::net::SocketAddr), Idle>,
+    idle_at: NameMap<(Arc<str>, std::net::SocketAddr), Idle>,
     looking_up: usize,
     transit_octets: usize,
     waiting: Waiting,
@@ -301,18 +301,18 @@ impl Scheduler {
             rng: fastrand::Rng::with_seed(seed),
             counters: Counters::default(),
             lanes: Arena::default(),
-            lane_keys: HashMap::new(),
+            lane_keys: NameMap::default(),
             destinations: Arena::default(),
-            destination_keys: HashMap::new(),
+            destination_keys: NameMap::default(),
             domains: Arena::default(),
-            domain_keys: HashMap::new(),
+            domain_keys: NameMap::default(),
             queues: Arena::default(),
-            queue_keys: HashMap::new(),
-            common_settings: HashMap::new(),
+            queue_keys: NameMap::default(),
+            common_settings: NameMap::default(),
             connections: IdMap::default(),
             next_connection: 0,
             health: health::Health::default(),
-            resting: HashMap::new(),
+            resting: NameMap::default(),
             resolver_rests: None,
             window: window::Window::default(),
             disabled_queues: 0,
@@ -338,7 +338,7 @@ impl Scheduler {
             open: 0,
             busy: 0,
             newly_idle: VecDeque::new(),
-            idle_at: HashMap::new(),
+            idle_at: NameMap::default(),
             looking_up: 0,
             transit_octets: 0,
             waiting: Waiting::default(),

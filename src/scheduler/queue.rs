@@ -1,12 +1,12 @@
 //! A queue: what has settings, limits, modes and statistics. One per domain or rollup, and source.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::DestinationKey;
 use super::few::FewSet;
+use super::ids::NameMap;
 use super::limits::SlotKey;
 use crate::clock::Timestamp;
 use crate::policy::{QueueSettings, Rate, RetryAfter, SlidingCount};
@@ -20,7 +20,7 @@ pub(crate) struct Queue {
     pub(super) destinations: FewSet<DestinationKey>,
     pub(super) mode: Mode,
     /// How often each reply rule with `after` matched.
-    pub(super) rule_counts: HashMap<Arc<str>, SlidingCount>,
+    pub(super) rule_counts: NameMap<Arc<str>, SlidingCount>,
     /// Bounces by rules and DNS, if they are counted.
     pub(super) bounces: Option<SlidingCount>,
     pub(super) tally: Tally,
@@ -109,7 +109,7 @@ impl Queue {
             slot,
             destinations: FewSet::default(),
             mode: Mode::default(),
-            rule_counts: HashMap::new(),
+            rule_counts: NameMap::default(),
             bounces,
             tally: Tally::default(),
             timer: None,

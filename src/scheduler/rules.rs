@@ -48,7 +48,7 @@ impl Change {
 }
 
 /// Matches of `after` rules in one transaction: one reply counts once, however many recipients it is about.
-pub(super) type Counted = std::collections::HashMap<(Arc<str>, Stage), bool>;
+pub(super) type Counted = super::ids::NameMap<(Arc<str>, Stage), bool>;
 
 impl Scheduler {
     /// What the rules say of a refusal.

@@ -44,7 +44,7 @@ impl<'a> Ruling<'a> {
         Self {
             carried,
             ended_by,
-            counted: Counted::new(),
+            counted: Counted::default(),
             told: Vec::new(),
             bounces_queue: None,
             skips: None,
