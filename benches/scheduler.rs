@@ -3,6 +3,8 @@
 //! `cargo bench --bench scheduler -- --summary` prints it beside a reference measured in the same run: one pop and one
 //! insert of a `BTreeMap` that holds a million (time, id) keys. Without `--summary` criterion measures it.
 //!
+//! It is built as `[profile.bench]` says, optimised as a whole, which a host may do too.
+//!
 //! The workload is that of [`SchedulerLoad`]. An event is a call of the scheduler that tells it something: a message
 //! is submitted, stored, routed, its session opened, it is sent, the outcome persisted, the session closed, a timer
 //! due. Counted is the time in these calls, which includes what they free, and in taking the commands that follow, in
