@@ -132,6 +132,9 @@ impl Scheduler {
     }
 
     fn is_resting(&self, now: Timestamp, queue: super::QueueKey) -> bool {
+        if self.resting.is_empty() {
+            return false;
+        }
         let source = self.queues.get(queue).map(|queue| &queue.source);
         source.and_then(|source| self.resting.get(source)).is_some_and(|&until| until > now)
     }
@@ -410,8 +413,9 @@ impl Scheduler {
     /// When the destination wants to be looked at again by itself.
     fn arm_destination(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        let resting =
-            self.queues.get(destination.queue).and_then(|queue| self.resting.get(&queue.source)).copied();
+        // Mostly no source rests, and the queue need not be looked at.
+        let queue = if self.resting.is_empty() { None } else { self.queues.get(destination.queue) };
+        let resting = queue.and_then(|queue| self.resting.get(&queue.source)).copied();
         let refusal = destination.refusal.as_ref().map(|refusal| refusal.until);
         let waits = [
             destination.retry.until,
