@@ -69,7 +69,8 @@ impl Invariant for Due {
             }
             Seen::Started => {
                 let (controls, epoch) = (facts.controls, facts.epoch + 1);
-                let durable = facts.durable_steps().filter(|(key, _)| is_certain(facts, key));
+                let durable = facts.durable_steps();
+                let durable = durable.filter(|(key, stored)| !stored.is_missing && is_certain(facts, key));
                 let held = durable
                     .filter_map(|(key, stored)| Some((key, Held { until: stored.until?, controls, epoch })));
                 self.queues = held.collect();

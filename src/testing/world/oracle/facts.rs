@@ -37,6 +37,7 @@ pub(super) struct Facts {
     pub(super) epoch: u64,
     /// Counts what may make mail due before its time.
     pub(super) controls: u64,
+    last_control: Option<Timestamp>,
     /// Failed steps in the store, by row.
     steps: HashMap<Vec<u8>, StoredStep>,
     /// How often those of a queue were forgotten, since it had no mail any more or some was delivered.
@@ -99,6 +100,7 @@ impl Facts {
             transactions: 0,
             epoch: 0,
             controls: 0,
+            last_control: None,
             steps: HashMap::new(),
             forgotten: HashMap::new(),
             clock: None,
@@ -293,18 +295,24 @@ impl Facts {
             }
             Seen::PolicyReplaced => self.unclear_at = Some(observation.at),
             Seen::ClockStepped { .. } => self.epoch += 1,
-            Seen::Control(_) => self.controls += 1,
+            Seen::Control(_) => {
+                self.controls += 1;
+                self.last_control = Some(observation.time);
+            }
             Seen::NotConnected { .. } | Seen::Crashed | Seen::Stopped | Seen::Note(_) => {}
         }
     }
 
     fn learn_event(&mut self, event: &DeliveryEvent) {
-        let (life, controls) = (self.life, self.controls);
+        let (life, controls, last_control) = (self.life, self.controls, self.last_control);
         match event {
             DeliveryEvent::Deferred(deferred) => {
                 let record = &deferred.record;
                 let standing = self.standing_mut(record.id, &record.recipient);
-                (standing.not_before, standing.not_before_as_of) = (Some(deferred.next_attempt), controls);
+                // The event comes once it is durable: what the host said meanwhile may have made it due.
+                let holds = last_control.is_none_or(|at| at < record.time);
+                let not_before = holds.then_some(deferred.next_attempt);
+                (standing.not_before, standing.not_before_as_of) = (not_before, controls);
                 (standing.attempts, standing.attempts_seen_in) = (record.attempts, life);
                 // An answer that was lost is what it waits for.
                 standing.taken = None;
