@@ -493,7 +493,7 @@ impl Scheduler {
 /// Fresh recipients by their domains, each domain's in order.
 fn by_domain(addresses: Vec<Address>) -> Vec<(Domain, Vec<Recipient>)> {
     let fresh = |(index, address)| Recipient { index, address, attempts: 0, last: None };
-    let mut recipients: Vec<Recipient> = (0..).zip(addresses).map(fresh).collect();
+    let recipients: Vec<Recipient> = (0..).zip(addresses).map(fresh).collect();
     let Some(first) = recipients.first().map(|first| first.address.domain().clone()) else {
         return Vec::new();
     };
@@ -502,7 +502,7 @@ fn by_domain(addresses: Vec<Address>) -> Vec<(Domain, Vec<Recipient>)> {
         return vec![(first, recipients)];
     }
     let mut by_domain: BTreeMap<Domain, Vec<Recipient>> = BTreeMap::new();
-    for recipient in recipients.drain(..) {
+    for recipient in recipients {
         by_domain.entry(recipient.address.domain().clone()).or_default().push(recipient);
     }
     by_domain.into_iter().collect()

@@ -12,7 +12,7 @@ use super::session::{Attempt, Candidate, Connection, InTransaction, State};
 use super::verdict::{Context, SessionVerdict, Verdict, judge, sent_away_by};
 use super::window::WindowItem;
 use super::writes::Effect;
-use super::{ConnectionId, DestinationKey, Scheduler};
+use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::event::{
     Bounced, Category, Deferred, Delivered, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason,
@@ -219,6 +219,7 @@ impl Scheduler {
         session: &SessionVerdict,
     ) {
         let Some(mut item) = self.window.remove(carried.transaction.item) else { return };
+        item.sent_from = Some(key);
         let recipients = std::mem::take(&mut item.item.recipients);
         let candidate = carried.candidate;
         // Both are in order of the recipients' indices.
@@ -330,7 +331,7 @@ impl Scheduler {
             }
             return;
         }
-        item.busy = false;
+        (item.busy, item.sent_from) = (false, None);
         let (key, deadline, fresh) = (item.lane, item.deadline, item.is_fresh());
         lane.deadlines.insert((deadline, id));
         let held = lane.destination;
@@ -591,12 +592,17 @@ impl Scheduler {
         self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
     }
 
-    /// Counts for the queue an item lies in.
+    /// Counts for the queue an item was sent from, or lies in.
     fn tally(&mut self, item: &WindowItem, count: impl FnOnce(&mut super::queue::Tally)) {
-        let destination = self.lanes.get(item.lane).and_then(|lane| self.destinations.get(lane.destination));
-        if let Some(queue) = destination.and_then(|destination| self.queues.get_mut(destination.queue)) {
+        if let Some(queue) = self.queue_of_item(item).and_then(|key| self.queues.get_mut(key)) {
             count(&mut queue.tally);
         }
+    }
+
+    /// The queue an item was sent from, if its transaction has just ended; else the one it lies in.
+    pub(super) fn queue_of_item(&self, item: &WindowItem) -> Option<QueueKey> {
+        let lies_in = || self.lanes.get(item.lane).map(|lane| lane.destination);
+        Some(self.destinations.get(item.sent_from.or_else(lies_in)?)?.queue)
     }
 
     /// Writes a final event to the outbox.

@@ -141,15 +141,11 @@ impl Scheduler {
         candidate: Option<&Candidate>,
     ) -> RecipientRecord {
         let lane = &item.item.lane;
-        let (queue, source) = self
-            .lanes
-            .get(item.lane)
-            .and_then(|lane| self.destinations.get(lane.destination))
-            .and_then(|destination| self.queues.get(destination.queue))
-            .map_or_else(
-                || (lane.domain.as_str().into(), lane.source.clone()),
-                |queue| (queue.name.clone(), queue.source.clone()),
-            );
+        let queue = self.queue_of_item(item).and_then(|key| self.queues.get(key));
+        let (queue, source) = queue.map_or_else(
+            || (lane.domain.as_str().into(), lane.source.clone()),
+            |queue| (queue.name.clone(), queue.source.clone()),
+        );
         let envelope = &item.item.envelope;
         RecipientRecord {
             event: self.event_id(now),

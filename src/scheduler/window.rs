@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::LaneKey;
 use super::ids::{IdMap, IdSet};
+use super::{DestinationKey, LaneKey};
 use crate::clock::Timestamp;
 use crate::storage::{Item, ItemId};
 
@@ -30,6 +30,8 @@ pub(super) struct WindowItem {
     pub(super) purge: Option<super::purge::PurgeId>,
     /// The host cancelled it while it was in a transaction.
     pub(super) cancelled: bool,
+    /// Its transaction has just ended and was sent from here, which its lane may have left meanwhile.
+    pub(super) sent_from: Option<DestinationKey>,
 }
 
 impl WindowItem {
@@ -48,6 +50,7 @@ impl WindowItem {
             singly: false,
             purge: None,
             cancelled: false,
+            sent_from: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Everything a world sees, in order, and the oracle that reads along.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -391,9 +391,4 @@ impl EventSink for Book {
     fn flush_blocks(&self) -> bool {
         false
     }
-}
-
-/// The address, without what tells families apart.
-pub(super) fn canonical(address: IpAddr) -> IpAddr {
-    address.to_canonical()
 }

@@ -43,8 +43,9 @@ pub(super) struct Facts {
     /// How often those of a queue were forgotten, since it had no mail any more or some was delivered.
     forgotten: HashMap<QueueId, u64>,
     clock: Option<(Duration, Timestamp)>,
-    /// The moment at which the clock or the policy changed: what is seen in it may lie before that or after.
-    pub(super) unclear_at: Option<Duration>,
+    /// The last moment at which the rules changed, the clock or the host's word among them: what else is seen in it may
+    /// go by the old ones or the new.
+    pub(super) rules_changed: Option<Duration>,
 }
 
 /// How one recipient of one message stands.
@@ -68,12 +69,13 @@ pub(super) struct Standing {
     /// In this transaction, and the end is not durable.
     undurable_since: Option<u64>,
     /// The queue it was offered from last.
-    pub(super) offered_from: Option<QueueId>,
+    pub(super) offered_from: Option<Arc<str>>,
     /// When it was first offered, on the engine's clock.
     pub(super) first_offered: Option<Timestamp>,
 }
 
 /// A connection.
+#[derive(Clone)]
 pub(super) struct Open {
     pub(super) peer: SocketAddr,
     pub(super) local: Option<IpAddr>,
@@ -83,6 +85,21 @@ pub(super) struct Open {
     /// Being opened, or with a transaction: it counts for this queue and host for certain. What is idle may have been
     /// handed over to another.
     pub(super) at_work: bool,
+}
+
+impl Open {
+    /// The one that is being opened.
+    pub(super) fn opening(seen: &Seen) -> Option<Self> {
+        let Seen::Connecting { peer, local, host, queue, source, .. } = seen else { return None };
+        let (peer, local) = (*peer, *local);
+        let (host, queue, source) = (host.clone(), queue.clone(), source.clone());
+        Some(Self { peer, local, host, queue, source, at_work: true })
+    }
+
+    /// It carries mail of this queue to this host.
+    pub(super) fn put_to_work(&mut self, queue: &Arc<str>, host: &Arc<str>) {
+        (self.at_work, self.queue, self.host) = (true, queue.clone(), host.clone());
+    }
 }
 
 impl Facts {
@@ -104,7 +121,7 @@ impl Facts {
             steps: HashMap::new(),
             forgotten: HashMap::new(),
             clock: None,
-            unclear_at: None,
+            rules_changed: None,
         }
     }
 
@@ -141,8 +158,21 @@ impl Facts {
         recipients.entry(recipient.clone()).or_default()
     }
 
-    /// A step of the clock makes rates begin anew, also for what is judged next.
-    pub(super) fn read_clock(&mut self, observation: &Observation) {
+    /// Takes note of what changes the rules, before anything is judged by them.
+    pub(super) fn note_rules(&mut self, observation: &Observation) {
+        if changes_rules(&observation.seen) {
+            self.rules_changed = Some(observation.at);
+        }
+        self.read_clock(observation);
+    }
+
+    /// What is seen at this moment may go by other rules.
+    pub(super) fn is_unclear(&self, at: Duration) -> bool {
+        self.rules_changed == Some(at)
+    }
+
+    /// A step of the clock makes rates begin anew.
+    fn read_clock(&mut self, observation: &Observation) {
         let mut was_due_by = None;
         let was_stepped = self.clock.is_some_and(|(at, time)| {
             let expected = time + observation.at.saturating_sub(at);
@@ -154,7 +184,7 @@ impl Facts {
         });
         if was_stepped {
             self.epoch += 1;
-            self.unclear_at = Some(observation.at);
+            self.rules_changed = Some(observation.at);
             // What was due before the clock was set back has been taken up.
             let standings = self.messages.values_mut().flat_map(BTreeMap::values_mut);
             for standing in standings.filter(|standing| standing.not_before <= was_due_by) {
@@ -232,24 +262,11 @@ impl Facts {
                 }
             }
             Seen::Refused { unknown, .. } => self.strangers |= unknown,
-            Seen::Event(event) => {
-                if matches!(**event, DeliveryEvent::QueueMode(_)) {
-                    self.unclear_at = Some(observation.at);
-                }
-                self.learn_event(event);
-            }
-            Seen::Connecting { connection, peer, local, host, queue, source } => {
+            Seen::Event(event) => self.learn_event(event),
+            Seen::Connecting { connection, queue, source, .. } => {
                 let settings = self.settings(queue, source);
                 self.settings.entry((queue.clone(), source.clone())).or_insert(settings);
-                let open = Open {
-                    peer: *peer,
-                    local: *local,
-                    host: host.clone(),
-                    queue: queue.clone(),
-                    source: source.clone(),
-                    at_work: true,
-                };
-                self.open.insert(*connection, open);
+                self.open.extend(Open::opening(&observation.seen).map(|open| (*connection, open)));
             }
             Seen::Connected { connection } => {
                 if let Some(open) = self.open.get_mut(connection) {
@@ -257,14 +274,12 @@ impl Facts {
                 }
             }
             Seen::Offered { connection, message, queue, host, recipients } => {
-                let mut from = None;
                 if let Some(open) = self.open.get_mut(connection) {
-                    (open.at_work, open.queue, open.host) = (true, queue.clone(), host.clone());
-                    from = Some((queue.clone(), open.source.clone()));
+                    open.put_to_work(queue, host);
                 }
                 for recipient in recipients {
                     let standing = self.standing_mut(*message, recipient);
-                    standing.offered_from.clone_from(&from);
+                    standing.offered_from = Some(queue.clone());
                     standing.first_offered.get_or_insert(observation.time);
                 }
             }
@@ -293,13 +308,16 @@ impl Facts {
                 self.epoch += 1;
                 self.undurable.clear();
             }
-            Seen::PolicyReplaced => self.unclear_at = Some(observation.at),
             Seen::ClockStepped { .. } => self.epoch += 1,
             Seen::Control(_) => {
                 self.controls += 1;
                 self.last_control = Some(observation.time);
             }
-            Seen::NotConnected { .. } | Seen::Crashed | Seen::Stopped | Seen::Note(_) => {}
+            Seen::NotConnected { .. }
+            | Seen::Crashed
+            | Seen::Stopped
+            | Seen::PolicyReplaced
+            | Seen::Note(_) => {}
         }
     }
 
@@ -336,5 +354,13 @@ impl Facts {
             }
             _ => {}
         }
+    }
+}
+
+fn changes_rules(seen: &Seen) -> bool {
+    match seen {
+        Seen::PolicyReplaced | Seen::Control(_) | Seen::Crashed | Seen::Stopped => true,
+        Seen::Event(event) => matches!(**event, DeliveryEvent::QueueMode(_)),
+        _ => false,
     }
 }

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::book::canonical;
 use super::super::observation::{Observation, Seen};
 use super::facts::Open;
 use super::{Facts, Invariant, Judgement};
+use crate::clock::Timestamp;
 use crate::policy::{Cidr, NamePattern};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,35 +36,18 @@ impl Invariant for Limits {
             self.count_anew(facts);
         }
         match &observation.seen {
-            Seen::Connecting { connection, peer, local, host, queue, source } => {
-                let open = Open {
-                    peer: *peer,
-                    local: *local,
-                    host: host.clone(),
-                    queue: queue.clone(),
-                    source: source.clone(),
-                    at_work: true,
-                };
-                let before = self.hold(*connection, &open, facts);
-                self.judge((*connection, &before), &open, facts, observation)
-            }
+            Seen::Connecting { connection, .. } => match Open::opening(&observation.seen) {
+                Some(open) => self.hold_and_judge(*connection, &open, facts, observation.time),
+                None => Ok(()),
+            },
             Seen::Offered { connection, queue, host, .. } => {
-                let Some(open) = facts.open.get(connection) else { return Ok(()) };
-                let open = Open {
-                    host: host.clone(),
-                    queue: queue.clone(),
-                    source: open.source.clone(),
-                    at_work: true,
-                    ..*open
-                };
-                let before = self.hold(*connection, &open, facts);
-                self.judge((*connection, &before), &open, facts, observation)
+                let Some(mut open) = facts.open.get(connection).cloned() else { return Ok(()) };
+                open.put_to_work(queue, host);
+                self.hold_and_judge(*connection, &open, facts, observation.time)
             }
             Seen::Connected { connection } | Seen::Answered { connection, .. } => {
                 if let Some(open) = facts.open.get(connection) {
-                    let (host, queue, source) = (open.host.clone(), open.queue.clone(), open.source.clone());
-                    let open = Open { host, queue, source, at_work: false, ..*open };
-                    self.hold(*connection, &open, facts);
+                    self.hold(*connection, &Open { at_work: false, ..open.clone() }, facts);
                 }
                 Ok(())
             }
@@ -116,27 +99,22 @@ impl Limits {
         held
     }
 
-    /// Judges what the connection is held for and was not before.
-    fn judge(
-        &self,
-        (connection, before): (u64, &[Key]),
-        open: &Open,
-        facts: &Facts,
-        observation: &Observation,
-    ) -> Judgement {
+    /// Judges what the connection is held for now and was not before.
+    fn hold_and_judge(&mut self, connection: u64, open: &Open, facts: &Facts, now: Timestamp) -> Judgement {
+        let before = self.hold(connection, open, facts);
         let settings = facts.settings(&open.queue, &open.source);
         let policy = &facts.policy;
         for key in self.held.get(&connection).into_iter().flatten().filter(|key| !before.contains(key)) {
             let limit = match key {
                 Key::Total => Some(policy.max_connections()),
-                Key::Queue(queue, source) if facts.in_backoff(queue, source, observation.time) => {
+                Key::Queue(queue, source) if facts.in_backoff(queue, source, now) => {
                     settings.backoff_max_smtp_out
                 }
                 Key::Queue(..) => settings.max_smtp_out,
                 Key::SourceIp(..) => settings.source_ip_max_smtp_out,
                 Key::Host(_, host) => policy.mx_connection_limit(host).map(|limit| limit.limit),
                 Key::Address(..) => {
-                    policy.ip_connection_limit(canonical(open.peer.ip())).map(|limit| limit.limit)
+                    policy.ip_connection_limit(open.peer.ip().to_canonical()).map(|limit| limit.limit)
                 }
             };
             let count = self.counts.get(key).copied().unwrap_or(0);
@@ -151,7 +129,7 @@ impl Limits {
 /// What a connection counts for.
 fn keys(open: &Open, facts: &Facts) -> Vec<Key> {
     let mut keys = vec![Key::Total];
-    let address = canonical(open.peer.ip());
+    let address = open.peer.ip().to_canonical();
     if let Some(limit) = facts.policy.ip_connection_limit(address) {
         let one = (!limit.shared).then_some(address);
         keys.push(Key::Address(limit.cidr, one, limit.per_source.then_some(open.local)));

@@ -23,8 +23,7 @@ use std::time::Duration;
 use facts::Facts;
 pub(super) use snapshot::Snapshot;
 
-use super::observation::{Observation, Seen};
-use crate::event::DeliveryEvent;
+use super::observation::Observation;
 use crate::message::MessageId;
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
@@ -138,8 +137,6 @@ pub(super) struct Oracle {
     invariants: Vec<(&'static str, Box<dyn Invariant>)>,
     /// Broken at this moment, unless something else that is seen at the same moment explains it.
     pending: Option<(Duration, Broken)>,
-    /// The last moment at which the rules changed: what else is seen in it may go by the old ones or the new.
-    rules_changed: Option<Duration>,
 }
 
 /// Invariants by the policy's rules and the host's word.
@@ -160,25 +157,25 @@ impl Oracle {
             ("starved", Box::<starved::Starved>::default()),
             ("bounded", Box::new(bounded::Bounded)),
         ];
-        Self { facts: Facts::new(policy, bounds), invariants, pending: None, rules_changed: None }
+        Self { facts: Facts::new(policy, bounds), invariants, pending: None }
     }
 
     /// Takes note of what happened. An error: what was seen before is broken for certain now.
     pub(super) fn see(&mut self, observation: &Observation) -> Result<(), Broken> {
-        if changes_rules(&observation.seen) {
-            let is_explained = |(at, broken): &(Duration, Broken)| {
+        self.facts.note_rules(observation);
+        let is_unclear = self.facts.is_unclear(observation.at);
+        if is_unclear {
+            let by_rules = |(at, broken): &(Duration, Broken)| {
                 *at == observation.at && BY_RULES.contains(&broken.invariant)
             };
-            self.pending = self.pending.take().filter(|pending| !is_explained(pending));
-            self.rules_changed = Some(observation.at);
+            self.pending = self.pending.take().filter(|pending| !by_rules(pending));
         }
         self.settle_pending(observation.at)?;
-        self.facts.read_clock(observation);
         for (name, invariant) in &mut self.invariants {
             if let Err(wrong) = invariant.see(&self.facts, observation) {
                 let message = observation.seen.message();
                 let broken = Broken { invariant: name, what: wrong.what, message };
-                if self.rules_changed != Some(observation.at) || !BY_RULES.contains(name) {
+                if !is_unclear || !BY_RULES.contains(name) {
                     self.pending.get_or_insert((observation.at, broken));
                 }
             }
@@ -218,14 +215,5 @@ impl Oracle {
 
     pub(super) fn set_policy(&mut self, policy: Policy) {
         self.facts.set_policy(policy);
-    }
-}
-
-/// What changes the rules for what is seen at the same moment, before it or after.
-fn changes_rules(seen: &Seen) -> bool {
-    match seen {
-        Seen::PolicyReplaced | Seen::Control(_) | Seen::Crashed | Seen::Stopped => true,
-        Seen::Event(event) => matches!(**event, DeliveryEvent::QueueMode(_)),
-        _ => false,
     }
 }

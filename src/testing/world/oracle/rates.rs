@@ -40,7 +40,7 @@ impl Invariant for Rates {
             // Into backoff or out of it, at another rate.
             self.used.remove(&Key::Messages(change.queue.clone(), change.source.clone()));
         }
-        if facts.unclear_at == Some(observation.at) {
+        if facts.is_unclear(observation.at) {
             return Ok(());
         }
         match &observation.seen {

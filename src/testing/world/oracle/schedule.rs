@@ -37,12 +37,16 @@ impl Invariant for Schedule {
                     let record = &deferred.record;
                     let wait = deferred.next_attempt.saturating_since(record.time);
                     let standing = facts.standing_of(record.id, &record.recipient);
-                    // Its domain may have moved to another queue since.
-                    let (queue, source) =
-                        standing.offered_from.unwrap_or((record.queue.clone(), record.source.clone()));
-                    let settings = facts.settings(&queue, &source);
+                    let settings = facts.settings(&record.queue, &record.source);
                     let (before, now) = (standing.attempts, record.attempts);
                     let (message, recipient) = (record.id, &record.recipient);
+                    // Also if its domain has moved to another queue meanwhile.
+                    if let Some(queue) = standing.offered_from.filter(|queue| *queue != record.queue) {
+                        let named = &record.queue;
+                        return Err(
+                            format!("{message} to {recipient} was sent from {queue}, not {named}").into()
+                        );
+                    }
                     // Held by a fuse, nobody is charged.
                     if settings.bounce_fuse.is_some() {
                         return Ok(());
