@@ -60,7 +60,8 @@ const SHUTDOWN: Duration = Duration::from_secs(60);
 /// The engine is the real one. DNS is a zone given as text, the receivers are [`ServerModel`]s, the store is in memory
 /// or the host's own, and all of them can be made to fail. What happens is seen, and judged: an oracle checks all along
 /// that no mail is lost or sent twice, that limits and rates hold, that nothing is tried before it is due, and more
-/// ([`Violation`] has the list). Methods that let time pass panic at a violation, with the seed and the end of the trace.
+/// ([`Violation`] has the list). Methods that let time pass panic at a violation, with the seed and the end of the trace;
+/// any method does if the store can not be opened again after a crash.
 ///
 /// The same seed and the same calls give the same trace, octet by octet. Without a seed of its own a world takes that in
 /// the environment variable `POSTRIDER_SEED`, else 1.
@@ -95,7 +96,7 @@ pub struct World {
     dns: LyingResolver,
     open_store: Box<dyn FnMut() -> Arc<dyn Storage> + Send>,
     faults: Faults,
-    /// The first two are `None` only while an engine is being exchanged for another.
+    /// These four are `None` only while an engine is being exchanged for another.
     runtime: Option<Runtime>,
     engine: Option<DeliveryEngine>,
     store: Option<Arc<dyn Storage>>,
