@@ -2,7 +2,6 @@
 
 use super::cancel::CancelKey;
 use super::command::{Command, Token};
-use super::fault::Fault;
 use super::lane::Head;
 use super::writes::is_about_one_change;
 use super::{ClaimId, DestinationKey, LaneKey, Scheduler};
@@ -80,13 +79,12 @@ impl Scheduler {
         let mut left = hungry;
         while left > 0 {
             let Some(key) = destination.hungry.pop_front() else { break };
-            left -= usize::from(Fault::StaleTurn.is_there());
             let Some(lane) = self.lanes.get_mut(key) else { continue };
             // It may have left for another destination since it stood here: that is no lane's turn.
             if lane.destination != destination_key || !std::mem::take(&mut lane.hungry) {
                 continue;
             }
-            left -= usize::from(!Fault::StaleTurn.is_there());
+            left -= 1;
             let priority = lane.key.priority;
             let share = (room * weight(priority) / weights.max(1)).max(1);
             let allowed = window_share(bound, priority).saturating_sub(destination.claimed + promised);

@@ -25,8 +25,6 @@ pub(crate) enum Fault {
     SentAgain,
     /// Transactions start however much is not durable.
     UnboundedUnsettled,
-    /// A lane that left takes the turn of one that is there.
-    StaleTurn,
     /// Submissions refused by a stopped store fill the line for ever.
     RefusedStayInLine,
 }
@@ -39,7 +37,7 @@ thread_local! {
 impl Fault {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::LimitOffByOne,
         Self::LostWakeUp,
         Self::ForgottenPermit,
@@ -51,7 +49,6 @@ impl Fault {
         Self::RateNotTaken,
         Self::SentAgain,
         Self::UnboundedUnsettled,
-        Self::StaleTurn,
         Self::RefusedStayInLine,
     ];
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::harness::*;
-use crate::message::{Message, Priority};
-use crate::scheduler::{Bounds, Content};
+use crate::control::Selector;
+use crate::message::{Domain, Message, Priority};
+use crate::scheduler::{Bounds, Content, Control};
 use crate::storage::{ClaimPart, StorageErrorKind};
 
 fn bounds(window: usize, per_destination: usize) -> Bounds {
@@ -54,6 +55,35 @@ fn a_blocked_destination_does_not_fill_the_window() {
     assert_eq!(rig.accept_all(), 501);
     rig.pass(MINUTE);
     rig.scheduler.assert_empty();
+}
+
+/// A domain that was paused has left its rollup, where another stands behind it with room for one item.
+#[test]
+fn a_lane_that_has_left_takes_no_turn() {
+    let policy =
+        "[[rollup]]\nqueue = \"p.rollup\"\nmx = \"*.p.example\"\n[domain.\"*\"]\nretry-after = \"10m\"
+        connection-idle-timeout = \"0s\"";
+    let mut rig = Rig::with_policy(policy, bounds(1, 10));
+    for domain in ["a.example", "b.example"] {
+        rig.lead_to(domain, "mx.p.example", &["198.51.100.1:25"]);
+        rig.submit(&format!("u@{domain}"));
+    }
+    while !rig.connects.is_empty() {
+        rig.connect();
+        rig.refuse_transactions("450 4.2.0 later");
+    }
+    assert_eq!(rig.timeline().len(), 2, "both are deferred");
+    rig.pass(9 * MINUTE);
+    rig.submit("u@z.example");
+    rig.connect();
+    assert_eq!(rig.transacts.len(), 1, "it takes all the window there is");
+    rig.pass(2 * MINUTE);
+    let paused = Selector::Domain(Domain::parse("a.example").unwrap());
+    rig.control(Control::Pause(paused));
+    rig.accept();
+    rig.accept_all();
+    let lines = rig.timeline();
+    assert!(lines.iter().any(|line| line.contains("delivered u@b.example")), "{lines:#?} {:#?}", rig.left());
 }
 
 #[test]

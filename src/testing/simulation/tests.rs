@@ -92,6 +92,5 @@ found! {
     finds_a_rate_that_is_not_taken: RateNotTaken by ["rates"];
     finds_what_is_sent_again: SentAgain by ["duplicates", "settled"];
     finds_what_is_unsettled_without_bound: UnboundedUnsettled by ["bounded", "duplicates"];
-    finds_a_turn_given_to_who_left: StaleTurn by ["starved", "after"];
     finds_refused_mail_that_stays_in_line: RefusedStayInLine by ["unanswered"];
 }
