@@ -110,6 +110,14 @@ impl<T> Arena<T> {
         Some(value)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
+        let full = (0..).zip(&self.slots);
+        full.filter_map(|(index, slot)| {
+            let key = Key { index, generation: slot.generation, of: PhantomData };
+            Some((key, slot.value.as_ref()?))
+        })
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

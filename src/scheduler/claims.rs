@@ -205,7 +205,7 @@ impl Scheduler {
         match result {
             Ok(claimed) => {
                 for head in &claimed.heads {
-                    let Some(&key) = self.lane_keys.get(&head.lane) else { continue };
+                    let Some(key) = self.lanes.find(&head.lane) else { continue };
                     let Some(lane) = self.lanes.get_mut(key) else { continue };
                     if let Some(meanwhile) = lane.claiming.take() {
                         lane.head = Head::from(head);

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::command::{Answer, Command, Token};
+use super::directory::Named;
 use super::outcome::{HELD_BY_FUSE, PAUSED};
 use super::purge::Ending;
+use super::queue::Queue;
 use super::rules::Change;
 use super::sweep::{Scope, SweepAction};
 use super::writes::{Effect, poisoned};
@@ -98,7 +100,7 @@ impl Scheduler {
                 self.done(now, token, queues.len());
             }
             Control::EnableSource { queue, source } => {
-                let key = self.queue_keys.get(&(queue, source)).copied();
+                let key = self.queues.find((&queue, &source));
                 if let Some(key) = key {
                     self.enable_source(now, key, Change::default());
                 }
@@ -307,25 +309,17 @@ impl Scheduler {
 
     /// Looks at every queue: verbs are rare.
     fn queues_of(&self, selector: &Selector) -> Vec<QueueKey> {
-        let mut found: Vec<QueueKey> = self
-            .queue_keys
-            .iter()
-            .filter(|((name, source), _)| match selector {
-                Selector::Queue(wanted) => wanted == name,
-                Selector::Source(wanted) => wanted == source,
-                _ => false,
-            })
-            .map(|(_, &key)| key)
-            .collect();
-        found.sort_unstable();
-        found
+        let is_wanted = |queue: &Queue| match selector {
+            Selector::Queue(wanted) => *wanted == queue.name,
+            Selector::Source(wanted) => *wanted == queue.source,
+            _ => false,
+        };
+        self.queues.iter().filter(|(_, queue)| is_wanted(queue)).map(|(key, _)| key).collect()
     }
 
     fn domains_of(&self, domain: &Domain) -> Vec<DomainKey> {
-        let mut found: Vec<DomainKey> =
-            self.domain_keys.iter().filter(|((name, _), _)| name == domain).map(|(_, &key)| key).collect();
-        found.sort_unstable();
-        found
+        let named = self.domains.iter().filter(|(_, state)| state.name().0 == domain);
+        named.map(|(key, _)| key).collect()
     }
 
     fn lanes_of(&self, selector: &Selector) -> Vec<LaneKey> {

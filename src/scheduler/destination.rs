@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::directory::Named;
 use super::few::{FewDeque, FewSet};
 use super::limits::{Place, SlotKey};
 use super::no_mx::Missing;
@@ -243,6 +244,14 @@ impl Ring {
 
 /// Messages remembered because a session ended over them.
 const MOST_SUSPECTED: usize = 16;
+
+impl Named for Destination {
+    type Name<'a> = (&'a Site, QueueKey);
+
+    fn name(&self) -> Self::Name<'_> {
+        (&self.site, self.queue)
+    }
+}
 
 impl Destination {
     pub(super) fn new(queue: QueueKey, site: Site, domain: Domain) -> Self {

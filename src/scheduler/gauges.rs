@@ -44,8 +44,9 @@ impl Scheduler {
             State::Busy(transaction) => transaction.octets,
             _ => 0,
         });
-        let lanes = self.lane_keys.iter().filter_map(|(lane, &key)| {
-            let destination = self.destinations.get(self.lanes.get(key)?.destination)?;
+        let lanes = self.lanes.iter().filter_map(|(_, state)| {
+            let lane = &state.key;
+            let destination = self.destinations.get(state.destination)?;
             let queue = self.queues.get(destination.queue)?;
             let held = destination.is_held(now) || queue.is_held(now) || queue.mode.fuse_blown;
             let paused = self.pauses.of_queue(&queue.name, &queue.source).is_some()

@@ -2,6 +2,7 @@
 
 use super::Scheduler;
 use super::lane::LaneState;
+use super::queue::Queue;
 use crate::clock::Timestamp;
 use crate::control::QueueInfo;
 use crate::storage::Lane;
@@ -15,13 +16,12 @@ pub(crate) struct Shown {
 impl Scheduler {
     /// Every queue, by name and source. Takes time in the number of queues and lanes.
     pub(crate) fn queues(&self, now: Timestamp) -> Vec<Shown> {
-        let mut shown: Vec<Shown> = self.queue_keys.values().filter_map(|&key| self.show(now, key)).collect();
+        let mut shown: Vec<Shown> = self.queues.iter().map(|(_, queue)| self.show(now, queue)).collect();
         shown.sort_by(|a, b| (&a.info.name, &a.info.source).cmp(&(&b.info.name, &b.info.source)));
         shown
     }
 
-    fn show(&self, now: Timestamp, key: super::QueueKey) -> Option<Shown> {
-        let queue = self.queues.get(key)?;
+    fn show(&self, now: Timestamp, queue: &Queue) -> Shown {
         let destinations: Vec<_> =
             queue.destinations.iter().filter_map(|&destination| self.destinations.get(destination)).collect();
         let lanes = || destinations.iter().flat_map(|d| &d.lanes).filter_map(|&lane| self.lanes.get(lane));
@@ -54,7 +54,7 @@ impl Scheduler {
             bounced: queue.tally.bounced,
             delivered_per_minute: queue.tally.per_minute(now),
         };
-        Some(Shown { info, lanes: lanes().map(|lane| lane.key.clone()).collect() })
+        Shown { info, lanes: lanes().map(|lane| lane.key.clone()).collect() }
     }
 
     /// When the age of a lane's oldest mail began. Takes time in its items in the window.
@@ -71,12 +71,7 @@ impl Scheduler {
 
     /// Queues in backoff, paused queues, and queues whose source is disabled or whose fuse has blown.
     pub(crate) fn queue_counts(&self) -> (usize, usize) {
-        let unusual = self
-            .queue_keys
-            .values()
-            .filter_map(|&key| self.queues.get(key))
-            .filter(|queue| queue.in_backoff())
-            .count();
+        let unusual = self.queues.iter().filter(|(_, queue)| queue.in_backoff()).count();
         (self.queues.len(), unusual)
     }
 }

@@ -1,5 +1,6 @@
 //! A lane with mail: its head in the store, and what of it is in the window.
 
+use super::directory::Named;
 use super::few::{FewDeque, FewSet};
 use super::purge::LanePurge;
 use super::{DestinationKey, DomainKey};
@@ -75,6 +76,14 @@ impl From<&LaneHead> for Head {
             oldest_with_expiry: head.oldest_with_expiry,
             first_expiry: head.first_expiry,
         }
+    }
+}
+
+impl Named for LaneState {
+    type Name<'a> = &'a Lane;
+
+    fn name(&self) -> &Lane {
+        &self.key
     }
 }
 

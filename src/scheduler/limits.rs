@@ -165,6 +165,7 @@ fn fresh_first(fresh: Option<&Ticket>, again: Option<&Ticket>, again_next: bool)
 #[derive(Default)]
 pub(super) struct Limits {
     slots: Arena<Slot>,
+    /// Of all but queues, each of which knows its own.
     keys: NameMap<LimitKey, SlotKey>,
     /// Slots whose line may move.
     moving: VecDeque<SlotKey>,
@@ -191,7 +192,7 @@ pub(super) struct Call {
 impl Limits {
     /// The slot of a count, made if need be. The limit is the one given last.
     pub(super) fn count(&mut self, key: LimitKey, limit: usize) -> SlotKey {
-        let limit = limit + usize::from(Fault::LimitOffByOne.is_there());
+        let limit = limit.saturating_add(usize::from(Fault::LimitOffByOne.is_there()));
         let slot = self.slot(key, || Gauge::Count { used: 0, limit });
         self.set_limit(slot, limit);
         slot
@@ -213,21 +214,34 @@ impl Limits {
         slot
     }
 
+    /// The slot of a queue's connections: the one it had last, if that is still in use.
+    pub(super) fn of_queue(&mut self, last: SlotKey, queue: QueueKey, limit: usize) -> SlotKey {
+        if self.slots.get(last).is_some() {
+            return last;
+        }
+        let limit = limit.saturating_add(usize::from(Fault::LimitOffByOne.is_there()));
+        self.insert(LimitKey::Queue(queue), Gauge::Count { used: 0, limit })
+    }
+
     fn slot(&mut self, key: LimitKey, gauge: impl FnOnce() -> Gauge) -> SlotKey {
         if let Some(&slot) = self.keys.get(&key) {
             return slot;
         }
-        let slot = self.slots.insert(Slot {
-            key: key.clone(),
-            gauge: gauge(),
+        let slot = self.insert(key.clone(), gauge());
+        self.keys.insert(key, slot);
+        slot
+    }
+
+    fn insert(&mut self, key: LimitKey, gauge: Gauge) -> SlotKey {
+        self.slots.insert(Slot {
+            key,
+            gauge,
             line: Line::default(),
             idle: Idle::default(),
             closing: 0,
             listed: false,
             timer: None,
-        });
-        self.keys.insert(key, slot);
-        slot
+        })
     }
 
     pub(super) fn find(&self, key: &LimitKey) -> Option<SlotKey> {
@@ -343,8 +357,7 @@ impl Limits {
     pub(super) fn forget_unused(&mut self, slot: SlotKey) {
         let Some(state) = self.slots.get(slot) else { return };
         let unused = matches!(state.gauge, Gauge::Count { used: 0, .. });
-        let lasting = matches!(state.key, LimitKey::Total | LimitKey::Queue(_));
-        if unused && !lasting && state.line.is_empty() {
+        if unused && !matches!(state.key, LimitKey::Total) && state.line.is_empty() {
             self.remove(slot);
         }
     }
@@ -359,7 +372,7 @@ impl Limits {
     }
 
     /// One of a count is free again. A slot of which nothing is held and for which nobody waits is forgotten, save
-    /// those that belong to the engine or a queue.
+    /// that of the engine.
     pub(super) fn give_back(&mut self, slot: SlotKey) {
         let Some(state) = self.slots.get_mut(slot) else { return };
         let Gauge::Count { used, .. } = &mut state.gauge else { return };
@@ -390,7 +403,9 @@ impl Limits {
     }
 
     pub(super) fn remove(&mut self, slot: SlotKey) {
-        if let Some(state) = self.slots.remove(slot) {
+        if let Some(state) = self.slots.remove(slot)
+            && !matches!(state.key, LimitKey::Queue(_))
+        {
             self.keys.remove(&state.key);
         }
     }
@@ -606,18 +621,17 @@ impl Limits {
     /// What is taken of all counts.
     #[cfg(feature = "testing")]
     pub(super) fn taken(&self) -> usize {
-        self.keys.values().map(|&slot| self.used(slot)).sum()
+        self.slots.iter().map(|(slot, _)| self.used(slot)).sum()
     }
 
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = (&LimitKey, SlotKey, usize, usize)> {
-        self.keys.iter().filter_map(|(key, &slot)| {
-            let state = self.slots.get(slot)?;
+        self.slots.iter().map(|(slot, state)| {
             let used = match &state.gauge {
                 Gauge::Count { used, .. } => *used,
                 Gauge::Paced(_) => 0,
             };
-            Some((key, slot, used, state.idle.len()))
+            (&state.key, slot, used, state.idle.len())
         })
     }
 }

@@ -19,6 +19,7 @@ mod command;
 mod connection;
 mod control;
 mod destination;
+mod directory;
 mod event;
 mod fault;
 mod few;
@@ -58,11 +59,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use arena::{Arena, Key};
+use arena::Key;
 pub use command::CancelReport;
 pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
 pub(crate) use control::Control;
 use destination::Destination;
+use directory::Directory;
 pub(crate) use event::{Content, Event};
 #[cfg(test)]
 pub(crate) use fault::Fault;
@@ -81,7 +83,7 @@ use timers::Timers;
 use crate::clock::Timestamp;
 use crate::message::{EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
-use crate::storage::{Lane, Owner};
+use crate::storage::Owner;
 
 pub(crate) type LaneKey = Key<LaneState>;
 pub(crate) type DestinationKey = Key<Destination>;
@@ -175,14 +177,10 @@ pub(crate) struct Scheduler {
     rng: fastrand::Rng,
     pub(crate) counters: Counters,
 
-    lanes: Arena<LaneState>,
-    lane_keys: NameMap<Lane, LaneKey>,
-    destinations: Arena<Destination>,
-    destination_keys: NameMap<(placement::Site, QueueKey), DestinationKey>,
-    domains: Arena<placement::DomainState>,
-    domain_keys: NameMap<(crate::message::Domain, Arc<str>), DomainKey>,
-    queues: Arena<Queue>,
-    queue_keys: NameMap<(Arc<str>, Arc<str>), QueueKey>,
+    lanes: Directory<LaneState>,
+    destinations: Directory<Destination>,
+    domains: Directory<placement::DomainState>,
+    queues: Directory<Queue>,
     /// Of queues that have none of their own, by source: most queues share these.
     common_settings: NameMap<Arc<str>, Arc<QueueSettings>>,
     connections: IdMap<ConnectionId, Connection>,
@@ -300,14 +298,10 @@ impl Scheduler {
             bounds,
             rng: fastrand::Rng::with_seed(seed),
             counters: Counters::default(),
-            lanes: Arena::default(),
-            lane_keys: NameMap::default(),
-            destinations: Arena::default(),
-            destination_keys: NameMap::default(),
-            domains: Arena::default(),
-            domain_keys: NameMap::default(),
-            queues: Arena::default(),
-            queue_keys: NameMap::default(),
+            lanes: Directory::default(),
+            destinations: Directory::default(),
+            domains: Directory::default(),
+            queues: Directory::default(),
             common_settings: NameMap::default(),
             connections: IdMap::default(),
             next_connection: 0,
@@ -611,8 +605,8 @@ impl Scheduler {
         self.resolver_rests = None;
         self.writes.resume();
         self.retry_claims();
-        let mut all: Vec<DestinationKey> = self.destination_keys.values().copied().collect();
-        all.sort_unstable();
+        let all: Vec<DestinationKey> = self.destinations.iter().map(|(key, _)| key).collect();
+
         for key in all {
             if let Some(destination) = self.destinations.get_mut(key) {
                 destination.forget_moments();

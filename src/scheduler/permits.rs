@@ -74,6 +74,7 @@ impl Scheduler {
             Err(full) => {
                 self.suspend(key, attempt);
                 self.wait_to_connect(key, &full, call);
+                self.forget_unused_slot(queue);
                 false
             }
         }
@@ -85,6 +86,13 @@ impl Scheduler {
             && let Some(destination) = self.destinations.get_mut(key)
         {
             destination.suspended = Some(Box::new(attempt));
+        }
+    }
+
+    /// What a queue's connections are counted by is kept while there are any, or somebody waits for one.
+    fn forget_unused_slot(&mut self, queue: QueueKey) {
+        if let Some(queue) = self.queues.get(queue) {
+            self.limits.forget_unused(queue.slot);
         }
     }
 
@@ -154,7 +162,8 @@ impl Scheduler {
     fn queue_permits(&mut self, now: Timestamp, queue: QueueKey) -> Permits {
         let mut permits = Permits::default();
         permits.counts.push(self.total);
-        if let Some(state) = self.queues.get(queue) {
+        if let Some(state) = self.queues.get_mut(queue) {
+            state.slot = self.limits.of_queue(state.slot, queue, state.connection_limit());
             permits.counts.push(state.slot);
             if let Some(rate) = state.settings.max_connect_rate {
                 let key = LimitKey::ConnectRate(state.name.clone(), state.source.clone());
@@ -275,6 +284,7 @@ impl Scheduler {
                 if !waits {
                     self.wait_to_connect(key, &full, None);
                 }
+                self.forget_unused_slot(queue);
                 self.mark(key);
             }
         }

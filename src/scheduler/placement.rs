@@ -10,9 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::destination::{Destination, RouteState};
+use super::directory::Named;
 use super::few::FewSet;
 use super::lane::LaneState;
-use super::limits::LimitKey;
 use super::queue::Queue;
 use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
@@ -69,7 +69,7 @@ fn split_source(lane_source: &str) -> (&str, Option<&str>) {
 impl Scheduler {
     /// The lane's state, made if need be, with its domain, destination and queue.
     pub(super) fn lane_for(&mut self, lane: &Lane) -> LaneKey {
-        if let Some(&key) = self.lane_keys.get(lane) {
+        if let Some(key) = self.lanes.find(lane) {
             return key;
         }
         let (domain, destination) = self.domain_for(&lane.domain, &lane.source);
@@ -80,7 +80,6 @@ impl Scheduler {
             state.lanes.insert(key);
             lane.until = state.until;
         }
-        self.lane_keys.insert(lane.clone(), key);
         if let Some(destination) = self.destinations.get_mut(destination) {
             destination.lanes.insert(key);
         }
@@ -88,21 +87,19 @@ impl Scheduler {
     }
 
     fn domain_for(&mut self, domain: &Domain, source: &Arc<str>) -> (DomainKey, DestinationKey) {
-        let name = (domain.clone(), source.clone());
-        let known = self.domain_keys.get(&name).copied();
+        let known = self.domains.find((domain, source));
         if let Some((key, state)) = known.and_then(|key| Some((key, self.domains.get(key)?))) {
             return (key, state.destination);
         }
         let destination = self.home(domain, source);
         let state = DomainState {
-            domain: name.0.clone(),
-            source: name.1.clone(),
+            domain: domain.clone(),
+            source: source.clone(),
             destination,
             until: None,
             lanes: FewSet::default(),
         };
         let key = self.domains.insert(state);
-        self.domain_keys.insert(name, key);
         (key, destination)
     }
 
@@ -130,8 +127,8 @@ impl Scheduler {
         let exists = self.policy.source(source).map(|source| source.name().clone());
         let enabled = |source: &str| {
             self.disabled_queues == 0 || {
-                let key = self.queue_keys.get(&(queue.clone(), source.into())).copied();
-                key.and_then(|key| self.queues.get(key)).is_none_or(|queue| !queue.is_disabled())
+                let queue = self.queues.find_ref((queue, source));
+                queue.is_none_or(|queue| !queue.is_disabled())
             }
         };
         if let Some(source) = &exists
@@ -145,8 +142,8 @@ impl Scheduler {
     }
 
     pub(super) fn queue_for(&mut self, name: Arc<str>, source: &Arc<str>) -> QueueKey {
-        match self.queue_keys.get(&(name.clone(), source.clone())) {
-            Some(&queue) => queue,
+        match self.queues.find((&name, source)) {
+            Some(queue) => queue,
             None => {
                 let settings = self.settings_of(&name, source);
                 self.queue_with(name, source, settings)
@@ -164,27 +161,17 @@ impl Scheduler {
     }
 
     fn queue_with(&mut self, name: Arc<str>, source: &Arc<str>, settings: Arc<QueueSettings>) -> QueueKey {
-        let key = (name, source.clone());
-        if let Some(&queue) = self.queue_keys.get(&key) {
+        if let Some(queue) = self.queues.find((&name, source)) {
             return queue;
         }
-        let queue = Queue::new(key.0.clone(), key.1.clone(), settings, self.total);
-        let queue = self.queues.insert(queue);
-        if let Some(state) = self.queues.get_mut(queue) {
-            state.slot = self.limits.count(LimitKey::Queue(queue), state.connection_limit());
-        }
-        self.queue_keys.insert(key, queue);
-        queue
+        self.queues.insert(Queue::new(name, source.clone(), settings))
     }
 
     pub(super) fn destination_for(&mut self, site: Site, domain: &Domain, queue: QueueKey) -> DestinationKey {
-        let key = (site, queue);
-        if let Some(&destination) = self.destination_keys.get(&key) {
+        if let Some(destination) = self.destinations.find((&site, queue)) {
             return destination;
         }
-        let destination = Destination::new(queue, key.0.clone(), domain.clone());
-        let destination = self.destinations.insert(destination);
-        self.destination_keys.insert(key, destination);
+        let destination = self.destinations.insert(Destination::new(queue, site, domain.clone()));
         if let Some(queue) = self.queues.get_mut(queue) {
             queue.destinations.insert(destination);
         }
@@ -385,17 +372,22 @@ impl Scheduler {
         let Some(mut lane) = self.lanes.remove(key) else { return };
         self.timers.arm(&mut lane.timer, None, TimerOwner::Lane(key));
         self.unmark_lane(now, lane.purge.take());
-        self.lane_keys.remove(&lane.key);
         if let Some(destination) = self.destinations.get_mut(lane.destination) {
             destination.lanes.remove(&key);
         }
         let Some(domain) = self.domains.get_mut(lane.domain) else { return };
         domain.lanes.remove(&key);
-        if domain.lanes.is_empty()
-            && let Some(domain) = self.domains.remove(lane.domain)
-        {
-            self.domain_keys.remove(&(domain.domain, domain.source));
+        if domain.lanes.is_empty() {
+            self.domains.remove(lane.domain);
         }
+    }
+}
+
+impl Named for DomainState {
+    type Name<'a> = (&'a Domain, &'a str);
+
+    fn name(&self) -> Self::Name<'_> {
+        (&self.domain, &self.source)
     }
 }
 

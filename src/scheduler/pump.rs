@@ -443,7 +443,6 @@ impl Scheduler {
         self.drop_state(key);
         let Some(mut destination) = self.destinations.remove(key) else { return };
         self.timers.arm(&mut destination.timer, None, TimerOwner::Destination(key));
-        self.destination_keys.remove(&(destination.site.clone(), destination.queue));
         let places = destination.waits.connect.drain(..).chain(destination.waits.rate.drain(..));
         places.for_each(|place| self.limits.leave_line(place));
         if let Some(queue) = self.queues.get_mut(destination.queue) {
@@ -474,7 +473,6 @@ impl Scheduler {
         if let Some(mut queue) = self.queues.remove(key) {
             self.timers.arm(&mut queue.timer, None, TimerOwner::Queue(key));
             self.limits.remove(queue.slot);
-            self.queue_keys.remove(&(queue.name, queue.source));
         }
     }
 

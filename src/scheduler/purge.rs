@@ -132,7 +132,7 @@ impl Scheduler {
     /// Whether a purge ends this item, found in the store.
     pub(super) fn purges_stored(&self, id: PurgeId, item: &Item) -> bool {
         let Some(purge) = self.purges.get(&id) else { return false };
-        let lane = self.lane_keys.get(&item.lane).and_then(|&lane| self.lanes.get(lane));
+        let lane = self.lanes.find_ref(&item.lane);
         let marked = lane.and_then(|lane| lane.purge).is_some_and(|mark| mark.id == id);
         (marked || purge.tag.is_some()) && item.envelope.submitted_at <= purge.before
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::DestinationKey;
+use super::directory::Named;
 use super::few::FewSet;
 use super::ids::NameMap;
 use super::limits::SlotKey;
@@ -15,7 +16,8 @@ pub(crate) struct Queue {
     pub(super) name: Arc<str>,
     pub(super) source: Arc<str>,
     pub(super) settings: Arc<QueueSettings>,
-    /// The limit of its connections.
+    /// The limit of its connections, while there are any or somebody waits; then a key of nothing. There may be a
+    /// million queues, and few have connections.
     pub(super) slot: SlotKey,
     pub(super) destinations: FewSet<DestinationKey>,
     pub(super) mode: Mode,
@@ -99,14 +101,22 @@ pub(super) fn fuse(rate: Rate) -> SlidingCount {
     SlidingCount::new(Rate::new(rate.count().saturating_add(1), rate.period()).unwrap_or(rate))
 }
 
+impl Named for Queue {
+    type Name<'a> = (&'a str, &'a str);
+
+    fn name(&self) -> Self::Name<'_> {
+        (&self.name, &self.source)
+    }
+}
+
 impl Queue {
-    pub(super) fn new(name: Arc<str>, source: Arc<str>, settings: Arc<QueueSettings>, slot: SlotKey) -> Self {
+    pub(super) fn new(name: Arc<str>, source: Arc<str>, settings: Arc<QueueSettings>) -> Self {
         let bounces = settings.bounce_fuse.map(fuse);
         Self {
             name,
             source,
             settings,
-            slot,
+            slot: SlotKey::of_nothing(),
             destinations: FewSet::default(),
             mode: Mode::default(),
             rule_counts: NameMap::default(),
@@ -203,7 +213,6 @@ impl Queue {
     #[cfg(test)]
     pub(super) fn for_tests() -> Self {
         let settings = crate::policy::Policy::new().settings("example.org", "default");
-        let slot = super::limits::Limits::default().count(super::limits::LimitKey::Total, 1);
-        Self::new("example.org".into(), "default".into(), Arc::new(settings), slot)
+        Self::new("example.org".into(), "default".into(), Arc::new(settings))
     }
 }

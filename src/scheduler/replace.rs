@@ -18,8 +18,7 @@ impl Scheduler {
         self.limits.set_limit(self.total, self.policy.max_connections() as usize);
         let counted: BTreeSet<Arc<str>> =
             self.policy.reply_rules().iter().map(|rule| rule.name().clone()).collect();
-        let mut queues: Vec<_> = self.queue_keys.values().copied().collect();
-        queues.sort_unstable();
+        let queues: Vec<_> = self.queues.iter().map(|(key, _)| key).collect();
         for key in queues {
             let Some(queue) = self.queues.get(key) else { continue };
             let (name, source) = (queue.name.clone(), queue.source.clone());

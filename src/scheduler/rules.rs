@@ -207,8 +207,8 @@ impl Scheduler {
             self.policy.pools().filter(|pool| pool.sources().any(|(name, _)| *name == queue.source));
         pools.any(|pool| {
             pool.sources().any(|(name, _)| {
-                let other = self.queue_keys.get(&(queue.name.clone(), name.clone()));
-                other.and_then(|&key| self.queues.get(key)).is_none_or(|queue| !queue.is_disabled())
+                let other = self.queues.find_ref((&queue.name, name));
+                other.is_none_or(|queue| !queue.is_disabled())
             })
         })
     }
@@ -228,7 +228,7 @@ impl Scheduler {
         let Some(name) = self.queues.get(key).map(|queue| queue.name.clone()) else { return };
         let sources: Vec<_> = self.policy.sources().map(|source| source.name().clone()).collect();
         for source in sources {
-            if let Some(&queue) = self.queue_keys.get(&(name.clone(), source)) {
+            if let Some(queue) = self.queues.find((&name, &source)) {
                 self.revisit_queue(queue);
             }
         }

@@ -199,13 +199,13 @@ impl Scheduler {
 
     /// Held by a blown fuse, or to be held since DNS would bounce it.
     fn bounces_held(&self, now: Timestamp, item: &Item) -> bool {
-        let lane = self.lane_keys.get(&item.lane).and_then(|&lane| self.lanes.get(lane));
+        let lane = self.lanes.find_ref(&item.lane);
         let fused = lane.and_then(|lane| self.fused(now, lane.destination, &item.envelope));
         item.due == HELD_BY_FUSE || fused.is_some()
     }
 
     fn bounce_held(&mut self, now: Timestamp, item: Item) {
-        let lane = self.lane_keys.get(&item.lane).and_then(|&lane| self.lanes.get(lane));
+        let lane = self.lanes.find_ref(&item.lane);
         let fused = lane.and_then(|lane| self.fused(now, lane.destination, &item.envelope)).cloned();
         let is_held = item.due == HELD_BY_FUSE;
         self.finish_stored(now, item, |scheduler, item, recipient, left| {

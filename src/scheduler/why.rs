@@ -98,8 +98,7 @@ impl Scheduler {
             LimitKey::Mx(..) => "mx-connection-limit",
             LimitKey::Ip(..) => "ip-connection-limit",
             LimitKey::MessageRate(queue, source) => {
-                let key = self.queue_keys.get(&(queue.clone(), source.clone()))?;
-                let in_backoff = self.queues.get(*key).is_some_and(Queue::in_backoff);
+                let in_backoff = self.queues.find_ref((queue, source))?.in_backoff();
                 if in_backoff { "backoff-max-msg-rate" } else { "max-msg-rate" }
             }
             LimitKey::CapRate(..) => "limit-rate",

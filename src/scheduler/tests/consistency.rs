@@ -85,18 +85,18 @@ impl Scheduler {
             }
         }
         let pending = self.writes.pending();
-        for (lane, key) in &self.lane_keys {
-            let state = self.lanes.get(*key).expect("a named lane");
-            assert_eq!(state.key, *lane);
+        for (key, state) in self.lanes.iter() {
+            let lane = &state.key;
+            assert_eq!(self.lanes.find(lane), Some(key), "{lane}");
             let of_lane: BTreeSet<_> = state.deadlines.iter().copied().collect();
-            assert_eq!(of_lane, deadlines.remove(key).unwrap_or_default(), "deadlines of {lane}");
+            assert_eq!(of_lane, deadlines.remove(&key).unwrap_or_default(), "deadlines of {lane}");
             let expected =
-                pending.get(key).copied().unwrap_or(0) + in_transaction.get(key).copied().unwrap_or(0);
+                pending.get(&key).copied().unwrap_or(0) + in_transaction.get(&key).copied().unwrap_or(0);
             assert_eq!(state.pending, expected, "pending of {lane}");
-            assert_eq!(state.claimed, in_window.get(key).copied().unwrap_or(0), "in the window of {lane}");
+            assert_eq!(state.claimed, in_window.get(&key).copied().unwrap_or(0), "in the window of {lane}");
             let domain = self.domains.get(state.domain).expect("the domain of a lane");
             assert!(
-                domain.lanes.iter().any(|lane| lane == key) && domain.destination == state.destination,
+                domain.lanes.iter().any(|&lane| lane == key) && domain.destination == state.destination,
                 "{lane}"
             );
             let earliest = state.deadlines.first().map(|&(deadline, _)| deadline);
@@ -105,12 +105,12 @@ impl Scheduler {
                 assert!(has_timer, "{lane} has a deadline and no timer for it");
             }
         }
-        assert_eq!(self.lanes.len(), self.lane_keys.len(), "lanes");
-        assert_eq!(self.destinations.len(), self.destination_keys.len(), "destinations");
-        assert_eq!(self.queues.len(), self.queue_keys.len(), "queues");
-        for ((domain, _), key) in &self.destination_keys {
-            let domain = format!("{domain:?}");
-            let state = self.destinations.get(*key).expect("a named destination");
+        for (key, queue) in self.queues.iter() {
+            assert_eq!(self.queues.find((&queue.name, &queue.source)), Some(key), "{}", queue.name);
+        }
+        for (key, state) in self.destinations.iter() {
+            assert_eq!(self.destinations.find((&state.site, state.queue)), Some(key), "{:?}", state.site);
+            let domain = format!("{:?}", state.site);
             let got = OfDestination {
                 connections: state.connections,
                 opening: state.opening,
@@ -119,7 +119,7 @@ impl Scheduler {
                 claimed: state.claimed,
                 ready: state.ready,
             };
-            assert_eq!(got, of.remove(key).unwrap_or_default(), "{domain}");
+            assert_eq!(got, of.remove(&key).unwrap_or_default(), "{domain}");
             let listed: usize = state
                 .lanes
                 .iter()
@@ -141,7 +141,7 @@ impl Scheduler {
         self.assert_consistent();
         let lens = (self.lanes.len(), self.destinations.len(), self.queues.len(), self.connections.len());
         assert_eq!(lens, (0, 0, 0, 0), "lanes, destinations, queues, connections");
-        assert_eq!((self.domains.len(), self.domain_keys.len(), self.purges.len()), (0, 0, 0));
+        assert_eq!((self.domains.len(), self.purges.len()), (0, 0));
         assert_eq!((self.window.len(), self.window.held_octets(), self.looking_up), (0, 0, 0));
         assert_eq!(self.claims.len(), 0);
         assert!(self.is_idle());

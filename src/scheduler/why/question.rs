@@ -57,7 +57,7 @@ impl<'a> Question<'a> {
     /// `None`: nothing of it is left.
     pub(super) fn item(&self, summary: ItemSummary) -> Option<ItemWaits> {
         let scheduler = self.scheduler;
-        let lane = scheduler.lane_keys.get(&summary.lane).and_then(|&key| scheduler.lanes.get(key))?;
+        let lane = scheduler.lanes.find_ref(&summary.lane)?;
         let destination = scheduler.destinations.get(lane.destination)?;
         let queue = scheduler.queues.get(destination.queue)?;
         let at_hand = scheduler.window.get(summary.id);
