@@ -4,6 +4,7 @@
 //! persisted times therefore move together with timers.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
@@ -13,48 +14,77 @@ use serde::{Deserialize, Serialize};
 /// A point in time: microseconds since the Unix epoch, UTC.
 ///
 /// Arithmetic saturates at both ends, so no setting and no stored value can overflow it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Timestamp(u64);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp {
+    /// One more than the microseconds: there are a great many times that may be missing, and `None` takes no room.
+    successor: NonZeroU64,
+}
 
 impl Timestamp {
     /// The Unix epoch.
-    pub const EPOCH: Self = Self(0);
+    pub const EPOCH: Self = Self { successor: NonZeroU64::MIN };
     /// The latest representable time; stands for "never".
-    pub const MAX: Self = Self(u64::MAX);
+    pub const MAX: Self = Self { successor: NonZeroU64::MAX };
 
     /// From microseconds since the Unix epoch.
     pub const fn from_unix_micros(micros: u64) -> Self {
-        Self(micros)
+        Self { successor: NonZeroU64::MIN.saturating_add(micros) }
     }
 
     /// From whole seconds since the Unix epoch.
     pub const fn from_unix_seconds(seconds: u64) -> Self {
-        Self(seconds.saturating_mul(1_000_000))
+        Self::from_unix_micros(seconds.saturating_mul(1_000_000))
     }
 
     /// Microseconds since the Unix epoch.
     pub const fn as_unix_micros(self) -> u64 {
-        self.0
+        self.successor.get() - 1
     }
 
     /// Time passed since `earlier`, zero if `earlier` lies later.
     pub const fn saturating_since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
+        Duration::from_micros(self.successor.get().saturating_sub(earlier.successor.get()))
     }
 
     /// This time plus `duration`, at most [`Timestamp::MAX`].
     pub fn saturating_add(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(micros(duration)))
+        Self { successor: self.successor.saturating_add(micros(duration)) }
     }
 
     /// This time minus `duration`, at least the epoch.
     pub fn saturating_sub(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(micros(duration)))
+        Self::from_unix_micros(self.as_unix_micros().saturating_sub(micros(duration)))
     }
 }
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The epoch.
+impl Default for Timestamp {
+    fn default() -> Self {
+        Self::EPOCH
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Timestamp({})", self.as_unix_micros())
+    }
+}
+
+/// Microseconds since the Unix epoch.
+impl Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.as_unix_micros().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(Self::from_unix_micros)
+    }
 }
 
 impl std::ops::Add<Duration> for Timestamp {
@@ -68,7 +98,7 @@ impl std::ops::Add<Duration> for Timestamp {
 /// RFC 3339 in UTC, with milliseconds.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = i64::try_from(self.0).unwrap_or(i64::MAX);
+        let micros = i64::try_from(self.as_unix_micros()).unwrap_or(i64::MAX);
         match jiff::Timestamp::from_microsecond(micros) {
             Ok(time) => write!(f, "{time:.3}"),
             Err(_) => f.write_str("never"),
@@ -89,7 +119,7 @@ impl FromStr for Timestamp {
         let time: jiff::Timestamp = text.parse().map_err(|_| ParseTimestampError(text.to_owned()))?;
         let micros =
             u64::try_from(time.as_microsecond()).map_err(|_| ParseTimestampError(text.to_owned()))?;
-        Ok(Self(micros))
+        Ok(Self::from_unix_micros(micros))
     }
 }
 
@@ -222,7 +252,7 @@ pub(crate) async fn pause(duration: Duration) {
 #[allow(clippy::disallowed_methods, reason = "the one place that reads the clocks")]
 fn wall_now() -> Timestamp {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(micros(since_epoch))
+    Timestamp::from_unix_micros(micros(since_epoch))
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ pub use parser::{ReplyError, ReplyParser};
 pub struct Reply {
     code: u16,
     enhanced: Option<EnhancedStatus>,
-    /// What followed the code and its separator on each line, without the line end.
-    lines: Arc<[Box<[u8]>]>,
+    /// What followed the code and its separator on each line, with a line feed between lines.
+    lines: Arc<[u8]>,
     truncated: bool,
 }
 
@@ -65,12 +65,24 @@ impl Reply {
     /// A reply of one code. The first enhanced status that stands at the start of a line is the reply's
     /// (RFC 2034 §4 has it on every line; some servers leave it out on the first).
     ///
-    /// `lines` are what follows code and separator, without line ends.
-    pub fn new(code: u16, lines: impl IntoIterator<Item = impl Into<Box<[u8]>>>) -> Self {
-        let lines: Arc<[Box<[u8]>]> = lines.into_iter().map(Into::into).collect();
-        let enhanced =
-            lines.iter().find_map(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
-        Self { code, enhanced, lines, truncated: false }
+    /// `lines` are what follows code and separator, without line ends; a line feed within one makes two of it. A
+    /// reply has at least one line, be it empty.
+    pub fn new(code: u16, lines: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        let mut text = Vec::new();
+        for (line, number) in lines.into_iter().zip(0..) {
+            if number > 0 {
+                text.push(b'\n');
+            }
+            text.extend_from_slice(line.as_ref());
+        }
+        Self::from_text(code, &text)
+    }
+
+    /// `text` is its lines with a line feed between each two.
+    fn from_text(code: u16, text: &[u8]) -> Self {
+        let mut lines = split(text);
+        let enhanced = lines.find_map(|line| EnhancedStatus::prefix(code, line)).map(|(status, _)| status);
+        Self { code, enhanced, lines: text.into(), truncated: false }
     }
 
     /// Reads one whole reply as it stands in logs and tests: one line, or several separated by newlines.
@@ -106,7 +118,7 @@ impl Reply {
 
     /// The raw text of each line after code and separator.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.lines.iter().map(AsRef::as_ref)
+        split(&self.lines)
     }
 
     /// Text past the size cap was dropped.
@@ -138,7 +150,7 @@ impl Reply {
     /// out, invalid UTF-8 replaced.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for line in self.lines.iter() {
+        for line in self.lines() {
             let own = match EnhancedStatus::prefix(self.code, line) {
                 Some((status, rest)) if Some(status) == self.enhanced => rest,
                 _ => line,
@@ -157,8 +169,12 @@ impl Reply {
 
     /// Roughly what it takes in memory.
     pub(crate) fn octets(&self) -> usize {
-        self.lines.iter().map(|line| line.len() + size_of::<Box<[u8]>>()).sum::<usize>() + size_of::<Self>()
+        self.lines.len() + size_of::<Self>()
     }
+}
+
+fn split(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
+    lines.split(|&octet| octet == b'\n')
 }
 
 /// The reply folded to one line: `code [enhanced] text`. What reply rules match.

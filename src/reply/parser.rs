@@ -14,8 +14,8 @@ pub struct ReplyParser {
     text_limit: usize,
     /// Of the reply under way.
     code: Option<u16>,
-    lines: Vec<Box<[u8]>>,
-    kept: usize,
+    lines: usize,
+    text: Vec<u8>,
     consumed: usize,
     truncated: bool,
     /// The line under way: its first octets, how many it has, and whether the last was CR.
@@ -93,8 +93,8 @@ impl ReplyParser {
         Self {
             text_limit: Self::MAX_TEXT,
             code: None,
-            lines: Vec::new(),
-            kept: 0,
+            lines: 0,
+            text: Vec::new(),
             consumed: 0,
             truncated: false,
             line: Vec::new(),
@@ -179,12 +179,16 @@ impl ReplyParser {
         }
 
         let text = line.get(4..).unwrap_or_default();
-        let room = self.text_limit.saturating_sub(self.kept);
-        if self.lines.len() < Self::MAX_LINES && (room > 0 || text.is_empty()) {
+        let line_ends = self.lines.saturating_sub(1);
+        let room = self.text_limit.saturating_sub(self.text.len() - line_ends);
+        if self.lines < Self::MAX_LINES && (room > 0 || text.is_empty()) {
             let kept = text.get(..room).unwrap_or(text);
             self.truncated |= kept.len() < text.len();
-            self.kept += kept.len();
-            self.lines.push(kept.into());
+            if self.lines > 0 {
+                self.text.push(b'\n');
+            }
+            self.text.extend_from_slice(kept);
+            self.lines += 1;
         } else {
             self.truncated = true;
         }
@@ -195,13 +199,15 @@ impl ReplyParser {
     }
 
     fn end_reply(&mut self) -> Option<Reply> {
-        let reply = Reply::new(self.code.take()?, std::mem::take(&mut self.lines));
+        let reply = Reply::from_text(self.code.take()?, &self.text);
         let reply = if self.truncated { reply.truncated() } else { reply };
-        self.kept = 0;
+        self.lines = 0;
+        self.text.clear();
         self.consumed = 0;
         self.truncated = false;
-        // An idle session shall not hold on to the longest line it ever saw.
+        // An idle session shall not hold on to the longest reply it ever saw.
         self.line.shrink_to(128);
+        self.text.shrink_to(128);
         Some(reply)
     }
 }

@@ -173,6 +173,7 @@ impl Scheduler {
                 destination.opening = destination.opening.saturating_sub(1);
             }
             destination.connections = destination.connections.saturating_sub(1);
+            destination.forget_old_route(now);
         }
         self.open = self.open.saturating_sub(1);
         if Fault::ForgottenPermit.is_there() && matches!(connection.state, State::Opening) {

@@ -1,6 +1,7 @@
 //! A destination: one set of hosts, its retry clock, and the mail that goes there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::directory::Named;
 use super::few::{FewDeque, FewSet};
@@ -35,7 +36,7 @@ pub(crate) struct Destination {
     /// How it is being looked up.
     pub(super) asked: Freshness,
     /// The interval that a reply rule put in place of the next one.
-    pub(super) next_interval: Option<(std::time::Duration, Arc<str>)>,
+    pub(super) next_interval: Option<(Duration, Arc<str>)>,
     /// Of many domains, and restored: kept until then though none of them is known to lie here.
     pub(super) kept_until: Option<Timestamp>,
     pub(super) ring: Ring,
@@ -121,7 +122,7 @@ impl Refusal {
 }
 
 /// How long the word that no mail is taken is believed before it is asked for again.
-const REFUSAL_HOLDS: std::time::Duration = std::time::Duration::from_secs(10);
+const REFUSAL_HOLDS: Duration = Duration::from_secs(10);
 
 pub(super) enum RouteState {
     Unknown,
@@ -149,15 +150,15 @@ pub(super) struct RetryClock {
 pub(super) struct Cohort {
     pub(super) allowed: usize,
     successes: usize,
-    hold_off: std::time::Duration,
+    hold_off: Duration,
     pub(super) hold_until: Option<Timestamp>,
 }
 
 /// A new destination starts with so many connections.
 const INITIAL_CONCURRENCY: usize = 5;
 /// The first wait after a failed connection while others work; doubles up to the limit.
-const FIRST_HOLD_OFF: std::time::Duration = std::time::Duration::from_secs(30);
-const LONGEST_HOLD_OFF: std::time::Duration = std::time::Duration::from_secs(600);
+const FIRST_HOLD_OFF: Duration = Duration::from_secs(30);
+const LONGEST_HOLD_OFF: Duration = Duration::from_secs(600);
 
 impl Default for Cohort {
     fn default() -> Self {
@@ -177,7 +178,7 @@ impl Cohort {
 
     /// A connection failed while others work. Several that were opened together hold off once, and for no longer
     /// than a failed step would: `retry`.
-    pub(super) fn failed(&mut self, now: Timestamp, retry: std::time::Duration) {
+    pub(super) fn failed(&mut self, now: Timestamp, retry: Duration) {
         self.successes = 0;
         self.allowed = self.allowed.saturating_sub(1).max(1);
         if self.hold_until.is_some_and(|until| until > now) {
@@ -350,8 +351,16 @@ impl Destination {
         }
     }
 
+    /// Of a million destinations most rest, and each would keep a route that is of no use any more.
+    pub(super) fn forget_old_route(&mut self, now: Timestamp) {
+        let rests = self.connections == 0 && self.ready == 0 && self.waits.connect.is_empty();
+        if rests && self.known_route().is_some() && self.route_within(now, Duration::ZERO).is_none() {
+            self.route = RouteState::Unknown;
+        }
+    }
+
     /// The route if it still holds, or held until lately.
-    pub(super) fn route_within(&self, now: Timestamp, grace: std::time::Duration) -> Option<&Arc<Route>> {
+    pub(super) fn route_within(&self, now: Timestamp, grace: Duration) -> Option<&Arc<Route>> {
         match &self.route {
             RouteState::Known { route, until } if *until + grace > now => Some(route),
             _ => None,
@@ -390,7 +399,10 @@ mod tests {
                     lane.domain.clone(),
                     destination,
                 ));
-                (priority, arena.insert(crate::scheduler::lane::LaneState::new(lane, domain, destination)))
+                (
+                    priority,
+                    arena.insert(crate::scheduler::lane::LaneState::new(lane, domain, destination, queue)),
+                )
             })
             .collect();
         let mut ring = Ring::default();

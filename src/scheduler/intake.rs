@@ -97,8 +97,7 @@ impl Scheduler {
     }
 
     pub(super) fn recipients_per_transaction(&self, lane: LaneKey) -> usize {
-        let destination = self.lanes.get(lane).and_then(|lane| self.destinations.get(lane.destination));
-        let queue = destination.and_then(|destination| self.queues.get(destination.queue));
+        let queue = self.lanes.get(lane).and_then(|lane| self.queues.get(lane.queue));
         queue.map_or(1, |queue| queue.settings.max_rcpt_per_transaction.max(1) as usize)
     }
 
@@ -233,10 +232,7 @@ impl Scheduler {
 
     /// When items of this lane's queue expire, by the queue's setting.
     pub(super) fn bounce_after(&self, lane: &LaneState) -> Duration {
-        self.destinations
-            .get(lane.destination)
-            .and_then(|destination| self.queues.get(destination.queue))
-            .map_or(Duration::MAX, |queue| queue.settings.bounce_after)
+        self.queues.get(lane.queue).map_or(Duration::MAX, |queue| queue.settings.bounce_after)
     }
 
     fn expiry_of(&self, lane: &LaneState, envelope: &Envelope) -> Timestamp {

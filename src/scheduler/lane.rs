@@ -3,7 +3,7 @@
 use super::directory::Named;
 use super::few::{FewDeque, FewSet};
 use super::purge::LanePurge;
-use super::{DestinationKey, DomainKey};
+use super::{DestinationKey, DomainKey, QueueKey};
 use crate::clock::Timestamp;
 use crate::storage::{ItemId, Lane, LaneHead};
 
@@ -11,6 +11,8 @@ pub(crate) struct LaneState {
     pub(super) key: Lane,
     pub(super) domain: DomainKey,
     pub(super) destination: DestinationKey,
+    /// The destination's, known without a look at it.
+    pub(super) queue: QueueKey,
     /// Its domain's: away from home, until when what DNS said of it holds.
     pub(super) until: Option<Timestamp>,
     /// What lies unleased in the store. May be earlier than the truth, never later.
@@ -88,11 +90,12 @@ impl Named for LaneState {
 }
 
 impl LaneState {
-    pub(super) fn new(key: Lane, domain: DomainKey, destination: DestinationKey) -> Self {
+    pub(super) fn new(key: Lane, domain: DomainKey, destination: DestinationKey, queue: QueueKey) -> Self {
         Self {
             key,
             domain,
             destination,
+            queue,
             until: None,
             head: Head::default(),
             claiming: None,

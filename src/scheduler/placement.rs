@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::arena::Key;
 use super::destination::{Destination, RouteState};
 use super::directory::Named;
 use super::few::FewSet;
@@ -73,7 +74,8 @@ impl Scheduler {
             return key;
         }
         let (domain, destination) = self.domain_for(&lane.domain, &lane.source);
-        let key = self.lanes.insert(LaneState::new(lane.clone(), domain, destination));
+        let queue = self.destinations.get(destination).map_or(Key::of_nothing(), |d| d.queue);
+        let key = self.lanes.insert(LaneState::new(lane.clone(), domain, destination, queue));
         if let Some(state) = self.domains.get_mut(domain)
             && let Some(lane) = self.lanes.get_mut(key)
         {
@@ -322,7 +324,8 @@ impl Scheduler {
         if from == to {
             return;
         }
-        lane.destination = to;
+        let Some(queue) = self.destinations.get(to).map(|destination| destination.queue) else { return };
+        (lane.destination, lane.queue) = (to, queue);
         (lane.hungry, lane.expiring) = (false, false);
         let listed = lane.fresh.len() + lane.again.len();
         let claimed = lane.claimed;

@@ -95,6 +95,8 @@ impl Scheduler {
             assert_eq!(state.pending, expected, "pending of {lane}");
             assert_eq!(state.claimed, in_window.get(&key).copied().unwrap_or(0), "in the window of {lane}");
             let domain = self.domains.get(state.domain).expect("the domain of a lane");
+            let destination = self.destinations.get(state.destination).expect("the destination of a lane");
+            assert_eq!(state.queue, destination.queue, "queue of {lane}");
             assert!(
                 domain.lanes.iter().any(|&lane| lane == key) && domain.destination == state.destination,
                 "{lane}"
