@@ -1,20 +1,17 @@
 //! The metadata file under redb: positioned reads and writes that fall back on the reserve when the disk is full.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use super::error::is_full;
-use super::files::{read_exact_at, write_all_at};
+use super::files::OpenFile;
 use super::reserve::Reserve;
 
 /// The file that redb works on. The store's own lock file keeps other processes away.
 #[derive(Debug)]
 pub(super) struct MetadataFile {
-    pub(super) file: File,
+    pub(super) file: Arc<dyn OpenFile>,
     pub(super) reserve: Arc<Reserve>,
-    #[cfg(test)]
-    pub(super) faults: Arc<super::faults::Faults>,
 }
 
 impl MetadataFile {
@@ -32,28 +29,22 @@ impl MetadataFile {
 
 impl redb::StorageBackend for MetadataFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        read_exact_at(&self.file, out, offset)
+        self.file.read_exact_at(out, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with_reserve(|| self.file.set_len(len))
+        self.with_reserve(|| self.file.set_length(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        #[cfg(test)]
-        self.faults.metadata_sync()?;
-        self.file.sync_data()
+        self.file.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.with_reserve(|| {
-            #[cfg(test)]
-            self.faults.metadata_write()?;
-            write_all_at(&self.file, data, offset)
-        })
+        self.with_reserve(|| self.file.write_all_at(data, offset))
     }
 }

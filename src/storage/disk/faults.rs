@@ -1,43 +1,104 @@
-//! Failures of the disk, on demand.
+//! The real files, some steps of which fail on demand.
 
+use std::any::Any;
 use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use super::files::{FileSystem, Mode, OpenFile, SystemFiles};
 
 /// What shall fail. Everything works until a test says otherwise.
 #[derive(Debug, Default)]
-pub(crate) struct Faults {
+pub(super) struct Faults {
     /// Writing a body finds the disk full.
-    pub(crate) bodies_full: AtomicBool,
+    pub(super) bodies_full: AtomicBool,
     /// So many writes of metadata find the disk full.
-    pub(crate) metadata_full: AtomicU32,
+    pub(super) metadata_full: AtomicU32,
     /// Flushing bodies fails.
-    pub(crate) body_sync: AtomicBool,
+    pub(super) body_sync: AtomicBool,
     /// Flushing metadata fails.
-    pub(crate) metadata_sync: AtomicBool,
+    pub(super) metadata_sync: AtomicBool,
 }
 
 fn fail_if(flag: &AtomicBool, kind: io::ErrorKind) -> io::Result<()> {
     if flag.load(Ordering::SeqCst) { Err(kind.into()) } else { Ok(()) }
 }
 
-impl Faults {
-    pub(super) fn body_write(&self) -> io::Result<()> {
-        fail_if(&self.bodies_full, io::ErrorKind::StorageFull)
+#[derive(Clone, Debug, Default)]
+pub(super) struct FaultyFiles(pub(super) Arc<Faults>);
+
+#[derive(Debug)]
+struct FaultyFile {
+    file: Arc<dyn OpenFile>,
+    faults: Arc<Faults>,
+    is_body: bool,
+    is_metadata: bool,
+}
+
+impl FileSystem for FaultyFiles {
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        SystemFiles.create_folder(folder)
     }
 
-    pub(super) fn body_sync(&self) -> io::Result<()> {
-        fail_if(&self.body_sync, io::ErrorKind::Other)
+    fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+        SystemFiles.list(folder)
     }
 
-    pub(super) fn metadata_write(&self) -> io::Result<()> {
-        let less = |left: u32| left.checked_sub(1);
-        match self.metadata_full.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) {
-            Ok(_) => Err(io::ErrorKind::StorageFull.into()),
-            Err(_) => Ok(()),
+    fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn OpenFile>> {
+        let ends = |with: &str| path.extension().is_some_and(|extension| extension == with);
+        let (is_body, is_metadata) = (ends("bodies"), ends("redb"));
+        let file = SystemFiles.open(path, mode)?;
+        Ok(Arc::new(FaultyFile { file, faults: self.0.clone(), is_body, is_metadata }))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        SystemFiles.remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        SystemFiles.sync_folder(folder)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        SystemFiles.lock(path)
+    }
+}
+
+impl OpenFile for FaultyFile {
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+
+    fn set_length(&self, octets: u64) -> io::Result<()> {
+        self.file.set_length(octets)
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let full = io::ErrorKind::StorageFull;
+        if self.is_body {
+            fail_if(&self.faults.bodies_full, full)?;
         }
+        let less = |left: u32| left.checked_sub(1);
+        if self.is_metadata
+            && self.faults.metadata_full.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+        {
+            return Err(full.into());
+        }
+        self.file.write_all_at(data, offset)
     }
 
-    pub(super) fn metadata_sync(&self) -> io::Result<()> {
-        fail_if(&self.metadata_sync, io::ErrorKind::Other)
+    fn sync(&self) -> io::Result<()> {
+        if self.is_body {
+            fail_if(&self.faults.body_sync, io::ErrorKind::Other)?;
+        }
+        if self.is_metadata {
+            fail_if(&self.faults.metadata_sync, io::ErrorKind::Other)?;
+        }
+        self.file.sync()
     }
 }

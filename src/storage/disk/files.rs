@@ -1,53 +1,161 @@
-//! What the standard library has on each system under its own name.
+//! The files under a store: what it asks of an operating system, and the real one.
+//!
+//! All of a store's I/O goes through [`FileSystem`] and [`OpenFile`], so that a test can put a disk of its own under it
+//! and fail, fill or cut off any single step.
 
-use std::fs::File;
+use std::any::Any;
+use std::fmt::Debug;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-#[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+/// Folders and files by their paths. What is created or removed is durable once its folder was flushed.
+pub(super) trait FileSystem: Debug + Send + Sync {
+    /// Makes the folder and those it lies in, durable on return.
+    fn create_folder(&self, folder: &Path) -> io::Result<()>;
+    /// The files of a folder and their lengths in octets.
+    fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>>;
+    fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn OpenFile>>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations and removals in a folder durable.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Keeps others out until the answer is dropped. `WouldBlock`: somebody else has it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
 }
 
-#[cfg(unix)]
-pub(super) fn write_all_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, data, offset)
+/// A file. Writes are durable once it was flushed.
+pub(super) trait OpenFile: Debug + Send + Sync {
+    fn length(&self) -> io::Result<u64>;
+    fn set_length(&self, octets: u64) -> io::Result<()>;
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    fn sync(&self) -> io::Result<()>;
 }
 
-#[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !out.is_empty() {
-        let read = std::os::windows::fs::FileExt::seek_read(file, out, offset)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        out = out.get_mut(read..).unwrap_or_default();
-        offset += read as u64;
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// It exists.
+    Read,
+    /// It is made if need be.
+    Write,
+    /// It is made, and what it held is gone.
+    Fresh,
+}
+
+/// That of the operating system.
+#[derive(Debug)]
+pub(super) struct SystemFiles;
+
+impl FileSystem for SystemFiles {
+    fn create_folder(&self, folder: &Path) -> io::Result<()> {
+        let missing: Vec<&Path> = folder.ancestors().take_while(|folder| is_missing(folder)).collect();
+        fs::create_dir_all(folder)?;
+        // From the outermost on: a folder is there once the one it lies in says so.
+        missing.into_iter().rev().try_for_each(|made| self.sync_folder(parent(made)))
     }
-    Ok(())
-}
 
-#[cfg(windows)]
-pub(super) fn write_all_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Result<()> {
-    while !data.is_empty() {
-        let written = std::os::windows::fs::FileExt::seek_write(file, data, offset)?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+    fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            files.push((entry.path(), entry.metadata()?.len()));
         }
-        data = data.get(written..).unwrap_or_default();
-        offset += written as u64;
+        Ok(files)
     }
-    Ok(())
+
+    fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn OpenFile>> {
+        let writes = mode != Mode::Read;
+        let mut how = OpenOptions::new();
+        how.read(true).write(writes).create(writes).truncate(mode == Mode::Fresh);
+        Ok(Arc::new(how.open(path)?))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    #[cfg(unix)]
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+
+    /// Windows does so by itself and opens no folder as a file.
+    #[cfg(not(unix))]
+    fn sync_folder(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(file)),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
 }
 
-/// Makes creations and removals in a folder durable.
-#[cfg(unix)]
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+fn is_missing(folder: &Path) -> bool {
+    !folder.as_os_str().is_empty() && !folder.exists()
 }
 
-/// Windows does so by itself and opens no folder as a file.
-#[cfg(not(unix))]
-pub(super) fn sync_folder(_: &Path) -> io::Result<()> {
-    Ok(())
+/// The folder it lies in: of a plain name, the current one.
+pub(super) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+impl OpenFile for File {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn set_length(&self, octets: u64) -> io::Result<()> {
+        self.set_len(octets)
+    }
+
+    #[cfg(unix)]
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, out, offset)
+    }
+
+    #[cfg(unix)]
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(self, data, offset)
+    }
+
+    #[cfg(windows)]
+    fn read_exact_at(&self, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !out.is_empty() {
+            let read = std::os::windows::fs::FileExt::seek_read(self, out, offset)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            out = out.get_mut(read..).unwrap_or_default();
+            offset += read as u64;
+        }
+        Ok(())
+    }
+
+    #[cfg(windows)]
+    fn write_all_at(&self, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+        while !data.is_empty() {
+            let written = std::os::windows::fs::FileExt::seek_write(self, data, offset)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            data = data.get(written..).unwrap_or_default();
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
 }

@@ -7,7 +7,7 @@ mod backend;
 mod codec;
 mod error;
 #[cfg(test)]
-pub(super) mod faults;
+mod faults;
 mod files;
 mod maintain;
 mod open;
@@ -19,8 +19,8 @@ mod tables;
 mod tests;
 mod writer;
 
+use std::any::Any;
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -40,6 +40,7 @@ use super::{
     StorageErrorKind, Usage, apply, listing, select,
 };
 use error::db;
+use files::OpenFile;
 pub use options::DiskOptions;
 use reserve::Reserve;
 use segment::Bodies;
@@ -80,6 +81,8 @@ struct Shared {
     path: PathBuf,
     /// Written to only to compact: that needs it alone.
     database: RwLock<Database>,
+    /// The file under it.
+    metadata: Arc<dyn OpenFile>,
     leases: Mutex<LeaseTable>,
     queue: Mutex<Queue>,
     admission: Arc<Semaphore>,
@@ -89,7 +92,7 @@ struct Shared {
     reserve: Arc<Reserve>,
     poisoned: OnceLock<String>,
     /// Held while the store is open. Declared last: released last.
-    _lock_file: File,
+    _lock: Box<dyn Any + Send + Sync>,
 }
 
 impl DiskStorage {
@@ -261,7 +264,7 @@ impl Shared {
     }
 
     fn metadata_length(&self) -> u64 {
-        std::fs::metadata(self.path.join(open::METADATA)).map(|data| data.len()).unwrap_or_default()
+        self.metadata.length().unwrap_or_default()
     }
 
     /// Refuses everything once a flush has failed.

@@ -1,7 +1,8 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -16,7 +17,7 @@ use crate::storage::{StorageError, StorageErrorKind};
 
 use super::backend::MetadataFile;
 use super::error::{self, corrupt, db};
-use super::files::sync_folder;
+use super::files::{FileSystem, Mode, OpenFile};
 use super::reserve::Reserve;
 use super::segment::{Bodies, SegmentWriter, number_of};
 use super::tables::{COUNTERS, META, Writer};
@@ -32,22 +33,21 @@ pub(super) const METADATA: &str = "metadata.redb";
 impl Shared {
     pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
         let folder = path.join("bodies");
-        fs::create_dir_all(&folder).map_err(|error| error::io("creating", &folder, error))?;
-        let lock_file = lock_folder(path)?;
-        let reserve = Arc::new(Reserve::new(path.join("reserve"), options.reserve));
+        let files = &options.files;
+        files.create_folder(&folder).map_err(|error| error::io("creating", &folder, error))?;
+        let folder_lock = lock_folder(&**files, path)?;
+        let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
         if !reserve.ensure() {
             tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
         }
-        let database = open_metadata(path, options, reserve.clone())?;
-        let files = body_files(&folder)?;
-        let next = files.keys().next_back().map_or(1, |last| last.saturating_add(1));
+        let (database, metadata) = open_metadata(path, options, reserve.clone())?;
+        let known = body_files(&**files, &folder)?;
+        let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
         let octets = Arc::new(AtomicU64::new(0));
-        let mut bodies = SegmentWriter::new(folder.clone(), options, files, next, octets.clone());
-        let reader = Bodies::new(folder);
+        let mut bodies = SegmentWriter::new(folder.clone(), options, known, next, octets.clone());
+        let reader = Bodies::new(files.clone(), folder);
         let counters = begin(&database, &mut bodies, &reader)?;
-        for folder in [path.parent(), Some(path)].into_iter().flatten().filter(|path| path.is_dir()) {
-            sync_folder(folder).map_err(|error| error::io("flushing", folder, error))?;
-        }
+        files.sync_folder(path).map_err(|error| error::io("flushing", path, error))?;
         let leases = LeaseTable::new(counters.openings);
         let writer = WriterState {
             bodies,
@@ -59,6 +59,7 @@ impl Shared {
         Ok(Self {
             path: path.to_owned(),
             database: RwLock::new(database),
+            metadata,
             leases: Mutex::new(leases),
             queue: Mutex::new(Queue::default()),
             admission: Arc::new(Semaphore::new(options.waiting_calls)),
@@ -67,62 +68,53 @@ impl Shared {
             body_octets: octets,
             reserve,
             poisoned: OnceLock::new(),
-            _lock_file: lock_file,
+            _lock: folder_lock,
         })
     }
 }
 
-fn lock_folder(path: &Path) -> Result<File> {
+fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn Any + Send + Sync>> {
     let name = path.join("lock");
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(&name);
-    let file = opened.map_err(|error| error::io("opening", &name, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
+    match files.lock(&name) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let message = format!(
                 "the store in {} is in use: one process, and one handle in it, at a time",
                 path.display()
             );
             Err(StorageError::new(StorageErrorKind::Locked, message))
         }
-        Err(TryLockError::Error(error)) => Err(error::io("locking", &name, error)),
+        locked => locked.map_err(|error| error::io("locking", &name, error)),
     }
 }
 
-fn open_metadata(path: &Path, options: &DiskOptions, reserve: Arc<Reserve>) -> Result<Database> {
+fn open_metadata(
+    path: &Path,
+    options: &DiskOptions,
+    reserve: Arc<Reserve>,
+) -> Result<(Database, Arc<dyn OpenFile>)> {
     let name = path.join(METADATA);
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&name);
+    let opened = options.files.open(&name, Mode::Write);
     let file = opened.map_err(|error| error::io("opening", &name, error))?;
-    let backend = MetadataFile {
-        file,
-        reserve,
-        #[cfg(test)]
-        faults: options.faults.clone(),
-    };
+    let backend = MetadataFile { file: file.clone(), reserve };
     let opened = Builder::new().set_cache_size(options.cache_size).create_with_backend(backend);
-    opened.map_err(|error| match error {
+    let database = opened.map_err(|error| match error {
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
             error::io("opening", &name, error)
         }
         error => corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error),
-    })
+    })?;
+    Ok((database, file))
 }
 
 /// How redb says that a file is not one of its own, or ends too early.
-fn is_damage(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof)
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-fn body_files(folder: &Path) -> Result<BTreeMap<u64, u64>> {
-    let failed = |error| error::io("listing", folder, error);
-    let mut files = BTreeMap::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if let Some(number) = number_of(&entry.path()) {
-            files.insert(number, entry.metadata().map_err(failed)?.len());
-        }
-    }
-    Ok(files)
+/// The lengths of body files by their numbers.
+fn body_files(files: &dyn FileSystem, folder: &Path) -> Result<BTreeMap<u64, u64>> {
+    let listed = files.list(folder).map_err(|error| error::io("listing", folder, error))?;
+    Ok(listed.into_iter().filter_map(|(path, length)| Some((number_of(&path)?, length))).collect())
 }
 
 /// Checks the version, counts the opening, and deletes body files in which nothing is alive.

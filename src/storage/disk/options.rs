@@ -1,5 +1,9 @@
 //! [`DiskOptions`].
 
+use std::sync::Arc;
+
+use super::files::{FileSystem, SystemFiles};
+
 const MIB: u64 = 1024 * 1024;
 
 /// How a [`DiskStorage`](super::DiskStorage) uses disk and memory. The defaults suit a server.
@@ -9,8 +13,7 @@ pub struct DiskOptions {
     pub(super) cache_size: usize,
     pub(super) reserve: u64,
     pub(super) waiting_calls: usize,
-    #[cfg(test)]
-    pub(super) faults: std::sync::Arc<super::faults::Faults>,
+    pub(super) files: Arc<dyn FileSystem>,
 }
 
 impl Default for DiskOptions {
@@ -20,8 +23,7 @@ impl Default for DiskOptions {
             cache_size: 32 * MIB as usize,
             reserve: 8 * MIB,
             waiting_calls: 1024,
-            #[cfg(test)]
-            faults: std::sync::Arc::default(),
+            files: Arc::new(SystemFiles),
         }
     }
 }

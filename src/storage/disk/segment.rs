@@ -5,8 +5,7 @@
 //! Which records are alive is known to the metadata alone; what a crash left behind in a file is just never alive.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +17,7 @@ use crate::storage::rows::Result;
 
 use super::codec::Location;
 use super::error::{self, corrupt};
-use super::files::{read_exact_at, sync_folder};
+use super::files::{FileSystem, Mode, OpenFile};
 
 const FILE_MAGIC: [u8; 8] = *b"prbody\0\x01";
 pub(super) const FILE_HEADER: u64 = 16;
@@ -88,6 +87,7 @@ pub(super) fn number_of(path: &Path) -> Option<u64> {
 /// Appends bodies; used by one writer at a time.
 #[derive(Debug)]
 pub(super) struct SegmentWriter {
+    files: Arc<dyn FileSystem>,
     folder: PathBuf,
     full_size: u64,
     next: u64,
@@ -97,14 +97,12 @@ pub(super) struct SegmentWriter {
     /// The sizes of all files: a few octets for each `full_size` octets stored.
     sizes: BTreeMap<u64, u64>,
     total: Arc<AtomicU64>,
-    #[cfg(test)]
-    faults: Arc<super::faults::Faults>,
 }
 
 #[derive(Debug)]
 struct Current {
     segment: u64,
-    file: File,
+    file: Arc<dyn OpenFile>,
     length: u64,
 }
 
@@ -119,6 +117,7 @@ impl SegmentWriter {
     ) -> Self {
         total.store(sizes.values().sum(), Ordering::Relaxed);
         Self {
+            files: options.files.clone(),
             folder,
             full_size: options.segment_size,
             next,
@@ -127,8 +126,6 @@ impl SegmentWriter {
             pending_octets: 0,
             sizes,
             total,
-            #[cfg(test)]
-            faults: options.faults.clone(),
         }
     }
 
@@ -196,23 +193,18 @@ impl SegmentWriter {
         }
         let Some(current) = &mut self.current else { return Ok(()) };
         let path = path_of(&self.folder, current.segment);
-        let written = write_pending(&mut current.file, current.length, &self.pending);
-        #[cfg(test)]
-        let written = written.and_then(|()| self.faults.body_write());
-        if let Err(error) = written {
+        if let Err(error) = write_pending(&*current.file, current.length, &self.pending) {
             if created {
                 self.current = None;
-                let _ = fs::remove_file(&path);
+                let _ = self.files.remove(&path);
             } else {
                 // Gives the room back; what stays if this fails is overwritten by the next flush.
-                let _ = current.file.set_len(current.length);
+                let _ = current.file.set_length(current.length);
             }
             return Err(error::io("writing bodies to", &path, error));
         }
-        let synced =
-            current.file.sync_data().and_then(|()| if created { sync_folder(&self.folder) } else { Ok(()) });
-        #[cfg(test)]
-        let synced = synced.and_then(|()| self.faults.body_sync());
+        let folder = || if created { self.files.sync_folder(&self.folder) } else { Ok(()) };
+        let synced = current.file.sync().and_then(|()| folder());
         synced.map_err(|error| error::flush("flushing bodies", error))?;
         current.length += self.pending_octets;
         let grown = if created { current.length } else { self.pending_octets };
@@ -226,14 +218,13 @@ impl SegmentWriter {
         let segment = self.next;
         let path = path_of(&self.folder, segment);
         // A file of this number can only be what an earlier failure left.
-        let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
-        let begun = opened.and_then(|mut file| {
-            file.write_all(&FILE_MAGIC)?;
-            file.write_all(&segment.to_le_bytes())?;
+        let begun = self.files.open(&path, Mode::Fresh).and_then(|file| {
+            let header = [FILE_MAGIC, segment.to_le_bytes()].concat();
+            file.write_all_at(&header, 0)?;
             Ok(file)
         });
         let file = begun.map_err(|error| {
-            let _ = fs::remove_file(&path);
+            let _ = self.files.remove(&path);
             error::io("creating", &path, error)
         })?;
         self.current = Some(Current { segment, file, length: FILE_HEADER });
@@ -246,7 +237,7 @@ impl SegmentWriter {
         for segment in segments {
             let path = path_of(&self.folder, *segment);
             bodies.close(*segment);
-            match fs::remove_file(&path) {
+            match self.files.remove(&path) {
                 Ok(()) => {
                     let size = self.sizes.remove(segment).unwrap_or_default();
                     self.total.fetch_sub(size, Ordering::Relaxed);
@@ -255,16 +246,33 @@ impl SegmentWriter {
             }
         }
         if !segments.is_empty()
-            && let Err(error) = sync_folder(&self.folder)
+            && let Err(error) = self.files.sync_folder(&self.folder)
         {
             tracing::warn!(path = %self.folder.display(), %error, "can not flush the folder of bodies");
         }
     }
 }
 
-fn write_pending(file: &mut File, at: u64, pending: &[Bytes]) -> io::Result<()> {
-    file.seek(SeekFrom::Start(at))?;
-    let mut out = BufWriter::with_capacity(256 * 1024, file);
+/// Writes one after the other from an offset on.
+struct From<'a> {
+    file: &'a dyn OpenFile,
+    offset: u64,
+}
+
+impl Write for From<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.file.write_all_at(data, self.offset)?;
+        self.offset += data.len() as u64;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_pending(file: &dyn OpenFile, at: u64, pending: &[Bytes]) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(256 * 1024, From { file, offset: at });
     for bytes in pending {
         out.write_all(bytes)?;
     }
@@ -274,14 +282,15 @@ fn write_pending(file: &mut File, at: u64, pending: &[Bytes]) -> io::Result<()> 
 /// Reads bodies; shared by all.
 #[derive(Debug)]
 pub(super) struct Bodies {
+    files: Arc<dyn FileSystem>,
     folder: PathBuf,
     /// The last used first.
-    open: Mutex<VecDeque<(u64, Arc<File>)>>,
+    open: Mutex<VecDeque<(u64, Arc<dyn OpenFile>)>>,
 }
 
 impl Bodies {
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, open: Mutex::new(VecDeque::new()) }
+    pub(super) fn new(files: Arc<dyn FileSystem>, folder: PathBuf) -> Self {
+        Self { files, folder, open: Mutex::new(VecDeque::new()) }
     }
 
     /// Reads and checks a body. `None`: its file is gone, so it has moved or died.
@@ -310,7 +319,7 @@ impl Bodies {
             Err(error) => return Err(error::io("opening", &path, error)),
         };
         let mut record = BytesMut::zeroed(RECORD_HEADER + length);
-        match read_exact_at(&file, &mut record, offset) {
+        match file.read_exact_at(&mut record, offset) {
             Ok(()) => Ok(Some(record.freeze())),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(corrupt(format!("{} ends before the record at {offset} does", path.display())))
@@ -319,12 +328,12 @@ impl Bodies {
         }
     }
 
-    fn file(&self, segment: u64, path: &Path) -> io::Result<Arc<File>> {
+    fn file(&self, segment: u64, path: &Path) -> io::Result<Arc<dyn OpenFile>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let known = open.iter().position(|(number, _)| *number == segment).and_then(|at| open.remove(at));
         let entry = match known {
             Some(entry) => entry,
-            None => (segment, Arc::new(File::open(path)?)),
+            None => (segment, self.files.open(path, Mode::Read)?),
         };
         let file = entry.1.clone();
         open.push_front(entry);

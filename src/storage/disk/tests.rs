@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use super::faults::Faults;
+use super::faults::{Faults, FaultyFiles};
 use super::*;
 use crate::storage::tests::{A, at, due, id, item, message, message_of, numbers, settle};
 
@@ -22,8 +22,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let options = DiskOptions::new().with_segment_size(4096).with_reserve(64 * 1024);
-        Self { folder: tempfile::tempdir().unwrap(), faults: options.faults.clone(), options }
+        let files = FaultyFiles::default();
+        let mut options = DiskOptions::new().with_segment_size(4096).with_reserve(64 * 1024);
+        options.files = Arc::new(files.clone());
+        Self { folder: tempfile::tempdir().unwrap(), faults: files.0, options }
     }
 
     async fn open(&self) -> DiskStorage {
