@@ -182,7 +182,7 @@ pub enum Wait {
     },
     /// It is paused.
     Paused {
-        /// What was paused. `None`: a tag of the message.
+        /// What was paused. `None`: the message itself, or a tag of it.
         selector: Option<Selector>,
     },
     /// A reply rule disabled its source for its queue.

@@ -98,7 +98,7 @@ impl Display for Wait {
             }
             Self::Backoff { since, until } => write!(f, "queue in backoff since {since}{}", ends(*until)),
             Self::Paused { selector: Some(selector) } => write!(f, "paused: {selector}"),
-            Self::Paused { selector: None } => f.write_str("paused by a tag of the message"),
+            Self::Paused { selector: None } => f.write_str("paused by its id or a tag"),
             Self::SourceDisabled { source, until } => {
                 write!(f, "source {source} is disabled for its queue{}", ends(*until))
             }

@@ -436,7 +436,7 @@ fn paused_by_what() {
         (Some(Selector::queue("x.example")), "paused: queue x.example"),
         (Some(Selector::source("default")), "paused: source default"),
         (Some(Domain::parse("x.example").unwrap().into()), "paused: domain x.example"),
-        (Some(Selector::tag("job", "7")), "paused by a tag of the message"),
+        (Some(Selector::tag("job", "7")), "paused by its id or a tag"),
         (None, "paused: message "),
     ] {
         let mut rig = Rig::new("");

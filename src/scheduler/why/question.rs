@@ -91,7 +91,7 @@ impl<'a> Question<'a> {
             return found;
         }
         if at_hand.is_none() && self.is_being_written(summary.id) {
-            found.add(Wait::Writing);
+            found.add(self.writing());
             return found;
         }
         let mut holds = self.scheduler.holds_queue(self.now, queue);
@@ -234,7 +234,7 @@ impl<'a> Question<'a> {
                 Some(HELD_BY_FUSE) => Wait::FuseBlown,
                 Some(PAUSED) => Wait::Paused { selector: None },
                 Some(until) => Wait::NotDue { until },
-                None => Wait::Writing,
+                None => self.writing(),
             });
         }
     }
@@ -269,6 +269,13 @@ impl<'a> Question<'a> {
         if !is_only_way || found.waits.is_empty() {
             found.add(Wait::Turn { at_hand: destination.claimed as u64 });
         }
+    }
+
+    /// What was decided is being written, or will be once the store is better.
+    fn writing(&self) -> Wait {
+        let scheduler = self.scheduler;
+        let until = scheduler.storage_timer.filter(|_| scheduler.writes.is_paused());
+        until.map_or(Wait::Writing, |until| Wait::StorePaused { until })
     }
 
     /// Why due mail lies in the store. `None`: behind what is at hand.

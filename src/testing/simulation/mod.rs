@@ -64,7 +64,7 @@ pub enum SimulationError {
     #[error(transparent)]
     World(#[from] WorldError),
     /// Nothing failed any more, and yet mail is left.
-    #[error("seed {seed}: after {HEALING:?} without a fault mail is left:\n{left}")]
+    #[error("seed {seed}: after {HEALING:?} without a fault mail is left:\n{left}\n{}", super::world::how_to_repeat(*seed))]
     Left {
         /// The seed.
         seed: u64,

@@ -21,7 +21,7 @@ use crate::transport::Target;
 
 /// Observations kept; past it they are still judged and counted.
 const KEPT: usize = 4_000_000;
-/// Calls of the store at one moment that have no end.
+/// So many calls of the store and connections at one moment have no end.
 const ENDLESS: u32 = 200_000;
 /// Lines of the trace that a violation carries.
 const QUOTED: usize = 20_000;
@@ -44,8 +44,10 @@ struct State {
     of_message: HashMap<MessageId, Vec<usize>>,
     finals: HashMap<(MessageId, Address), DeliveryEvent>,
     oracle: Oracle,
-    /// Calls of the store at one moment.
-    asked: (Duration, u32),
+    /// Calls of the store and connections at one moment.
+    seen_at_once: (Duration, u32),
+    /// What was accepted, by a hash.
+    contents: HashMap<MessageId, u64>,
     next_connection: u64,
     open: BTreeMap<u64, Opened>,
     peaks: BTreeMap<Key, (u64, u64)>,
@@ -89,7 +91,8 @@ impl Book {
             of_message: HashMap::new(),
             finals: HashMap::new(),
             oracle: Oracle::new(policy, bounds),
-            asked: (Duration::ZERO, 0),
+            seen_at_once: (Duration::ZERO, 0),
+            contents: HashMap::new(),
             next_connection: 0,
             open: BTreeMap::new(),
             peaks: BTreeMap::new(),
@@ -209,28 +212,45 @@ impl Book {
         self.lock().oracle.check(snapshot)
     }
 
+    /// The engine says that nothing is queued.
+    pub(super) fn is_idle(&self, snapshot: &Snapshot) {
+        let judged = self.lock().oracle.is_idle(snapshot);
+        if let Err(broken) = judged {
+            self.broke(broken);
+        }
+    }
+
     /// The store is asked. Nobody asks so often at one moment but who does it without end.
     pub(super) fn asked(&self, call: StoreCall) {
         let mut state = self.lock();
         let now = state.time.elapsed();
-        if state.asked.0 != now {
-            state.asked = (now, 0);
-        }
-        state.asked.1 += 1;
-        if state.asked.1 == ENDLESS {
-            let what = format!("the store was asked {ENDLESS} times at one moment, last for {call:?}");
-            state.broken.get_or_insert(Broken { invariant: "endless", what, message: None });
+        if state.is_endless(now, || format!("{call:?} of the store")) {
             self.inner.stop.notify_one();
+        }
+    }
+
+    /// A message was accepted with this content.
+    pub(super) fn submitted(&self, message: MessageId, content: u64) {
+        self.lock().contents.insert(message, content);
+    }
+
+    /// A message is being sent with this content.
+    pub(super) fn sent(&self, message: MessageId, content: u64) {
+        let is_other = self.lock().contents.get(&message).is_some_and(|submitted| *submitted != content);
+        if is_other {
+            let what = format!("{message} is sent with another content than it was submitted with");
+            self.broke(Broken { invariant: "content", what, message: Some(message), queue: None });
         }
     }
 
     pub(super) fn unanswered(&self, time: Duration) {
         let what = format!("the engine did not answer within {time:?}");
-        self.broke(Broken { invariant: "unanswered", what, message: None });
+        self.broke(Broken { invariant: "unanswered", what, message: None, queue: None });
     }
 
     pub(super) fn broke(&self, broken: Broken) {
         self.lock().broken.get_or_insert(broken);
+        self.inner.stop.notify_one();
     }
 
     /// These changes are durable.
@@ -297,6 +317,8 @@ impl State {
     fn see(&mut self, seen: Seen) -> bool {
         let observation = Observation { at: self.time.elapsed(), time: self.time.now(), seen };
         self.count(&observation.seen);
+        let connects = matches!(observation.seen, Seen::Connecting { .. });
+        let is_endless = connects && self.is_endless(observation.at, || observation.seen.to_string());
         let judged = self.oracle.see(&observation);
         if self.trace.len() < KEPT {
             if let Some(message) = observation.seen.message() {
@@ -309,8 +331,23 @@ impl State {
                 self.broken = Some(broken);
                 true
             }
-            _ => false,
+            _ => is_endless,
         }
+    }
+
+    /// Something happens at this moment. Nothing happens so often at one but what has no end.
+    fn is_endless(&mut self, at: Duration, last: impl FnOnce() -> String) -> bool {
+        if self.seen_at_once.0 != at {
+            self.seen_at_once = (at, 0);
+        }
+        self.seen_at_once.1 += 1;
+        let is_endless = self.seen_at_once.1 == ENDLESS;
+        if is_endless {
+            let what =
+                format!("{ENDLESS} calls of the store and connections at one moment, at last {}", last());
+            self.broken.get_or_insert(Broken { invariant: "endless", what, message: None, queue: None });
+        }
+        is_endless
     }
 
     fn count(&mut self, seen: &Seen) {

@@ -97,6 +97,8 @@ impl WorldBuilder {
     }
 
     /// What chance draws from: ids, jitter, latencies, lies. Default: `POSTRIDER_SEED`, else 1.
+    ///
+    /// A test that gives a seed of its own gives the same one when it is run again, whatever that variable says.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -209,10 +211,20 @@ impl WorldBuilder {
             store: None,
             clock: None,
             next_check: CHECK_EVERY,
+            checked: std::time::Duration::ZERO,
+            is_told: false,
         };
         world.start()?;
         Ok(world)
     }
+}
+
+/// How a test that failed is run again with the same seed.
+pub(crate) fn how_to_repeat(seed: u64) -> String {
+    // The test harness names its threads after the tests.
+    let test = std::thread::current().name().filter(|name| *name != "main").map(str::to_owned);
+    let test = test.map(|test| format!(" {test}")).unwrap_or_default();
+    format!("to repeat it: {SEED_VARIABLE}={seed} cargo test{test}")
 }
 
 /// The seed that `POSTRIDER_SEED` names.

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
+pub(super) use builder::how_to_repeat;
 pub use builder::{WorldBuilder, WorldError};
 pub use dns::{DnsFault, DnsLie};
 pub use latency::Latency;
@@ -50,6 +51,8 @@ use crate::testing::conversation::pause;
 
 /// How often the store is gone through while time passes.
 const CHECK_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// After this time a run that ends is followed by going through it.
+const CHECK_AFTER: Duration = Duration::from_secs(60);
 /// So long no question to the engine remains without an answer, whatever fails.
 const UNANSWERED: Duration = Duration::from_secs(2 * 86_400);
 /// How long a shutdown may take.
@@ -102,6 +105,10 @@ pub struct World {
     store: Option<Arc<dyn Storage>>,
     clock: Option<Clock>,
     next_check: Duration,
+    /// The last check.
+    checked: Duration,
+    /// The seed was said with what failed.
+    is_told: bool,
 }
 
 impl World {
@@ -131,12 +138,16 @@ impl World {
     /// [`SubmitError`]. If the process dies meanwhile, [`SubmitError::Stopped`]: it may have been stored.
     pub fn submit(&mut self, message: Message) -> Result<MessageId, SubmitError> {
         let hold_until = message.hold_until;
+        let content = network::content_hash(&message.body);
         let mut recipients = message.recipients().to_vec();
         recipients.sort();
         recipients.dedup();
         let result = self.until_stopped(async move |engine| engine.submit(message).await);
         let died = result.is_none();
         let result = result.unwrap_or(Err(SubmitError::Stopped));
+        if let Ok(id) = result {
+            self.book.submitted(id, content);
+        }
         let seen = match &result {
             Ok(id) => Seen::Accepted { message: *id, recipients, hold_until },
             Err(error) => Seen::Refused { error: error.to_string(), unknown: died || error.is_unknown() },
@@ -172,7 +183,12 @@ impl World {
     /// The first [`Violation`].
     pub fn try_run_for(&mut self, time: Duration) -> Result<(), Violation> {
         let end = self.elapsed().saturating_add(time);
-        self.run_to(end, false).map(drop)
+        if end.saturating_sub(self.checked) < CHECK_AFTER {
+            return self.run_to(end, false).map(drop);
+        }
+        // Looking takes a moment: it ends when the time does.
+        self.run_to(end.saturating_sub(oracle::MOMENT), false)?;
+        self.verify()
     }
 
     /// As [`World::run_until_idle`].
@@ -183,6 +199,9 @@ impl World {
         let end = self.elapsed().saturating_add(limit);
         let idle = self.run_to(end, true)?;
         self.verify()?;
+        if idle {
+            self.is_empty_as_told()?;
+        }
         Ok(idle)
     }
 
@@ -221,12 +240,13 @@ impl World {
     }
 
     /// Goes through the store and the engine's counters, and lets the oracle judge. While time passes this happens
-    /// every six hours of it.
+    /// every six hours of it, and whenever a run ends a minute or more after the last time.
     ///
     /// # Errors
     /// The first [`Violation`].
     pub fn verify(&mut self) -> Result<(), Violation> {
-        self.next_check = self.elapsed().saturating_add(CHECK_EVERY);
+        self.checked = self.elapsed();
+        self.next_check = self.checked.saturating_add(CHECK_EVERY);
         let (book, store) = (self.book.clone(), self.store.clone());
         self.until_stopped(async move |engine| {
             let Some(store) = store else { return };
@@ -241,6 +261,18 @@ impl World {
             }
         });
         self.raise_if_crashing();
+        self.raise_violation()
+    }
+
+    /// The engine said that nothing is queued.
+    fn is_empty_as_told(&mut self) -> Result<(), Violation> {
+        let (book, store) = (self.book.clone(), self.store.clone());
+        self.until_stopped(async move |engine| {
+            let store = store?;
+            let snapshot = Snapshot::take(&engine, &*store, &book).await?;
+            book.is_idle(&snapshot);
+            Some(())
+        });
         self.raise_violation()
     }
 
@@ -319,8 +351,9 @@ impl World {
 
     /// Says something to the engine, or asks it: `run` is called with its handle. `None`: the process died meanwhile.
     ///
-    /// What makes mail due before its time is better said by the world's own methods, such as
-    /// [`World::retry_now`]: the oracle would take it for a fault.
+    /// What changes the rules or makes mail due before its time is to be said by the world's own methods, such as
+    /// [`World::set_policy`] and [`World::retry_now`]: the oracle would take it for a fault. Mail that is submitted
+    /// through it is judged, but for being lost and for its content: [`World::submit`] knows what was accepted.
     pub fn with_engine<T>(&mut self, run: impl AsyncFnOnce(DeliveryEngine) -> T) -> Option<T> {
         let answer = self.until_stopped(run);
         self.raise_if_crashing();
@@ -344,11 +377,20 @@ impl World {
         lines(waits.and_then(Result::ok))
     }
 
-    /// What a queue waits for: [`DeliveryEngine::why_queue`], for each source.
+    /// What a queue waits for: [`DeliveryEngine::why_queue`], a line for each source, and one for each of its
+    /// destinations.
     pub fn why_queue(&mut self, name: &str) -> Vec<String> {
         let name = name.to_owned();
         let waits = self.with_engine(async move |engine| engine.why_queue(&name).await);
-        lines(waits.and_then(Result::ok).into_iter().flatten())
+        let mut told = Vec::new();
+        for queue in waits.and_then(Result::ok).unwrap_or_default() {
+            told.push(queue.to_string());
+            told.extend(queue.destinations.iter().map(|destination| format!("    {destination}")));
+            if queue.more_destinations > 0 {
+                told.push(format!("    and {} destinations more", queue.more_destinations));
+            }
+        }
+        told
     }
 
     /// [`DeliveryEngine::cancel_all`].
@@ -526,10 +568,12 @@ impl World {
         let broken = self.within(|| self.book.take_broken());
         let Some((broken, at, recent)) = broken else { return Ok(()) };
         // Of the engine as it is now, a moment later.
-        let why = match broken.message {
-            Some(message) if !self.book.is_crashing() => self.why(message),
-            _ => Vec::new(),
-        };
+        let mut why = Vec::new();
+        if !self.book.is_crashing() {
+            why.extend(broken.message.map(|message| self.why(message)).unwrap_or_default());
+            why.extend(broken.queue.clone().map(|queue| self.why_queue(&queue)).unwrap_or_default());
+        }
+        self.is_told = true;
         Err(Violation::new(self.seed, (broken, at, recent), why))
     }
 
@@ -555,7 +599,9 @@ impl World {
     #[allow(clippy::panic, reason = "it fails a test: a store that can not be read again has lost all mail")]
     fn start_again(&mut self) {
         if let Err(error) = self.start() {
-            panic!("seed {}: the engine does not start again: {error}", self.seed);
+            self.is_told = true;
+            let repeat = builder::how_to_repeat(self.seed);
+            panic!("seed {}: the engine does not start again: {error}\n{repeat}", self.seed);
         }
     }
 
@@ -603,7 +649,11 @@ fn lines<T: std::fmt::Display>(waits: impl IntoIterator<Item = T>) -> Vec<String
 }
 
 impl Drop for World {
+    #[allow(clippy::print_stderr, reason = "a test failed, and its message does not know the seed")]
     fn drop(&mut self) {
+        if std::thread::panicking() && !self.is_told {
+            eprintln!("the world's seed is {}; {}", self.seed, builder::how_to_repeat(self.seed));
+        }
         // Connections close with the runtime, and ask what time it is.
         if self.runtime.is_some() {
             self.within(|| self.book.stand());

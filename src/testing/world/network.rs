@@ -239,6 +239,7 @@ impl Session for ModelSession {
         let (message, queue, host) =
             (transaction.message, transaction.queue.clone(), transaction.host.clone());
         let recipients = transaction.recipients.clone();
+        book.sent(message, content_hash(&transaction.body));
         book.see(Seen::Offered { connection, message, queue, host, recipients });
         let (report, taken) = self.converse(transaction).await;
         let unsaid = taken && report.dot.is_none();
@@ -267,6 +268,12 @@ impl Session for ModelSession {
     async fn quit(self: Box<Self>) {
         wait(self.latency(), self.timeouts.quit).await;
     }
+}
+
+pub(super) fn content_hash(content: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    std::hash::Hasher::write(&mut hasher, content);
+    std::hash::Hasher::finish(&hasher)
 }
 
 /// Waits, but no longer than the limit. Returns whether that was long enough.

@@ -124,6 +124,15 @@ pub enum Seen {
 }
 
 impl Seen {
+    /// The queue it is about, if it is about one.
+    pub(super) fn queue(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Connecting { queue, .. } | Self::Offered { queue, .. } => Some(queue),
+            Self::Event(event) => record(event).map(|record| &record.queue),
+            _ => None,
+        }
+    }
+
     /// The message it is about, if it is about one.
     pub fn message(&self) -> Option<MessageId> {
         match self {

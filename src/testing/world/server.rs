@@ -71,14 +71,15 @@ impl Server {
             _ => Duration::ZERO,
         };
         let windows = self.model.failures.iter().filter(|window| (window.from..window.until).contains(&now));
-        let by_time: Duration = windows.map(|window| slow(&window.failure)).sum();
+        let by_time =
+            windows.map(|window| slow(&window.failure)).fold(Duration::ZERO, Duration::saturating_add);
         let mut by_chance = Duration::ZERO;
         for (probability, failure) in &self.model.chances {
             if matches!(failure, Failure::Slow(_)) && self.random.f64() < *probability {
-                by_chance += slow(failure);
+                by_chance = slow(failure).saturating_add(by_chance);
             }
         }
-        latency + by_time + by_chance
+        latency.saturating_add(by_time).saturating_add(by_chance)
     }
 
     pub(super) fn idle_timeout(&self) -> Option<Duration> {

@@ -1,6 +1,6 @@
 //! What the oracle knows: who was accepted, who has which message, what is open, in which mode queues are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +24,16 @@ pub(super) struct Facts {
     pub(super) bounds: Bounds,
     settings: HashMap<QueueId, Arc<QueueSettings>>,
     pub(super) messages: HashMap<MessageId, BTreeMap<Address, Standing>>,
+    /// Messages that the engine said it has taken.
+    pub(super) received: HashSet<MessageId>,
+    /// What is in the outbox up to here was acknowledged.
+    pub(super) acknowledged: OutboxPosition,
     pub(super) open: BTreeMap<u64, Open>,
     backoff: HashMap<QueueId, Option<Timestamp>>,
     /// How many times an engine was started.
     pub(super) life: u32,
+    /// The store had trouble in this life: what it could not write lies there until the next start.
+    pub(super) trouble: bool,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
     pub(super) strangers: bool,
     /// Transactions in which a server took something whose end is not durable: when, and for how many recipients.
@@ -109,9 +115,12 @@ impl Facts {
             bounds,
             settings: HashMap::new(),
             messages: HashMap::new(),
+            received: HashSet::new(),
+            acknowledged: OutboxPosition::default(),
             open: BTreeMap::new(),
             backoff: HashMap::new(),
             life: 0,
+            trouble: false,
             strangers: false,
             undurable: HashMap::new(),
             transactions: 0,
@@ -230,6 +239,7 @@ impl Facts {
                         self.steps.insert(row.key.clone(), step);
                     }
                 }
+                Change::Acknowledge(position) => self.acknowledged = self.acknowledged.max(*position),
                 Change::DeleteState(key) => {
                     if let Some(step) = self.steps.remove(key) {
                         *self.forgotten.entry((step.queue, step.source)).or_default() += 1;
@@ -305,6 +315,7 @@ impl Facts {
             Seen::Started => {
                 self.open.clear();
                 self.life += 1;
+                self.trouble = false;
                 self.epoch += 1;
                 self.undurable.clear();
             }
@@ -324,6 +335,8 @@ impl Facts {
     fn learn_event(&mut self, event: &DeliveryEvent) {
         let (life, controls, last_control) = (self.life, self.controls, self.last_control);
         match event {
+            DeliveryEvent::StorageTrouble(_) => self.trouble = true,
+            DeliveryEvent::Received(received) => drop(self.received.insert(received.id)),
             DeliveryEvent::Deferred(deferred) => {
                 let record = &deferred.record;
                 let standing = self.standing_mut(record.id, &record.recipient);
@@ -359,7 +372,7 @@ impl Facts {
 
 fn changes_rules(seen: &Seen) -> bool {
     match seen {
-        Seen::PolicyReplaced | Seen::Control(_) | Seen::Crashed | Seen::Stopped => true,
+        Seen::PolicyReplaced | Seen::Control(_) => true,
         Seen::Event(event) => matches!(**event, DeliveryEvent::QueueMode(_)),
         _ => false,
     }

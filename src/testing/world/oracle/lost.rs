@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::super::observation::record;
-use super::{Facts, Invariant, Judgement, Snapshot};
+use super::{Facts, Invariant, Judgement, Snapshot, Wrong};
 use crate::message::{Address, MessageId};
 
 pub(super) struct Lost;
@@ -15,17 +15,17 @@ impl Invariant for Lost {
             let recipients = item.recipients.iter().map(|recipient| &recipient.address);
             stored.entry(item.message).or_default().extend(recipients);
         }
-        for record in snapshot.outbox.iter().filter_map(record) {
+        for record in snapshot.outbox.iter().filter_map(|(_, event)| record(event)) {
             stored.entry(record.id).or_default().insert(&record.recipient);
         }
         for (message, recipients) in &facts.messages {
             for (recipient, standing) in recipients {
                 let is_stored = || stored.get(message).is_some_and(|stored| stored.contains(recipient));
                 if standing.accepted && standing.reported.is_none() && !is_stored() {
-                    return Err(format!(
+                    let what = format!(
                         "{message} to {recipient} was accepted and is neither in the store nor reported"
-                    )
-                    .into());
+                    );
+                    return Err(Wrong { message: Some(*message), ..what.into() });
                 }
             }
         }

@@ -18,10 +18,11 @@ mod snapshot;
 mod starved;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use facts::Facts;
-pub(super) use snapshot::Snapshot;
+pub(super) use snapshot::{MOMENT, Snapshot};
 
 use super::observation::Observation;
 use crate::message::MessageId;
@@ -32,15 +33,16 @@ use crate::storage::Change;
 /// What is wrong, or nothing.
 type Judgement = Result<(), Wrong>;
 
-/// What is wrong, and with which message if the observation does not say.
+/// What is wrong, and with which message and queue if the observation does not say.
 struct Wrong {
     what: String,
     message: Option<MessageId>,
+    queue: Option<Arc<str>>,
 }
 
 impl From<String> for Wrong {
     fn from(what: String) -> Self {
-        Self { what, message: None }
+        Self { what, message: None, queue: None }
     }
 }
 
@@ -64,6 +66,8 @@ pub(super) struct Broken {
     pub(super) what: String,
     /// The message it is about, if it is about one.
     pub(super) message: Option<MessageId>,
+    /// The queue it is about, if it is about one.
+    pub(super) queue: Option<Arc<str>>,
 }
 
 /// An invariant did not hold: a fault of the engine, or of a part that the host put in.
@@ -73,7 +77,8 @@ pub(super) struct Broken {
 /// | `lost` | accepted mail is in the store until its final event was reported |
 /// | `settled` | a recipient whose end is durable is never tried again |
 /// | `duplicates` | what a server took is sent again only after a crash or an answer that was lost, and no more than was in flight |
-/// | `finals` | each recipient has exactly one final event, and it tells the truth |
+/// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
+/// | `content` | a server is sent what was submitted, octet by octet |
 /// | `limits` | no limit on connections is exceeded |
 /// | `rates` | no rate is exceeded |
 /// | `due` | nothing is tried before it is due |
@@ -94,7 +99,7 @@ pub struct Violation {
     pub what: String,
     /// When, since the world's beginning.
     pub at: Duration,
-    /// What the engine says the message or queue waits for, where that helps.
+    /// What the engine says that the message and the queue it is about wait for.
     pub why: Vec<String>,
     /// The end of the trace: 20,000 lines at most. `Display` shows the last 40.
     pub recent: Vec<String>,
@@ -123,10 +128,7 @@ impl fmt::Display for Violation {
         for line in self.recent.iter().skip(self.recent.len().saturating_sub(SHOWN)) {
             writeln!(f, "  {line}")?;
         }
-        // The test harness names its threads after the tests.
-        let test = std::thread::current().name().filter(|name| *name != "main").map(str::to_owned);
-        let test = test.map(|test| format!(" {test}")).unwrap_or_default();
-        write!(f, "to repeat it: {}={} cargo test{test}", super::builder::SEED_VARIABLE, self.seed)
+        f.write_str(&super::builder::how_to_repeat(self.seed))
     }
 }
 
@@ -173,8 +175,9 @@ impl Oracle {
         self.settle_pending(observation.at)?;
         for (name, invariant) in &mut self.invariants {
             if let Err(wrong) = invariant.see(&self.facts, observation) {
-                let message = observation.seen.message();
-                let broken = Broken { invariant: name, what: wrong.what, message };
+                let message = wrong.message.or_else(|| observation.seen.message());
+                let queue = wrong.queue.or_else(|| observation.seen.queue().cloned());
+                let broken = Broken { invariant: name, what: wrong.what, message, queue };
                 if !is_unclear || !BY_RULES.contains(name) {
                     self.pending.get_or_insert((observation.at, broken));
                 }
@@ -206,11 +209,20 @@ impl Oracle {
             return Err(broken);
         }
         for (name, invariant) in &mut self.invariants {
-            if let Err(Wrong { what, message }) = invariant.check(&self.facts, snapshot) {
-                return Err(Broken { invariant: name, what, message });
+            if let Err(Wrong { what, message, queue }) = invariant.check(&self.facts, snapshot) {
+                return Err(Broken { invariant: name, what, message, queue });
             }
         }
         Ok(())
+    }
+
+    /// The engine says that nothing is queued.
+    pub(super) fn is_idle(&self, snapshot: &Snapshot) -> Result<(), Broken> {
+        let left = snapshot.items.first().filter(|_| !self.facts.trouble);
+        left.map_or(Ok(()), |item| {
+            let what = format!("nothing is queued, says the engine, and {} is in the store", item.message);
+            Err(Broken { invariant: "starved", what, message: Some(item.message), queue: None })
+        })
     }
 
     pub(super) fn set_policy(&mut self, policy: Policy) {

@@ -10,6 +10,8 @@ use crate::scheduler::Gauges;
 use crate::storage::{Filter, ItemSummary, OutboxPosition, Storage, StorageError};
 use crate::testing::conversation::pause;
 
+/// In so long all that could be done at once is done.
+pub(in crate::testing::world) const MOMENT: Duration = Duration::from_millis(1);
 /// Items and outcomes read at a time.
 const PAGE: usize = 4_096;
 
@@ -17,7 +19,7 @@ pub(in crate::testing::world) struct Snapshot {
     pub(super) at: Duration,
     pub(super) time: Timestamp,
     pub(super) items: Vec<ItemSummary>,
-    pub(super) outbox: Vec<DeliveryEvent>,
+    pub(super) outbox: Vec<(OutboxPosition, DeliveryEvent)>,
     pub(super) gauges: Gauges,
 }
 
@@ -28,7 +30,7 @@ impl Snapshot {
         store: &dyn Storage,
         book: &Book,
     ) -> Option<Self> {
-        pause(Duration::from_millis(1)).await;
+        pause(MOMENT).await;
         let gauges = engine.gauges().await.ok()?;
         let items = items(store).await.ok()?;
         let outbox = outbox(store).await.ok()?;
@@ -48,13 +50,15 @@ async fn items(store: &dyn Storage) -> Result<Vec<ItemSummary>, StorageError> {
     }
 }
 
-async fn outbox(store: &dyn Storage) -> Result<Vec<DeliveryEvent>, StorageError> {
+async fn outbox(store: &dyn Storage) -> Result<Vec<(OutboxPosition, DeliveryEvent)>, StorageError> {
     let mut events = Vec::new();
     let mut after = OutboxPosition::default();
     loop {
         let page = store.outbox(after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(events) };
         after = last.position;
-        events.extend(page.iter().filter_map(|entry| crate::outbox::event(entry).ok()));
+        events.extend(
+            page.iter().filter_map(|entry| Some((entry.position, crate::outbox::event(entry).ok()?))),
+        );
     }
 }

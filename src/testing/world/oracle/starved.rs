@@ -26,7 +26,6 @@ pub(super) struct Starved {
     /// Something that stops all: a start, trouble with the store or this machine, a word of the host.
     all: Duration,
     stopped: bool,
-    pauses: i64,
 }
 
 impl Invariant for Starved {
@@ -40,14 +39,7 @@ impl Invariant for Starved {
                 }
             }
             Seen::Started => (self.all, self.stopped) = (at, false),
-            Seen::PolicyReplaced | Seen::ClockStepped { .. } => self.all = at,
-            Seen::Control(what) => {
-                self.all = at;
-                if !what.ends_with(": done") {
-                    self.pauses +=
-                        i64::from(what.starts_with("pause")) - i64::from(what.starts_with("resume"));
-                }
-            }
+            Seen::PolicyReplaced | Seen::ClockStepped { .. } | Seen::Control(_) => self.all = at,
             Seen::Event(event) => match &**event {
                 DeliveryEvent::QueueDeferred(event) => self.active(at, &event.queue, &event.source),
                 DeliveryEvent::QueueMode(event) => self.active(at, &event.queue, &event.source),
@@ -68,17 +60,23 @@ impl Invariant for Starved {
     }
 
     fn check(&mut self, facts: &Facts, snapshot: &Snapshot) -> Judgement {
-        if self.stopped || self.pauses != 0 {
+        if self.stopped {
             return Ok(());
         }
         let before = std::mem::take(&mut self.suspects);
         for item in &snapshot.items {
-            let Some(lane) = snapshot.gauges.lanes.get(&item.lane).filter(|lane| !lane.is_held) else {
-                continue;
-            };
             let waited = snapshot.time.saturating_since(item.due);
-            let key = (lane.queue.clone(), lane.source.clone());
-            let last = self.active.get(&key).copied().unwrap_or_default().max(self.all);
+            let (key, last) = match snapshot.gauges.lanes.get(&item.lane) {
+                Some(lane) if lane.is_held => continue,
+                Some(lane) => {
+                    let key = (lane.queue.clone(), lane.source.clone());
+                    let last = self.active.get(&key).copied().unwrap_or_default();
+                    (key, last.max(self.all))
+                }
+                None if facts.trouble => continue,
+                // Nothing else happens to what the engine does not know of.
+                None => ((item.lane.domain.as_str().into(), item.lane.source.clone()), self.all),
+            };
             let idle = snapshot.at.saturating_sub(last);
             let patience = patience(&facts.settings(&key.0, &key.1));
             if waited <= patience || idle <= patience {
@@ -88,9 +86,9 @@ impl Invariant for Starved {
             let since = before.get(&item.message).copied().unwrap_or(snapshot.at);
             self.suspects.insert(item.message, since);
             if snapshot.at.saturating_sub(since) > MORE_PATIENCE {
-                let (message, queue) = (item.message, &lane.queue);
+                let (message, queue) = (item.message, &key.0);
                 let what = format!("{message} of {queue} is due since {waited:?}, and its queue did nothing");
-                return Err(Wrong { what, message: Some(message) });
+                return Err(Wrong { message: Some(message), queue: Some(queue.clone()), what });
             }
         }
         Ok(())

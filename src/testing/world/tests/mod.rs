@@ -1,5 +1,6 @@
 //! Worlds, tried: what their parts promise must hold.
 
+mod bad_stores;
 mod dns;
 mod models;
 mod moves;

@@ -1,0 +1,144 @@
+//! Stores that do not keep the contract, in ways that only show over time.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::*;
+use crate::storage::*;
+
+type Result<T> = std::result::Result<T, StorageError>;
+
+/// What the store does wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wrong {
+    /// After a restart mail of no lane is to be seen.
+    HidesLanes,
+    /// What was acknowledged stays in the outbox.
+    KeepsAcknowledged,
+    /// Bodies are empty.
+    LosesBodies,
+}
+
+#[derive(Debug)]
+struct Bad {
+    inner: Arc<MemoryStorage>,
+    wrong: Wrong,
+}
+
+impl Bad {
+    fn is(&self, wrong: Wrong) -> bool {
+        self.wrong == wrong
+    }
+}
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a store that {:?}", self.wrong)
+    }
+}
+
+#[async_trait]
+impl Storage for Bad {
+    async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
+        self.inner.insert(messages).await
+    }
+
+    async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>> {
+        if self.is(Wrong::HidesLanes) { Ok(Vec::new()) } else { self.inner.heads(after, limit).await }
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
+        self.inner.claim(request).await
+    }
+
+    async fn renew(&self, owner: Owner, until: Timestamp) -> Result<()> {
+        self.inner.renew(owner, until).await
+    }
+
+    async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes>>> {
+        let bodies = self.inner.bodies(keys).await?;
+        let lost = self.is(Wrong::LosesBodies);
+        Ok(bodies.into_iter().map(|body| body.map(|body| if lost { Bytes::new() } else { body })).collect())
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
+        let told = changes.len();
+        let kept = changes.into_iter().filter(|change| match change {
+            Change::Acknowledge(_) => !self.is(Wrong::KeepsAcknowledged),
+            _ => true,
+        });
+        let mut outcomes = self.inner.commit(kept.collect()).await?;
+        outcomes.resize(told, ChangeOutcome::Applied);
+        Ok(outcomes)
+    }
+
+    async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>> {
+        self.inner.state(after, limit).await
+    }
+
+    async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
+        self.inner.outbox(after, limit).await
+    }
+
+    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+        self.inner.list(filter, after, limit).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.inner.usage().await
+    }
+
+    async fn maintain(&self, now: Timestamp) -> Result<()> {
+        self.inner.maintain(now).await
+    }
+}
+
+fn world_on(wrong: Wrong, model: ServerModel) -> World {
+    let store = MemoryStorage::new();
+    let open = move || Bad { inner: Arc::new(store.reopened()), wrong };
+    builder(model).storage(open).build().unwrap()
+}
+
+#[test]
+fn mail_that_the_engine_does_not_see_any_more() {
+    let mut world = world_on(Wrong::HidesLanes, ServerModel::new().with_greylist(HOUR));
+    world.submit(message(BOB)).unwrap();
+    world.run_for(MINUTE);
+    world.restart();
+    let violation = world.try_run_until_idle(DAY).unwrap_err();
+    assert_eq!(violation.invariant, "starved", "{violation}");
+    let mut world = world_on(Wrong::HidesLanes, ServerModel::new().with_greylist(HOUR));
+    world.submit(message(BOB)).unwrap();
+    world.run_for(MINUTE);
+    world.restart();
+    assert_eq!(world.try_run_for(2 * DAY).unwrap_err().invariant, "starved");
+}
+
+#[test]
+fn outcomes_that_are_told_again_with_each_process() {
+    let mut world = world_on(Wrong::KeepsAcknowledged, ServerModel::new());
+    world.submit(message(BOB)).unwrap();
+    assert_eq!(world.try_run_for(HOUR).unwrap_err().invariant, "finals");
+}
+
+#[test]
+fn bodies_that_are_not_what_was_submitted() {
+    let mut world = world_on(Wrong::LosesBodies, ServerModel::new().with_greylist(MINUTE));
+    world.submit(message(BOB)).unwrap();
+    assert_eq!(world.try_run_for(HOUR).unwrap_err().invariant, "content");
+}
+
+#[test]
+fn mail_that_could_not_be_settled_is_the_stores_trouble() {
+    let mut world = builder(ServerModel::new().with_greylist(4 * MINUTE)).build().unwrap();
+    world.submit(message(BOB)).unwrap();
+    world.run_for(MINUTE);
+    let invalid = StoreTrouble::Fails(StorageErrorKind::Invalid);
+    world.add_store_faults([StoreFault::new(StoreCall::Commit, invalid)]);
+    world.run_for(HOUR);
+    let told = |seen: &Observation| matches!(&seen.seen, Seen::Event(event) if matches!(**event, DeliveryEvent::StorageTrouble(_)));
+    assert!(world.trace().iter().any(told), "the host is told");
+}
