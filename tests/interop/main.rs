@@ -18,6 +18,7 @@ mod controls_outcomes;
 mod controls_rollup;
 mod controls_rules;
 mod delivery;
+mod example;
 mod failures;
 mod process;
 mod recorder;

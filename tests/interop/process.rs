@@ -1,54 +1,20 @@
 //! The mailer as a process.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::example::executable;
+
 /// No test waits longer for a single record.
 const RECORD: Duration = Duration::from_secs(30);
 /// No process lives longer: a test is bounded even if records keep coming.
 const LIFE: Duration = Duration::from_secs(55);
-
-/// An example's executable. Built here, because Cargo names only binaries to tests, never examples, and
-/// `cargo test --test interop` does not build examples.
-pub(crate) fn executable(example: &'static str) -> PathBuf {
-    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = built.entry(example).or_insert_with(|| {
-        // .../<target>/<profile>/deps/interop-<hash>: the same folder and profile, to build nothing twice.
-        let own = std::env::current_exe().unwrap();
-        let profile_dir = own.parent().and_then(Path::parent).unwrap();
-        let profile = match profile_dir.file_name().unwrap().to_str().unwrap() {
-            "debug" => "dev",
-            other => other,
-        };
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
-            .args(["build", "--all-features", "--example", example, "--message-format", "json", "--profile"])
-            .arg(profile)
-            .arg("--target-dir")
-            .arg(profile_dir.parent().unwrap())
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stderr(Stdio::inherit())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "building {example} failed");
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == example)
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .expect("cargo names the executable")
-    });
-    path.clone()
-}
 
 /// A running mailer. Killed when dropped.
 pub(crate) struct Mailer {

@@ -5,7 +5,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::process::{Mailer, executable};
+use crate::example::executable;
+use crate::process::Mailer;
 use crate::recorder::{GREETING, Recorder};
 use crate::site::Site;
 use crate::{submission, text};
