@@ -31,7 +31,7 @@ use postrider::message::Domain;
 use postrider::storage::DiskStorage;
 use postrider::testing::SmtpServer;
 use postrider::{DeliveryEngine, Message, Policy};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 
 type Result<T = (), E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
@@ -121,7 +121,7 @@ async fn run_all(args: &Args) -> Result {
         if messages + domains > 0 {
             let folder = tempfile::tempdir_in(&args.folder)?;
             let server = SmtpServer::new().keep(0);
-            let listener = TcpListener::bind((LIVE_ADDRESS, 0)).await?;
+            let listener = listen((LIVE_ADDRESS, 0))?;
             let port = listener.local_addr()?.port();
             let part = |name: &str| Args {
                 messages,
@@ -136,7 +136,7 @@ async fn run_all(args: &Args) -> Result {
             live.abort();
             let _ = live.await;
             // Every receiver answers from now on.
-            serve(&server, TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?);
+            serve(&server, listen((Ipv4Addr::UNSPECIFIED, port))?);
             let before = server.delivery_count();
             run_part(part("drain")).await?;
             let delivered = server.delivery_count() - before;
@@ -147,6 +147,14 @@ async fn run_all(args: &Args) -> Result {
         }
     }
     Ok(())
+}
+
+/// With room for all connections of the engine at once: what finds none may wait for its greeting until it times out.
+fn listen(address: (Ipv4Addr, u16)) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address.into())?;
+    Ok(socket.listen(4096)?)
 }
 
 fn serve(server: &SmtpServer, listener: TcpListener) -> tokio::task::JoinHandle<()> {
