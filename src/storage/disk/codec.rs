@@ -1,5 +1,6 @@
-//! Rows as octets: a version, then postcard.
+//! Rows as octets: a version, a CRC-32 of key and value, then the value in postcard.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -7,14 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::message::MessageId;
-use crate::storage::order::Place;
+use crate::storage::order::{LaneId, Place};
 use crate::storage::rows::{ItemHead, ItemRow, MessageRow, Result};
-use crate::storage::{Envelope, ItemId, Recipient, StorageError};
+use crate::storage::{Envelope, ItemId, Lane, Recipient, StorageError};
 
 use super::error::corrupt;
 
 /// The version of rows written by this program.
 const ROW_VERSION: u8 = 1;
+/// Version and checksum.
+const ROW_START: usize = 5;
 
 /// Where a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,64 +49,100 @@ struct MessageHeadRow {
     sole: Option<ItemId>,
 }
 
-fn encode(value: &impl Serialize, bytes: Vec<u8>) -> Result<Vec<u8>> {
-    postcard::to_extend(value, bytes).map_err(|error| corrupt(format!("a row can not be encoded: {error}")))
+/// CRC-32 over all of `parts`: a row's key, then what it holds, so that a row under a wrong key is found too.
+pub(super) fn checksum(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finalize()
 }
 
-fn damaged(what: &str, error: postcard::Error) -> StorageError {
+/// For rows that keep their checksum beside them.
+pub(super) fn verify(what: impl Display, checksum: u32, parts: &[&[u8]]) -> Result<()> {
+    if self::checksum(parts) == checksum { Ok(()) } else { Err(mismatch(what)) }
+}
+
+fn mismatch(what: impl Display) -> StorageError {
+    corrupt(format!("{what} is damaged: its checksum does not match"))
+}
+
+/// Appends `value` to the start of a row and fills its checksum in.
+fn encode(key: &[u8], value: &impl Serialize, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
+    bytes.clear();
+    bytes.extend([ROW_VERSION, 0, 0, 0, 0]);
+    let encoded = postcard::to_extend(value, bytes);
+    let mut bytes = encoded.map_err(|error| corrupt(format!("a row can not be encoded: {error}")))?;
+    if let Some((start, value)) = bytes.split_first_chunk_mut::<ROW_START>() {
+        let [_, checksum @ ..] = start;
+        *checksum = self::checksum(&[key, value]).to_le_bytes();
+    }
+    Ok(bytes)
+}
+
+fn damaged(what: impl Display, error: postcard::Error) -> StorageError {
     corrupt(format!("{what} is damaged: {error}")).with_source(error)
 }
 
-/// Cuts the version off.
-fn body<'a>(what: &str, bytes: &'a [u8]) -> Result<&'a [u8]> {
-    match bytes.split_first() {
-        Some((&ROW_VERSION, rest)) => Ok(rest),
-        Some((other, _)) => {
+/// Checks version and checksum, and cuts them off.
+fn body<'a>(what: &impl Display, key: &[u8], bytes: &'a [u8]) -> Result<&'a [u8]> {
+    match bytes.split_first_chunk::<ROW_START>() {
+        Some(([ROW_VERSION, checksum @ ..], value)) => {
+            verify(what, u32::from_le_bytes(*checksum), &[key, value])?;
+            Ok(value)
+        }
+        Some(([other, ..], _)) => {
             Err(corrupt(format!("{what} has version {other}, this program knows version {ROW_VERSION}")))
         }
-        None => Err(corrupt(format!("{what} is empty"))),
+        None => Err(corrupt(format!("{what} is cut off"))),
     }
 }
 
-pub(super) fn to_row(value: &impl Serialize) -> Result<Vec<u8>> {
-    encode(value, vec![ROW_VERSION])
+pub(super) fn to_row(key: &[u8], value: &impl Serialize) -> Result<Vec<u8>> {
+    encode(key, value, Vec::new())
 }
 
-pub(super) fn from_row<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T> {
-    postcard::from_bytes(body(what, bytes)?).map_err(|error| damaged(what, error))
+pub(super) fn from_row<T: DeserializeOwned>(what: impl Display, key: &[u8], bytes: &[u8]) -> Result<T> {
+    postcard::from_bytes(body(&what, key, bytes)?).map_err(|error| damaged(what, error))
 }
 
-pub(super) fn item_to_row(row: &ItemRow, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
-    buffer.clear();
-    buffer.push(ROW_VERSION);
+pub(super) fn item_to_row(item: ItemId, row: &ItemRow, buffer: Vec<u8>) -> Result<Vec<u8>> {
     let ItemHead { message, place, indices } = row.head();
     let Place { lane, age, due, expiry } = place;
     let head = HeadRow { message, lane, age, due, expiry, indices };
-    encode(&(head, &*row.envelope, &row.recipients), buffer)
+    encode(&item.0.to_be_bytes(), &(head, &*row.envelope, &row.recipients), buffer)
 }
 
-pub(super) fn item_head(bytes: &[u8]) -> Result<ItemHead> {
-    const WHAT: &str = "an item's row";
+pub(super) fn item_head(item: ItemId, bytes: &[u8]) -> Result<ItemHead> {
+    let what = format_args!("the row of item {}", item.0);
     let (head, _): (HeadRow<Vec<u32>>, _) =
-        postcard::take_from_bytes(body(WHAT, bytes)?).map_err(|error| damaged(WHAT, error))?;
+        postcard::take_from_bytes(body(&what, &item.0.to_be_bytes(), bytes)?)
+            .map_err(|error| damaged(what, error))?;
     let HeadRow { message, lane, age, due, expiry, indices } = head;
     Ok(ItemHead { message, place: Place { lane, age, due, expiry }, indices })
 }
 
-pub(super) fn item_from_row(bytes: &[u8]) -> Result<ItemRow> {
+pub(super) fn item_from_row(item: ItemId, bytes: &[u8]) -> Result<ItemRow> {
+    let what = format_args!("the row of item {}", item.0);
     let (head, envelope, recipients): (HeadRow<Vec<u32>>, Envelope, Vec<Recipient>) =
-        from_row("an item's row", bytes)?;
+        from_row(what, &item.0.to_be_bytes(), bytes)?;
     Ok(ItemRow { lane: head.lane, due: head.due, envelope: Arc::new(envelope), recipients })
 }
 
-pub(super) fn message_to_row(row: &MessageRow<Location>) -> Result<Vec<u8>> {
-    let MessageRow { body: Location { segment, offset, length }, items, host_id, sole } = *row;
-    to_row(&MessageHeadRow { segment, offset, length, items, host_id, sole })
+pub(super) fn lane_to_row(id: LaneId, lane: &Lane) -> Result<Vec<u8>> {
+    to_row(&id.to_be_bytes(), lane)
 }
 
-pub(super) fn message_from_row(bytes: &[u8]) -> Result<MessageRow<Location>> {
+pub(super) fn lane_from_row(id: LaneId, bytes: &[u8]) -> Result<Lane> {
+    from_row(format_args!("the row of lane {id}"), &id.to_be_bytes(), bytes)
+}
+
+pub(super) fn message_to_row(id: MessageId, row: &MessageRow<Location>) -> Result<Vec<u8>> {
+    let MessageRow { body: Location { segment, offset, length }, items, host_id, sole } = *row;
+    to_row(id.as_uuid().as_bytes(), &MessageHeadRow { segment, offset, length, items, host_id, sole })
+}
+
+pub(super) fn message_from_row(id: MessageId, bytes: &[u8]) -> Result<MessageRow<Location>> {
     let MessageHeadRow { segment, offset, length, items, host_id, sole } =
-        from_row("a message's row", bytes)?;
+        from_row(format_args!("the row of message {id}"), id.as_uuid().as_bytes(), bytes)?;
     Ok(MessageRow { body: Location { segment, offset, length }, items, host_id, sole })
 }
 
@@ -112,26 +151,37 @@ mod tests {
     use super::*;
     use crate::storage::StorageErrorKind;
 
+    fn id(number: u128) -> MessageId {
+        MessageId::from_uuid(uuid::Uuid::from_u128(number))
+    }
+
     #[test]
-    fn rows_of_another_version_are_refused_by_name() {
+    fn rows_of_another_version_and_damaged_ones_are_refused_by_name() {
         let row = MessageRow {
             body: Location { segment: 7, offset: 1 << 40, length: 3 },
             items: 2,
             host_id: true,
             sole: Some(ItemId(9)),
         };
-        let mut bytes = message_to_row(&row).unwrap();
-        let back = message_from_row(&bytes).unwrap();
+        let mut bytes = message_to_row(id(1), &row).unwrap();
+        let back = message_from_row(id(1), &bytes).unwrap();
         assert_eq!((back.body, back.items, back.host_id, back.sole), (row.body, 2, true, row.sole));
+        let error = message_from_row(id(2), &bytes).unwrap_err();
+        assert!(error.to_string().contains(&id(2).to_string()), "under another key: {error}");
+        for bit in 8..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(message_from_row(id(1), &flipped).unwrap_err().kind(), StorageErrorKind::Corrupt);
+        }
         bytes[0] = 9;
-        let error = message_from_row(&bytes).unwrap_err();
+        let error = message_from_row(id(1), &bytes).unwrap_err();
         assert_eq!(error.kind(), StorageErrorKind::Corrupt);
         assert!(
             error.to_string().contains("version 9") && error.to_string().contains("version 1"),
             "{error}"
         );
-        for bytes in [&[][..], &[1], &[1, 255, 255]] {
-            assert_eq!(item_head(bytes).unwrap_err().kind(), StorageErrorKind::Corrupt);
+        for bytes in [&[][..], &[1], &[1, 255, 255], &[1, 0, 0, 0, 0, 255, 255]] {
+            assert_eq!(item_head(ItemId(1), bytes).unwrap_err().kind(), StorageErrorKind::Corrupt);
         }
     }
 }

@@ -135,7 +135,7 @@ fn begin(database: &Database, bodies: &mut SegmentWriter, reader: &Bodies) -> Re
             None => drop(meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map_err(db)?),
         }
         let row = meta.get(COUNTERS).map_err(db)?;
-        row.map(|row| codec::from_row::<Counters>("the row of counters", row.value()))
+        row.map(|row| codec::from_row::<Counters>("the row of counters", COUNTERS.as_bytes(), row.value()))
             .transpose()?
             .unwrap_or_default()
     };

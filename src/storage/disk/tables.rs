@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::message::{EventId, MessageId};
 use crate::storage::order::{LaneId, OrderKey};
 use crate::storage::rows::{Counters, ItemHead, ItemRow, MessageRow, Result, Rows, RowsMut};
-use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow};
+use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
 
 use super::codec::{self, Location};
 use super::error::{corrupt, db};
@@ -21,18 +21,27 @@ type IdKey = &'static [u8; 16];
 type PartKey = &'static [u8; 24];
 type OrderBytes = &'static [u8; OrderKey::OCTETS];
 type LaneKey = (&'static str, &'static str, u8);
+// Values with their checksums, which cover the key too. Entries of `order` and `parts` are keys alone: they are held
+// against the items they name.
+/// Generation.
+type Finished = (u64, u32);
+type State = (u32, &'static [u8]);
+/// Event and payload.
+type Report = (IdKey, u32, &'static [u8]);
+/// Octets and records.
+type Alive = (u64, u64, u32);
 
 pub(super) const META: TableDefinition<'_, &'static str, &'static [u8]> = TableDefinition::new("meta");
 const ITEMS: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("items");
 const MESSAGES: TableDefinition<'_, IdKey, &'static [u8]> = TableDefinition::new("messages");
 const PARTS: TableDefinition<'_, PartKey, ()> = TableDefinition::new("parts");
-const FINISHED: TableDefinition<'_, IdKey, u64> = TableDefinition::new("finished");
+const FINISHED: TableDefinition<'_, IdKey, Finished> = TableDefinition::new("finished");
 const LANES: TableDefinition<'_, LaneKey, (u64, &'static [u8])> = TableDefinition::new("lanes");
 const LANE_NAMES: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("lane-names");
 const ORDER: TableDefinition<'_, OrderBytes, ()> = TableDefinition::new("order");
-const STATE: TableDefinition<'_, &'static [u8], &'static [u8]> = TableDefinition::new("state");
-const OUTBOX: TableDefinition<'_, u64, (IdKey, &'static [u8])> = TableDefinition::new("outbox");
-const SEGMENTS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("segments");
+const STATE: TableDefinition<'_, &'static [u8], State> = TableDefinition::new("state");
+const OUTBOX: TableDefinition<'_, u64, Report> = TableDefinition::new("outbox");
+const SEGMENTS: TableDefinition<'_, u64, Alive> = TableDefinition::new("segments");
 
 pub(super) const COUNTERS: &str = "counters";
 
@@ -56,15 +65,15 @@ impl<'t> Access for Writing<'t> {
 /// All tables.
 pub(super) struct Tables<A: Access> {
     pub(super) items: A::Table<u64, &'static [u8]>,
-    messages: A::Table<IdKey, &'static [u8]>,
-    parts: A::Table<PartKey, ()>,
-    finished: A::Table<IdKey, u64>,
-    lanes: A::Table<LaneKey, (u64, &'static [u8])>,
-    lane_names: A::Table<u64, &'static [u8]>,
-    order: A::Table<OrderBytes, ()>,
-    state: A::Table<&'static [u8], &'static [u8]>,
-    pub(super) outbox: A::Table<u64, (IdKey, &'static [u8])>,
-    segments: A::Table<u64, (u64, u64)>,
+    pub(super) messages: A::Table<IdKey, &'static [u8]>,
+    pub(super) parts: A::Table<PartKey, ()>,
+    pub(super) finished: A::Table<IdKey, Finished>,
+    pub(super) lanes: A::Table<LaneKey, (u64, &'static [u8])>,
+    pub(super) lane_names: A::Table<u64, &'static [u8]>,
+    pub(super) order: A::Table<OrderBytes, ()>,
+    state: A::Table<&'static [u8], State>,
+    pub(super) outbox: A::Table<u64, Report>,
+    pub(super) segments: A::Table<u64, Alive>,
 }
 
 macro_rules! open_tables {
@@ -99,13 +108,26 @@ impl<'t> Tables<Writing<'t>> {
 impl<A: Access> Tables<A> {
     /// Body files with what is alive in them: octets and records.
     pub(super) fn segments(&self) -> Result<BTreeMap<u64, (u64, u64)>> {
-        let row = |entry: std::result::Result<_, redb::StorageError>| {
-            let (segment, alive): (redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, (u64, u64)>) =
-                entry.map_err(db)?;
-            Ok((segment.value(), alive.value()))
+        let row = |entry: Entry<'_, u64, Alive>| {
+            let (segment, alive) = entry.map_err(db)?;
+            Ok((segment.value(), alive_in(segment.value(), alive.value())?))
         };
         self.segments.range::<u64>(..).map_err(db)?.map(row).collect()
     }
+}
+
+type Entry<'a, K, V> =
+    std::result::Result<(redb::AccessGuard<'a, K>, redb::AccessGuard<'a, V>), redb::StorageError>;
+
+fn alive_in(segment: u64, (octets, records, checksum): (u64, u64, u32)) -> Result<(u64, u64)> {
+    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
+    codec::verify(format_args!("the row of body file {segment:016x}"), checksum, &parts)?;
+    Ok((octets, records))
+}
+
+fn alive_row(segment: u64, (octets, records): (u64, u64)) -> (u64, u64, u32) {
+    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
+    (octets, records, codec::checksum(&parts))
 }
 
 fn id_from(bytes: &[u8; 16]) -> MessageId {
@@ -133,6 +155,10 @@ fn lane_key(lane: &Lane) -> (&str, &str, u8) {
     (lane.domain.as_str(), &lane.source, lane.priority as u8)
 }
 
+fn misplaced(id: LaneId) -> StorageError {
+    corrupt(format!("the row of lane {id} is damaged: it lies under another name"))
+}
+
 /// `after` as the start of a range of numbers.
 fn above(after: u64) -> std::ops::RangeFrom<u64> {
     // Nothing is ever numbered `u64::MAX`.
@@ -144,25 +170,26 @@ impl<A: Access> Rows for Tables<A> {
 
     fn head(&self, item: ItemId) -> Result<Option<ItemHead>> {
         let row = self.items.get(item.0).map_err(db)?;
-        row.map(|row| codec::item_head(row.value())).transpose()
+        row.map(|row| codec::item_head(item, row.value())).transpose()
     }
 
     fn item(&self, item: ItemId) -> Result<Option<ItemRow>> {
         let row = self.items.get(item.0).map_err(db)?;
-        row.map(|row| codec::item_from_row(row.value())).transpose()
+        row.map(|row| codec::item_from_row(item, row.value())).transpose()
     }
 
     fn items_after(&self, after: Option<ItemId>) -> Result<impl Iterator<Item = Result<(ItemId, ItemRow)>>> {
         let range = self.items.range(above(after.map_or(0, |item| item.0))).map_err(db)?;
         Ok(range.map(|entry| {
             let (item, row) = entry.map_err(db)?;
-            Ok((ItemId(item.value()), codec::item_from_row(row.value())?))
+            let item = ItemId(item.value());
+            Ok((item, codec::item_from_row(item, row.value())?))
         }))
     }
 
     fn message(&self, id: MessageId) -> Result<Option<MessageRow<Location>>> {
         let row = self.messages.get(id_key(&id)).map_err(db)?;
-        row.map(|row| codec::message_from_row(row.value())).transpose()
+        row.map(|row| codec::message_from_row(id, row.value())).transpose()
     }
 
     fn parts_after(
@@ -190,27 +217,34 @@ impl<A: Access> Rows for Tables<A> {
             None => None,
         };
         Ok(range.into_iter().flatten().map(|entry| {
-            let (id, generation) = entry.map_err(db)?;
-            Ok((id_from(id.value()), generation.value()))
+            let (id, row) = entry.map_err(db)?;
+            let (id, (generation, checksum)) = (id_from(id.value()), row.value());
+            let parts: [&[u8]; 2] = [id_key(&id), &generation.to_le_bytes()];
+            codec::verify(format_args!("the row of finished message {id}"), checksum, &parts)?;
+            Ok((id, generation))
         }))
     }
 
     fn lane_id(&self, lane: &Lane) -> Result<Option<LaneId>> {
-        Ok(self.lanes.get(lane_key(lane)).map_err(db)?.map(|row| row.value().0))
+        let Some(row) = self.lanes.get(lane_key(lane)).map_err(db)? else { return Ok(None) };
+        let (id, row) = row.value();
+        let found = codec::lane_from_row(id, row)?;
+        if found == *lane { Ok(Some(id)) } else { Err(misplaced(id)) }
     }
 
     fn lane(&self, id: LaneId) -> Result<Option<Lane>> {
         let row = self.lane_names.get(id).map_err(db)?;
-        row.map(|row| codec::from_row("a lane's row", row.value())).transpose()
+        row.map(|row| codec::lane_from_row(id, row.value())).transpose()
     }
 
     fn lanes_after(&self, after: Option<&Lane>) -> Result<impl Iterator<Item = Result<(Lane, LaneId)>>> {
         let from = after.map_or(std::ops::Bound::Unbounded, |lane| std::ops::Bound::Excluded(lane_key(lane)));
         let range = self.lanes.range((from, std::ops::Bound::Unbounded)).map_err(db)?;
         Ok(range.map(|entry| {
-            let row = entry.map_err(db)?.1;
-            let (id, lane) = row.value();
-            Ok((codec::from_row("a lane's row", lane)?, id))
+            let (key, row) = entry.map_err(db)?;
+            let (id, row) = row.value();
+            let lane = codec::lane_from_row(id, row)?;
+            if lane_key(&lane) == key.value() { Ok((lane, id)) } else { Err(misplaced(id)) }
         }))
     }
 
@@ -227,7 +261,10 @@ impl<A: Access> Rows for Tables<A> {
         let range = self.state.range::<&[u8]>((from, std::ops::Bound::Unbounded)).map_err(db)?;
         Ok(range.map(|entry| {
             let (key, value) = entry.map_err(db)?;
-            Ok(StateRow { key: key.value().to_vec(), value: value.value().to_vec() })
+            let (key, (checksum, value)) = (key.value(), value.value());
+            let what = format_args!("the state row {}", key.escape_ascii());
+            codec::verify(what, checksum, &[key, value])?;
+            Ok(StateRow { key: key.to_vec(), value: value.to_vec() })
         }))
     }
 
@@ -235,9 +272,11 @@ impl<A: Access> Rows for Tables<A> {
         let range = self.outbox.range(above(after.0)).map_err(db)?;
         Ok(range.map(|entry| {
             let (position, row) = entry.map_err(db)?;
-            let (event, payload) = row.value();
+            let (position, (event, checksum, payload)) = (position.value(), row.value());
+            let what = format_args!("the outbox entry {position}");
+            codec::verify(what, checksum, &[&position.to_le_bytes(), event, payload])?;
             Ok(OutboxEntry {
-                position: OutboxPosition(position.value()),
+                position: OutboxPosition(position),
                 event: EventId::from_uuid(Uuid::from_bytes(*event)),
                 payload: Bytes::copy_from_slice(payload),
             })
@@ -322,18 +361,18 @@ impl<'t, 's> Writer<'t, 's> {
         let writing = self.bodies.writing();
         let mut dead = Vec::new();
         for (segment, (octets, records)) in std::mem::take(&mut self.alive) {
-            let before =
-                self.tables.segments.get(segment).map_err(db)?.map(|row| row.value()).unwrap_or_default();
+            let before = self.tables.segments.get(segment).map_err(db)?.map(|row| row.value());
+            let before = before.map_or(Ok((0, 0)), |row| alive_in(segment, row))?;
             let after = (before.0.saturating_add_signed(octets), before.1.saturating_add_signed(records));
             if after.1 == 0 && segment != writing {
                 self.tables.segments.remove(segment).map_err(db)?;
                 dead.push(segment);
             } else if after != before {
-                self.tables.segments.insert(segment, after).map_err(db)?;
+                self.tables.segments.insert(segment, alive_row(segment, after)).map_err(db)?;
             }
         }
         if self.counters != self.counters_before {
-            let row = codec::to_row(&self.counters)?;
+            let row = codec::to_row(COUNTERS.as_bytes(), &self.counters)?;
             meta.open_table(META).map_err(db)?.insert(COUNTERS, row.as_slice()).map_err(db)?;
             self.changed = true;
         }
@@ -375,7 +414,7 @@ impl RowsMut for Writer<'_, '_> {
 
     fn put_item(&mut self, item: ItemId, row: &ItemRow) -> Result<()> {
         self.changed = true;
-        self.buffer = codec::item_to_row(row, std::mem::take(&mut self.buffer))?;
+        self.buffer = codec::item_to_row(item, row, std::mem::take(&mut self.buffer))?;
         self.tables.items.insert(item.0, self.buffer.as_slice()).map(drop).map_err(db)
     }
 
@@ -392,7 +431,7 @@ impl RowsMut for Writer<'_, '_> {
 
     fn put_message(&mut self, id: MessageId, row: &MessageRow<Location>) -> Result<()> {
         self.changed = true;
-        let row = codec::message_to_row(row)?;
+        let row = codec::message_to_row(id, row)?;
         self.tables.messages.insert(id_key(&id), row.as_slice()).map(drop).map_err(db)
     }
 
@@ -413,7 +452,8 @@ impl RowsMut for Writer<'_, '_> {
 
     fn put_finished(&mut self, id: MessageId, generation: u64) -> Result<()> {
         self.changed = true;
-        self.tables.finished.insert(id_key(&id), generation).map(drop).map_err(db)
+        let row = (generation, codec::checksum(&[id_key(&id), &generation.to_le_bytes()]));
+        self.tables.finished.insert(id_key(&id), row).map(drop).map_err(db)
     }
 
     fn remove_finished(&mut self, id: MessageId) -> Result<()> {
@@ -423,7 +463,7 @@ impl RowsMut for Writer<'_, '_> {
 
     fn put_lane(&mut self, id: LaneId, lane: &Lane) -> Result<()> {
         self.changed = true;
-        let row = codec::to_row(lane)?;
+        let row = codec::lane_to_row(id, lane)?;
         self.tables.lanes.insert(lane_key(lane), (id, row.as_slice())).map_err(db)?;
         self.tables.lane_names.insert(id, row.as_slice()).map(drop).map_err(db)
     }
@@ -446,7 +486,8 @@ impl RowsMut for Writer<'_, '_> {
 
     fn put_state(&mut self, row: &StateRow) -> Result<()> {
         self.changed = true;
-        self.tables.state.insert(row.key.as_slice(), row.value.as_slice()).map(drop).map_err(db)
+        let value = (codec::checksum(&[&row.key, &row.value]), row.value.as_slice());
+        self.tables.state.insert(row.key.as_slice(), value).map(drop).map_err(db)
     }
 
     fn remove_state(&mut self, key: &[u8]) -> Result<()> {
@@ -456,7 +497,9 @@ impl RowsMut for Writer<'_, '_> {
 
     fn put_outbox(&mut self, position: OutboxPosition, event: EventId, payload: &Bytes) -> Result<()> {
         self.changed = true;
-        let row = (event.as_uuid().as_bytes(), payload.as_ref());
+        let event = event.as_uuid().as_bytes();
+        let checksum = codec::checksum(&[&position.0.to_le_bytes(), event, payload]);
+        let row = (event, checksum, payload.as_ref());
         self.tables.outbox.insert(position.0, row).map(drop).map_err(db)
     }
 
