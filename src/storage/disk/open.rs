@@ -29,6 +29,9 @@ const FORMAT: u32 = 1;
 const FORMAT_KEY: &str = "format";
 
 pub(super) const METADATA: &str = "metadata.redb";
+/// An empty file that is there until a store was opened for the first time: what a crash before that left of the
+/// metadata is no store yet and holds nothing.
+pub(super) const UNFINISHED: &str = "unfinished";
 
 impl Shared {
     pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
@@ -40,6 +43,7 @@ impl Shared {
         if !reserve.ensure() {
             tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
         }
+        let is_new = begin_metadata(path, &**files)?;
         let (database, metadata) = open_metadata(path, options, reserve.clone())?;
         let known = body_files(&**files, &folder)?;
         let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
@@ -48,6 +52,10 @@ impl Shared {
         let reader = Bodies::new(files.clone(), folder);
         let counters = begin(&database, &mut bodies, &reader)?;
         files.sync_folder(path).map_err(|error| error::io("flushing", path, error))?;
+        if is_new {
+            let removed = files.remove(&path.join(UNFINISHED)).and_then(|()| files.sync_folder(path));
+            removed.map_err(|error| error::io("finishing", path, error))?;
+        }
         let leases = LeaseTable::new(counters.openings);
         let writer = WriterState {
             bodies,
@@ -73,7 +81,7 @@ impl Shared {
     }
 }
 
-fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn Any + Send + Sync>> {
+pub(super) fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn Any + Send + Sync>> {
     let name = path.join("lock");
     match files.lock(&name) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -84,6 +92,33 @@ fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn Any + Send
             Err(StorageError::new(StorageErrorKind::Locked, message))
         }
         locked => locked.map_err(|error| error::io("locking", &name, error)),
+    }
+}
+
+/// Marks a store that is to be made as unfinished, and empties one that never was finished.
+fn begin_metadata(path: &Path, files: &dyn FileSystem) -> Result<bool> {
+    let (name, mark) = (path.join(METADATA), path.join(UNFINISHED));
+    let begin = || -> io::Result<bool> {
+        let metadata = files.open(&name, Mode::Write)?;
+        if is_there(files, &mark)? {
+            metadata.set_length(0)?;
+            return Ok(true);
+        }
+        let is_new = metadata.length()? == 0;
+        if is_new {
+            files.open(&mark, Mode::Fresh)?;
+            files.sync_folder(path)?;
+        }
+        Ok(is_new)
+    };
+    begin().map_err(|error| error::io("opening", &name, error))
+}
+
+pub(super) fn is_there(files: &dyn FileSystem, path: &Path) -> io::Result<bool> {
+    match files.open(path, Mode::Read) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -112,9 +147,21 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 /// The lengths of body files by their numbers.
-fn body_files(files: &dyn FileSystem, folder: &Path) -> Result<BTreeMap<u64, u64>> {
+pub(super) fn body_files(files: &dyn FileSystem, folder: &Path) -> Result<BTreeMap<u64, u64>> {
     let listed = files.list(folder).map_err(|error| error::io("listing", folder, error))?;
     Ok(listed.into_iter().filter_map(|(path, length)| Some((number_of(&path)?, length))).collect())
+}
+
+/// Refuses other versions. `false`: there is none yet.
+pub(super) fn check_format(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<bool> {
+    let Some(row) = meta.get(FORMAT_KEY).map_err(db)? else { return Ok(false) };
+    match <[u8; 4]>::try_from(row.value()).map(u32::from_le_bytes) {
+        Ok(FORMAT) => Ok(true),
+        Ok(other) => {
+            Err(corrupt(format!("the store has format version {other}, this program knows version {FORMAT}")))
+        }
+        Err(_) => Err(corrupt("the store's format version is damaged")),
+    }
 }
 
 /// Checks the version, counts the opening, and deletes body files in which nothing is alive.
@@ -123,16 +170,8 @@ fn begin(database: &Database, bodies: &mut SegmentWriter, reader: &Bodies) -> Re
     transaction.set_quick_repair(true);
     let mut counters = {
         let mut meta = transaction.open_table(META).map_err(db)?;
-        let found = meta.get(FORMAT_KEY).map_err(db)?.map(|row| <[u8; 4]>::try_from(row.value()));
-        match found.map(|bytes| bytes.map(u32::from_le_bytes)) {
-            Some(Ok(FORMAT)) => {}
-            Some(Ok(other)) => {
-                return Err(corrupt(format!(
-                    "the store has format version {other}, this program knows version {FORMAT}"
-                )));
-            }
-            Some(Err(_)) => return Err(corrupt("the store's format version is damaged")),
-            None => drop(meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map_err(db)?),
+        if !check_format(&meta)? {
+            meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map_err(db)?;
         }
         let row = meta.get(COUNTERS).map_err(db)?;
         row.map(|row| codec::from_row::<Counters>("the row of counters", COUNTERS.as_bytes(), row.value()))
