@@ -29,7 +29,7 @@ use async_trait::async_trait;
 
 use crate::clock::Timestamp;
 #[cfg(feature = "disk")]
-pub use disk::{DiskOptions, DiskStorage};
+pub use disk::{CheckReport, DiskOptions, DiskStorage, Problem, StoredItem, StoredMessage};
 pub use memory::MemoryStorage;
 pub use types::*;
 

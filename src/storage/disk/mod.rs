@@ -4,7 +4,10 @@
 //! commits the metadata of all (`tables`, `codec`). A crash between the two leaves octets that nobody points to.
 
 mod backend;
+mod check;
 mod codec;
+#[cfg(test)]
+mod cuts;
 mod error;
 #[cfg(test)]
 mod faults;
@@ -14,6 +17,8 @@ mod open;
 mod options;
 mod reserve;
 mod segment;
+#[cfg(test)]
+mod simulated;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -39,6 +44,7 @@ use super::{
     LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
     StorageErrorKind, Usage, apply, listing, select,
 };
+pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
 use error::db;
 use files::OpenFile;
 pub use options::DiskOptions;
@@ -114,6 +120,30 @@ impl DiskStorage {
         let opened = tokio::task::spawn_blocking(move || Shared::open(&path, &options)).await;
         let shared = opened.unwrap_or_else(|error| Err(broken(error)))?;
         Ok(Self { shared: Arc::new(shared), jobs: Arc::default() })
+    }
+
+    /// Verifies the store in the folder `path`, which must not be open, and changes nothing: the metadata file as such,
+    /// every row, every index entry, every body. Takes as long as it takes to read all of it.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no store, `Locked` if somebody has it open, `Corrupt` if the metadata can not be opened
+    /// at all or is of another version. Damage beyond that is in the report.
+    pub async fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
+        Self::check_each(path, |_| {}).await
+    }
+
+    /// As [`DiskStorage::check`], and hands out each message whose items can be read, in order of ids.
+    ///
+    /// # Errors
+    /// As [`DiskStorage::check`].
+    pub async fn check_each(
+        path: impl AsRef<Path>,
+        mut visit: impl FnMut(StoredMessage) + Send + 'static,
+    ) -> Result<CheckReport> {
+        let path = path.as_ref().to_owned();
+        let checked =
+            tokio::task::spawn_blocking(move || check::run(&path, &DiskOptions::default(), &mut visit)).await;
+        checked.unwrap_or_else(|error| Err(broken(error)))
     }
 
     /// Runs `read` on a blocking thread.

@@ -130,7 +130,7 @@ fn alive_row(segment: u64, (octets, records): (u64, u64)) -> (u64, u64, u32) {
     (octets, records, codec::checksum(&parts))
 }
 
-fn id_from(bytes: &[u8; 16]) -> MessageId {
+pub(super) fn id_from(bytes: &[u8; 16]) -> MessageId {
     MessageId::from_uuid(Uuid::from_bytes(*bytes))
 }
 
@@ -138,7 +138,7 @@ fn id_key(id: &MessageId) -> &[u8; 16] {
     id.as_uuid().as_bytes()
 }
 
-fn part_key(id: MessageId, item: ItemId) -> [u8; 24] {
+pub(super) fn part_key(id: MessageId, item: ItemId) -> [u8; 24] {
     let mut key = [0; 24];
     let (message, part) = key.split_at_mut(16);
     message.copy_from_slice(id_key(&id));

@@ -1,0 +1,428 @@
+//! Verifying a store without changing it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+
+use crate::clock::Timestamp;
+use crate::message::MessageId;
+use crate::storage::order::OrderKey;
+use crate::storage::rows::{ItemRow, MessageRow, Result, Rows};
+use crate::storage::{Envelope, ItemId, Lane, OutboxPosition, Recipient, StorageError, StorageErrorKind};
+
+use super::codec::Location;
+use super::error::{self, corrupt, db};
+use super::files::{Mode, OpenFile};
+use super::open::{self, METADATA, UNFINISHED};
+use super::segment::{Bodies, RECORD_HEADER};
+use super::tables::{self, Reading, Tables};
+use super::{DiskOptions, lock};
+
+/// Problems that are told one by one; the others are counted.
+const MOST_TOLD: usize = 100;
+
+/// What [`DiskStorage::check`](super::DiskStorage::check) found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// Messages.
+    pub messages: u64,
+    /// Items: recipients of one message that go together.
+    pub items: u64,
+    /// Recipients that are left.
+    pub recipients: u64,
+    /// Outbox entries.
+    pub outbox: u64,
+    /// State rows.
+    pub state_rows: u64,
+    /// Body files.
+    pub body_files: u64,
+    /// Octets taken by metadata and body files.
+    pub octets: u64,
+    /// How many problems there are.
+    pub problem_count: u64,
+    /// The first hundred of them.
+    pub problems: Vec<Problem>,
+}
+
+impl CheckReport {
+    /// Nothing is damaged.
+    pub fn is_clean(&self) -> bool {
+        self.problem_count == 0
+    }
+
+    fn tell(&mut self, place: impl fmt::Display, damage: impl fmt::Display) {
+        self.problem_count += 1;
+        if self.problems.len() < MOST_TOLD {
+            self.problems.push(Problem { place: place.to_string(), damage: damage.to_string() });
+        }
+    }
+
+    /// What could be read; else the problem is told.
+    fn told<T>(&mut self, place: impl fmt::Display, read: Result<T>) -> Option<T> {
+        read.map_err(|error| self.tell(place, error)).ok()
+    }
+}
+
+/// Damage to a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// Where it is.
+    pub place: String,
+    /// What it is.
+    pub damage: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.damage)
+    }
+}
+
+/// A message as it is stored.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StoredMessage {
+    /// What its items share.
+    pub envelope: Arc<Envelope>,
+    /// Its items that can be read, in order of their ids.
+    pub items: Vec<StoredItem>,
+}
+
+/// An item as it is stored.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StoredItem {
+    /// Its key.
+    pub id: ItemId,
+    /// Where it lies; `None` if that row is damaged.
+    pub lane: Option<Lane>,
+    /// When it is due.
+    pub due: Timestamp,
+    /// Who is left.
+    pub recipients: Vec<Recipient>,
+}
+
+pub(super) fn run(
+    path: &Path,
+    options: &DiskOptions,
+    visit: &mut dyn FnMut(StoredMessage),
+) -> Result<CheckReport> {
+    let name = path.join(METADATA);
+    let files = &*options.files;
+    let opening = |error| error::io("opening", &name, error);
+    let unfinished = open::is_there(files, &path.join(UNFINISHED)).map_err(opening)?;
+    if unfinished || !open::is_there(files, &name).map_err(opening)? {
+        let message = format!("there is no store in {}", path.display());
+        return Err(StorageError::new(StorageErrorKind::NotFound, message));
+    }
+    let _lock = open::lock_folder(files, path)?;
+    let file = files.open(&name, Mode::Read).map_err(opening)?;
+    let mut report = CheckReport { octets: file.length().unwrap_or_default(), ..CheckReport::default() };
+    let open = || -> Result<Database> {
+        let backend = Overlay { file: file.clone(), state: Mutex::default() };
+        let opened = Builder::new().set_cache_size(options.cache_size).create_with_backend(backend);
+        opened.map_err(|error| {
+            corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error)
+        })
+    };
+    match open()?.check_integrity() {
+        Ok(true) => {}
+        Ok(false) => report.tell(METADATA, "its pages do not agree with each other"),
+        Err(error) => report.tell(METADATA, error),
+    }
+    // Anew: after an error it refuses all.
+    let database = open()?;
+    let transaction = database.begin_read().map_err(db)?;
+    open::check_format(&transaction.open_table(tables::META).map_err(db)?)?;
+    let rows = Tables::open(&transaction)?;
+    let folder = path.join("bodies");
+    let body_files = open::body_files(files, &folder)?;
+    report.body_files = body_files.len() as u64;
+    report.octets = report.octets.saturating_add(body_files.values().sum());
+    let bodies = Bodies::new(options.files.clone(), folder);
+    let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
+    check.messages(visit)?;
+    check.items()?;
+    check.order()?;
+    check.lanes()?;
+    check.segments(&body_files);
+    check.others()?;
+    Ok(check.report)
+}
+
+struct Check {
+    rows: Tables<Reading>,
+    bodies: Bodies,
+    report: CheckReport,
+    /// What is alive in each body file, counted here.
+    alive: BTreeMap<u64, (u64, u64)>,
+    parts: u64,
+    keys: u64,
+}
+
+impl Check {
+    fn messages(&mut self, visit: &mut dyn FnMut(StoredMessage)) -> Result<()> {
+        let ids: Vec<_> = {
+            let range = self.rows.messages.range::<&[u8; 16]>(..).map_err(db)?;
+            range.map(|entry| entry.map(|(id, _)| tables::id_from(id.value())).map_err(db)).collect()
+        };
+        for id in ids {
+            let Some(id) = self.report.told("messages", id) else { continue };
+            self.report.messages += 1;
+            let place = format!("message {id}");
+            let row = self.rows.message(id);
+            let Some(row) = self.report.told(&place, row).flatten() else { continue };
+            self.body(id, &place, row.body);
+            let mut items = Vec::new();
+            let mut envelope = None;
+            for item in self.items_of(id, &row)? {
+                let read = self.rows.item(item);
+                match self.report.told(&place, read) {
+                    Some(Some(read)) => {
+                        let lane = self.rows.lane(read.lane).ok().flatten();
+                        let ItemRow { due, recipients, .. } = read;
+                        items.push(StoredItem { id: item, lane, due, recipients });
+                        envelope = Some(read.envelope);
+                    }
+                    Some(None) => self.report.tell(&place, format_args!("its item {} is not there", item.0)),
+                    None => {}
+                }
+            }
+            if let Some(envelope) = envelope {
+                visit(StoredMessage { envelope, items });
+            }
+        }
+        Ok(())
+    }
+
+    fn body(&mut self, id: MessageId, place: &str, body: Location) {
+        let alive = self.alive.entry(body.segment).or_default();
+        *alive = (alive.0.saturating_add(u64::from(body.length)), alive.1.saturating_add(1));
+        match self.bodies.read(id, body) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                self.report.tell(place, format_args!("its body file {:016x} is missing", body.segment))
+            }
+            Err(error) => self.report.tell(place, error),
+        }
+    }
+
+    fn items_of(&mut self, id: MessageId, row: &MessageRow<Location>) -> Result<Vec<ItemId>> {
+        if let Some(sole) = row.sole {
+            return Ok(vec![sole]);
+        }
+        let parts: Vec<ItemId> = self.rows.parts_after(id, None)?.collect::<Result<_>>()?;
+        self.parts += parts.len() as u64;
+        if parts.len() as u64 != u64::from(row.items) {
+            let found = parts.len();
+            self.report.tell(
+                format_args!("message {id}"),
+                format_args!("{found} items are listed of {}", row.items),
+            );
+        }
+        Ok(parts)
+    }
+
+    fn items(&mut self) -> Result<()> {
+        for entry in self.rows.items_after(None)? {
+            self.report.items += 1;
+            let Some((item, row)) = self.report.told("items", entry) else { continue };
+            self.report.recipients += row.recipients.len() as u64;
+            let place = format!("item {}", item.0);
+            let head = row.head();
+            for key in head.place.keys(item) {
+                self.keys += 1;
+                if self.rows.order.get(&key.to_bytes()).map_err(db)?.is_none() {
+                    self.report.tell(&place, "its place in the order is not there");
+                }
+            }
+            match self.rows.lane(row.lane) {
+                Ok(Some(_)) => {}
+                Ok(None) => self.report.tell(&place, format_args!("its lane {} is not there", row.lane)),
+                Err(error) => self.report.tell(&place, error),
+            }
+            let is_part = self.rows.parts.get(&tables::part_key(head.message, item)).map_err(db)?.is_some();
+            match self.rows.message(head.message) {
+                Ok(Some(message)) if message.sole.map_or(is_part, |sole| sole == item) => {}
+                Ok(_) => self.report.tell(&place, format_args!("message {} does not list it", head.message)),
+                // Told with the message.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn order(&mut self) -> Result<()> {
+        if self.rows.order.len().map_err(db)? == self.keys {
+            return Ok(());
+        }
+        for entry in self.rows.order.range::<&[u8; OrderKey::OCTETS]>(..).map_err(db)? {
+            let key = OrderKey::from_bytes(entry.map_err(db)?.0.value());
+            let Some(key) = key else {
+                self.report.tell("the order", "a key is damaged");
+                continue;
+            };
+            let item = key.spot.1;
+            let known = self.rows.head(item).is_ok_and(|head| {
+                head.is_some_and(|head| head.place.keys(item).any(|expected| expected == key))
+            });
+            if !known {
+                self.report.tell("the order", format_args!("a key of item {} is not from its row", item.0));
+            }
+        }
+        Ok(())
+    }
+
+    fn lanes(&mut self) -> Result<()> {
+        for entry in self.rows.lanes_after(None)? {
+            let Some((lane, id)) = self.report.told("lanes", entry) else { continue };
+            if self.rows.lane(id).ok().flatten().as_ref() != Some(&lane) {
+                self.report
+                    .tell(format_args!("lane {lane}"), format_args!("its number {id} does not name it"));
+            }
+        }
+        if self.rows.lanes.len().map_err(db)? != self.rows.lane_names.len().map_err(db)? {
+            self.report.tell("lanes", "there are not as many names as numbers");
+        }
+        if self.rows.parts.len().map_err(db)? != self.parts {
+            self.report.tell("parts", "there are entries of no message");
+        }
+        Ok(())
+    }
+
+    fn segments(&mut self, files: &BTreeMap<u64, u64>) {
+        let told = self.rows.segments();
+        let Some(told) = self.report.told("body files", told) else { return };
+        let numbers: std::collections::BTreeSet<u64> =
+            told.keys().chain(self.alive.keys()).copied().collect();
+        for segment in numbers {
+            let counted = self.alive.get(&segment).copied().unwrap_or_default();
+            let told = told.get(&segment).copied().unwrap_or_default();
+            let place = format!("body file {segment:016x}");
+            if counted != told {
+                let damage = format!(
+                    "{} bodies of {} octets are alive in it, its row says {} of {}",
+                    counted.1, counted.0, told.1, told.0
+                );
+                self.report.tell(&place, damage);
+            }
+            let needs = counted.0.saturating_add(counted.1.saturating_mul(RECORD_HEADER as u64));
+            if files.get(&segment).is_some_and(|size| *size < needs) {
+                self.report.tell(&place, "it is shorter than what is alive in it");
+            }
+        }
+    }
+
+    fn others(&mut self) -> Result<()> {
+        for entry in self.rows.state_after(None)? {
+            self.report.state_rows += 1;
+            self.report.told("state rows", entry);
+        }
+        for entry in self.rows.outbox_after(OutboxPosition::default())? {
+            self.report.outbox += 1;
+            self.report.told("outbox", entry);
+        }
+        for entry in self.rows.finished_after(None)? {
+            self.report.told("finished messages", entry);
+        }
+        Ok(())
+    }
+}
+
+/// A file that is read; what is written stays in memory.
+#[derive(Debug)]
+struct Overlay {
+    file: Arc<dyn OpenFile>,
+    state: Mutex<Written>,
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    length: Option<u64>,
+    /// Pages by their numbers.
+    pages: BTreeMap<u64, Vec<u8>>,
+}
+
+const PAGE: u64 = 4096;
+
+impl Overlay {
+    fn page(&self, written: &Written, number: u64) -> io::Result<Vec<u8>> {
+        if let Some(page) = written.pages.get(&number) {
+            return Ok(page.clone());
+        }
+        let start = number.saturating_mul(PAGE);
+        let there = self.file.length()?.saturating_sub(start).min(PAGE) as usize;
+        let mut page = vec![0; PAGE as usize];
+        if let Some(part) = page.get_mut(..there) {
+            self.file.read_exact_at(part, start)?;
+        }
+        Ok(page)
+    }
+
+    /// Hands out each touched page with the part of it and the part of the data.
+    fn each(
+        offset: u64,
+        length: usize,
+        mut each: impl FnMut(u64, usize, usize, usize) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < length {
+            let at = offset.saturating_add(done as u64);
+            let within = (at % PAGE) as usize;
+            let part = (PAGE as usize - within).min(length - done);
+            each(at / PAGE, within, done, part)?;
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+impl redb::StorageBackend for Overlay {
+    fn len(&self) -> io::Result<u64> {
+        lock(&self.state).length.map_or_else(|| self.file.length(), Ok)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if offset.saturating_add(out.len() as u64) > redb::StorageBackend::len(self)? {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let written = lock(&self.state);
+        let length = out.len();
+        Self::each(offset, length, |number, within, done, part| {
+            let page = self.page(&written, number)?;
+            if let (Some(to), Some(from)) = (out.get_mut(done..done + part), page.get(within..within + part))
+            {
+                to.copy_from_slice(from);
+            }
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        lock(&self.state).length = Some(length);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut written = lock(&self.state);
+        Self::each(offset, data.len(), |number, within, done, part| {
+            let mut page = self.page(&written, number)?;
+            if let (Some(to), Some(from)) = (page.get_mut(within..within + part), data.get(done..done + part))
+            {
+                to.copy_from_slice(from);
+            }
+            written.pages.insert(number, page);
+            Ok(())
+        })
+    }
+}
