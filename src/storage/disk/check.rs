@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use redb::{Builder, Database, ReadableDatabase, ReadableTableMetadata};
 
 use crate::clock::Timestamp;
 use crate::message::MessageId;

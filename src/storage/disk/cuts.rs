@@ -124,11 +124,11 @@ impl Recording {
     async fn together(&mut self, calls: Vec<Call>) {
         let begin = self.disk.steps();
         let (release, wait) = std::sync::mpsc::channel::<()>();
-        let busy = tokio::task::spawn_blocking(move || drop(wait.recv()));
+        let busy = tokio::task::spawn_blocking(move || wait.recv().is_err());
         let store = self.store.as_ref().unwrap();
         let all = futures::future::join_all(calls.iter().map(|one| call(store, one.clone())));
         let (answers, ()) = tokio::join!(all, async move { drop(release) });
-        busy.await.unwrap();
+        assert!(busy.await.unwrap());
         let end = self.disk.steps();
         for (one, answer) in calls.into_iter().zip(answers) {
             if let Call::Insert(messages) = &one {

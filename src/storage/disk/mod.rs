@@ -10,6 +10,8 @@ mod codec;
 mod cuts;
 mod error;
 #[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod faults;
 mod files;
 mod maintain;

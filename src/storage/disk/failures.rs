@@ -1,0 +1,222 @@
+//! A disk that fills up, fails or forgets, simulated.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized};
+use super::simulated::{Disk, Survival};
+use super::*;
+use crate::message::MessageId;
+use crate::storage::tests::{A, at, due, id, settle};
+
+const MIB: u64 = 1024 * 1024;
+
+fn body_file(disk: &Disk) -> PathBuf {
+    disk.paths().into_iter().find(|path| path.to_string_lossy().ends_with(".bodies")).unwrap()
+}
+
+fn position(content: &[u8], what: &[u8]) -> usize {
+    content.windows(what.len()).position(|window| window == what).unwrap()
+}
+
+fn check(disk: &Disk) -> CheckReport {
+    check::run(Path::new(STORE), &options(disk), &mut |_| {}).unwrap()
+}
+
+async fn put(
+    store: &DiskStorage,
+    originals: &mut BTreeMap<MessageId, NewMessage>,
+    message: NewMessage,
+) -> Result<()> {
+    store.insert(vec![message.clone()]).await?;
+    originals.insert(message.envelope.id, message);
+    Ok(())
+}
+
+/// What was acknowledged is there, after a restart too.
+async fn nothing_is_lost(disk: &Disk, originals: &BTreeMap<MessageId, NewMessage>) -> Dump {
+    for survival in Survival::ALL {
+        let disk = disk.reboot(survival, 1);
+        let store = open(&disk).await;
+        let found = dump(&store).await.unwrap();
+        let mut ids: Vec<_> = found.items.iter().map(|item| item.message).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, originals.keys().copied().collect::<Vec<_>>(), "{survival:?}");
+        claim_all(&store, &found, originals).await;
+        drop(store);
+        assert!(check(&disk).is_clean());
+    }
+    let store = open(disk).await;
+    dump(&store).await.unwrap()
+}
+
+#[test]
+fn a_disk_of_20_mb_fills_up_and_recovers() {
+    run(async {
+        let disk = Disk::default();
+        disk.plan(|plan| plan.capacity = Some(20 * MIB));
+        let mut options = options(&disk).with_segment_size(MIB).with_reserve(2 * MIB);
+        options.files = Arc::new(disk.clone());
+        let store = DiskStorage::open_with(STORE, options).await.unwrap();
+        let mut originals = BTreeMap::new();
+        let mut number = 0;
+        let refused = loop {
+            number += 1;
+            if let Err(error) = put(&store, &mut originals, sized(number, "a.example", 100_000)).await {
+                break error;
+            }
+        };
+        assert_eq!(refused.kind(), StorageErrorKind::Full, "{refused}");
+        assert!(refused.to_string().contains("no storage space"), "{refused}");
+        assert!(disk.used() > 19 * MIB && originals.len() > 100, "{} of {}", originals.len(), disk.used());
+        let what = vec![due("a.example", 1_000_000, 60)];
+        let request = ClaimRequest { owner: A, now: at(1), until: at(9), what };
+        for item in store.claim(request).await.unwrap().items {
+            let payload = vec![1; 2000].into();
+            let report = Change::Report {
+                event: crate::message::EventId::from_uuid(*item.envelope.id.as_uuid()),
+                payload,
+            };
+            store.commit(vec![settle(&item, &[0]), report]).await.unwrap();
+            originals.remove(&item.envelope.id);
+        }
+        store.maintain(at(5)).await.unwrap();
+        // There is room again.
+        put(&store, &mut originals, sized(9_000, "a.example", 100_000)).await.unwrap();
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
+#[test]
+fn a_failed_flush_is_never_tried_again() {
+    for ending in [".bodies", ".redb"] {
+        run(async {
+            let disk = Disk::default();
+            let mut originals = BTreeMap::new();
+            let store = open(&disk).await;
+            put(&store, &mut originals, sized(1, "a.example", 500)).await.unwrap();
+            disk.plan(|plan| plan.fail_sync = Some(ending));
+            let error = store.insert(vec![sized(2, "a.example", 500)]).await.unwrap_err();
+            assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown, "{error}");
+            let syncs = disk.syncs();
+            for number in 3..6 {
+                let error = store.insert(vec![sized(number, "a.example", 500)]).await.unwrap_err();
+                assert_eq!(error.kind(), StorageErrorKind::Poisoned, "{error}");
+            }
+            assert_eq!(store.maintain(at(9)).await.unwrap_err().kind(), StorageErrorKind::Poisoned);
+            assert_eq!(disk.syncs(), syncs, "{ending}");
+            drop(store);
+            nothing_is_lost(&disk.reboot(Survival::Nothing, 1), &originals).await;
+        });
+    }
+}
+
+#[test]
+fn a_short_write_loses_nothing_that_was_acknowledged() {
+    run(async {
+        for after in 0..30 {
+            let disk = Disk::default();
+            let mut originals = BTreeMap::new();
+            let store = open(&disk).await;
+            put(&store, &mut originals, sized(1, "a.example", 500)).await.unwrap();
+            let at_step = disk.steps() + after;
+            disk.plan(|plan| plan.short_at = Some(at_step));
+            let mut unknown = None;
+            for number in 2..5 {
+                let message = sized(number, "a.example", 500);
+                match put(&store, &mut originals, message.clone()).await {
+                    Err(error) if error.kind() == StorageErrorKind::OutcomeUnknown => unknown = Some(message),
+                    _ => {}
+                }
+            }
+            drop(store);
+            let disk = disk.reboot(Survival::All, after as u64);
+            let store = open(&disk).await;
+            let found = dump(&store).await.unwrap();
+            drop(store);
+            if let Some(message) = unknown
+                && found.items.iter().any(|item| item.message == message.envelope.id)
+            {
+                originals.insert(message.envelope.id, message);
+            }
+            nothing_is_lost(&disk, &originals).await;
+        }
+    });
+}
+
+#[test]
+fn a_flipped_bit_in_a_body_is_told_and_the_rest_served() {
+    run(async {
+        let disk = Disk::default();
+        let store = open(&disk).await;
+        store.insert((1..4).map(|number| sized(number, "a.example", 500)).collect()).await.unwrap();
+        let path = body_file(&disk);
+        let body = sized(2, "a.example", 500).body;
+        disk.flip(&path, position(&disk.content(&path), &body) + 99, 3);
+        let bodies = store.bodies((1..4).map(|number| BodyKey(id(number))).collect()).await.unwrap();
+        assert!(bodies[0].is_ok() && bodies[2].is_ok());
+        assert_eq!(bodies[1].as_ref().unwrap_err().kind(), StorageErrorKind::Corrupt);
+        drop(store);
+        let report = check(&disk);
+        assert_eq!(report.problem_count, 1, "{report:?}");
+        assert!(report.problems[0].place.contains(&id(2).to_string()), "{report:?}");
+        assert_eq!((report.messages, report.items, report.recipients), (3, 3, 3));
+    });
+}
+
+#[test]
+fn a_flipped_bit_in_an_address_is_told_and_the_rest_served() {
+    run(async {
+        let disk = Disk::default();
+        let store = open(&disk).await;
+        for number in 1..4 {
+            let mut message = sized(number, "a.example", 50);
+            message.items[0].recipients[0].address =
+                crate::message::Address::parse(&format!("user{number}@a.example")).unwrap();
+            store.insert(vec![message]).await.unwrap();
+        }
+        drop(store);
+        let path = Path::new(STORE).join(open::METADATA);
+        // Earlier pages may hold it too.
+        let content = disk.content(&path);
+        for (at, _) in content.windows(5).enumerate().filter(|(_, window)| window == b"user2") {
+            disk.flip(&path, at, 1);
+        }
+        let report = check(&disk);
+        assert!(report.problems.iter().any(|problem| problem.damage.contains("item 2")), "{report:?}");
+        let store = open(&disk).await;
+        assert_eq!(dump(&store).await.unwrap_err().kind(), StorageErrorKind::Corrupt);
+        let what = vec![due("a.example", 1_000_000, 9)];
+        let claimed = store.claim(ClaimRequest { owner: A, now: at(1), until: at(9), what }).await.unwrap();
+        assert_eq!(claimed.items.iter().map(|item| item.envelope.id).collect::<Vec<_>>(), [id(1), id(3)]);
+    });
+}
+
+#[test]
+fn one_message_stuck_in_every_file_comes_down_to_few_files() {
+    run(async {
+        let disk = Disk::default();
+        let mut originals = BTreeMap::new();
+        let store = open(&disk).await;
+        let count = || disk.paths().iter().filter(|path| path.to_string_lossy().ends_with(".bodies")).count();
+        for number in 0..100 {
+            let domain = if number % 5 == 0 { "stuck.example" } else { "a.example" };
+            put(&store, &mut originals, sized(number + 1, domain, 900)).await.unwrap();
+        }
+        let before = count();
+        let what = vec![due("a.example", 1_000_000, 100)];
+        for item in
+            store.claim(ClaimRequest { owner: A, now: at(1), until: at(9), what }).await.unwrap().items
+        {
+            store.commit(vec![settle(&item, &[0])]).await.unwrap();
+            originals.remove(&item.envelope.id);
+        }
+        for _ in 0..before {
+            store.maintain(at(9)).await.unwrap();
+        }
+        drop(store);
+        assert!(before >= 20 && count() <= before / 3, "{before} then {}", count());
+        assert_eq!(nothing_is_lost(&disk, &originals).await.items.len(), 20);
+    });
+}
