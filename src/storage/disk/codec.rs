@@ -146,6 +146,18 @@ pub(super) fn message_from_row(id: MessageId, bytes: &[u8]) -> Result<MessageRow
     Ok(MessageRow { body: Location { segment, offset, length }, items, host_id, sole })
 }
 
+/// What is alive in a body file, from its row: octets and records.
+pub(super) fn alive_in(segment: u64, (octets, records, checksum): (u64, u64, u32)) -> Result<(u64, u64)> {
+    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
+    verify(format_args!("the row of body file {segment:016x}"), checksum, &parts)?;
+    Ok((octets, records))
+}
+
+pub(super) fn alive_row(segment: u64, (octets, records): (u64, u64)) -> (u64, u64, u32) {
+    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
+    (octets, records, checksum(&parts))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -280,6 +280,7 @@ fn release(item: &Item, index: usize, due: u64) -> Release {
 struct Named(String);
 
 impl Drop for Named {
+    #[allow(clippy::print_stderr, reason = "beside the panic's own message")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("power cut {}", self.0);
@@ -302,7 +303,7 @@ fn cut(part: usize, parts: usize) {
                 let seed = random.u64(..);
                 let mut named = Named(format!("after step {steps}, {kind:?}, seed {seed}"));
                 let mut disk = replay.reboot(*kind, seed);
-                if seed % 4 == 0 {
+                if seed.is_multiple_of(4) {
                     // Again, while it is opened.
                     drop(open(&disk).await);
                     let again = disk.replay().at(random.usize(0..=disk.steps()));

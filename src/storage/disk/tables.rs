@@ -110,7 +110,7 @@ impl<A: Access> Tables<A> {
     pub(super) fn segments(&self) -> Result<BTreeMap<u64, (u64, u64)>> {
         let row = |entry: Entry<'_, u64, Alive>| {
             let (segment, alive) = entry.map_err(db)?;
-            Ok((segment.value(), alive_in(segment.value(), alive.value())?))
+            Ok((segment.value(), codec::alive_in(segment.value(), alive.value())?))
         };
         self.segments.range::<u64>(..).map_err(db)?.map(row).collect()
     }
@@ -118,17 +118,6 @@ impl<A: Access> Tables<A> {
 
 type Entry<'a, K, V> =
     std::result::Result<(redb::AccessGuard<'a, K>, redb::AccessGuard<'a, V>), redb::StorageError>;
-
-fn alive_in(segment: u64, (octets, records, checksum): (u64, u64, u32)) -> Result<(u64, u64)> {
-    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
-    codec::verify(format_args!("the row of body file {segment:016x}"), checksum, &parts)?;
-    Ok((octets, records))
-}
-
-fn alive_row(segment: u64, (octets, records): (u64, u64)) -> (u64, u64, u32) {
-    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
-    (octets, records, codec::checksum(&parts))
-}
 
 pub(super) fn id_from(bytes: &[u8; 16]) -> MessageId {
     MessageId::from_uuid(Uuid::from_bytes(*bytes))
@@ -362,13 +351,13 @@ impl<'t, 's> Writer<'t, 's> {
         let mut dead = Vec::new();
         for (segment, (octets, records)) in std::mem::take(&mut self.alive) {
             let before = self.tables.segments.get(segment).map_err(db)?.map(|row| row.value());
-            let before = before.map_or(Ok((0, 0)), |row| alive_in(segment, row))?;
+            let before = before.map_or(Ok((0, 0)), |row| codec::alive_in(segment, row))?;
             let after = (before.0.saturating_add_signed(octets), before.1.saturating_add_signed(records));
             if after.1 == 0 && segment != writing {
                 self.tables.segments.remove(segment).map_err(db)?;
                 dead.push(segment);
             } else if after != before {
-                self.tables.segments.insert(segment, alive_row(segment, after)).map_err(db)?;
+                self.tables.segments.insert(segment, codec::alive_row(segment, after)).map_err(db)?;
             }
         }
         if self.counters != self.counters_before {
