@@ -21,8 +21,8 @@ type IdKey = &'static [u8; 16];
 type PartKey = &'static [u8; 24];
 type OrderBytes = &'static [u8; OrderKey::OCTETS];
 type LaneKey = (&'static str, &'static str, u8);
-// Values with their checksums, which cover the key too. Entries of `order` and `parts` are keys alone: they are held
-// against the items they name.
+// Values with their checksums, which cover the key too. Entries of `order` and `parts` are keys alone, without a checksum:
+// `DiskStorage::check` holds them against the items they name.
 /// Generation.
 type Finished = (u64, u32);
 type State = (u32, &'static [u8]);
