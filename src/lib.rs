@@ -49,7 +49,7 @@
 //! |---|---|---|
 //! | `disk` | yes | `DiskStorage` |
 //! | `hickory` | yes | `HickoryResolver` |
-//! | `testing` | no | `postrider::testing`: worlds in virtual time under an oracle, simulations, SMTP servers in the process, the replay of logs |
+//! | `testing` | no | `postrider::testing`: worlds in virtual time under an oracle, simulations, the rules of a store as tests, SMTP servers in the process, the replay of logs |
 //!
 //! # Cancel safety
 //!

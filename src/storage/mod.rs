@@ -42,8 +42,14 @@ pub use types::*;
 ///   Each call is atomic. Concurrent calls should share one flush.
 /// - **Fenced.** A change under a lease that is no longer current is not applied and comes back as
 ///   [`ChangeOutcome::Stale`]; the rest of its batch is applied. Two claimers never hold the same item.
+///   A lease that ran out is current until somebody else takes the item.
 /// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first.
+/// - **Damage is told.** A body, an item or a row that can not be read is never passed over in silence: whoever names it,
+///   and a list that meets it, fails with [`StorageErrorKind::Corrupt`]. Only a claim by due time, age or expiry leaves
+///   such an item aside, logs it, and returns the others of its lane, which else could not be claimed at all.
 /// - **Bounded.** Memory does not grow with what is stored, only with leases held.
+///
+/// `storage_conformance!`, with the feature `testing`, makes tests of all this save the bound.
 ///
 /// # Cancel safety
 ///

@@ -163,7 +163,7 @@ pub struct ClaimRequest {
     pub owner: Owner,
     /// The time now: leases of owners that ran out before it are void.
     pub now: Timestamp,
-    /// The owner's leases, these and earlier ones, hold until then.
+    /// The owner's leases, these, earlier ones and those of [`NewItem::claim_for`], hold until then.
     pub until: Timestamp,
     /// What to claim.
     pub what: Vec<ClaimPart>,

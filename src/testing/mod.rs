@@ -8,6 +8,7 @@
 //! | [`DnsFault`], [`StoreFault`] | what else goes wrong |
 //! | [`Simulation`] | a random world in which everything goes wrong at once |
 //! | [`Replay`] | logged replies through new reply rules: what would change |
+//! | [`conformance`] | the rules of [`Storage`](crate::storage::Storage), one test each, for a store of one's own |
 //! | [`SmtpServer`] | an SMTP server in the process that answers as the test says and keeps what it receives |
 //! | [`MemoryNetwork`] | addresses and the servers behind them, over pipes: tests run on paused time |
 //! | [`ScriptedTransport`] | a [`Transport`](crate::transport::Transport) without any SMTP, for speed |
@@ -91,10 +92,12 @@
 //!
 //! # 4. Let everything go wrong
 //!
-//! A [`Simulation`] draws policy, servers and faults from a seed, and at the end demands that all mail has ended. It is
-//! the test for a store of one's own: `Simulation::new(seed).storage(open).run()?`, for as many seeds as there is time.
+//! A [`Simulation`] draws policy, servers and faults from a seed, and at the end demands that all mail has ended. A store of
+//! one's own that keeps the rules of [`conformance`] is tried by `Simulation::new(seed).storage(open).run()?`, for as many
+//! seeds as there is time.
 
 mod behaviour;
+pub mod conformance;
 mod conversation;
 mod network;
 mod replay;

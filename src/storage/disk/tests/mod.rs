@@ -1,5 +1,7 @@
 //! What only files can do: space given back, damage found, failures of the disk.
 
+mod conformance;
+
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use tempfile::TempDir;
 
 use super::faults::{Faults, FaultyFiles};
 use super::*;
-use crate::storage::tests::{A, at, due, id, item, message, message_of, numbers, settle};
+use crate::testing::conformance::{A, at, due, id, item, message, message_of, numbers, settle};
 
 struct Rig {
     folder: TempDir,

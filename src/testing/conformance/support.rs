@@ -1,93 +1,16 @@
-//! Stores to test and messages to put into them.
+//! Messages to put into stores.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
-use crate::message::{Address, Domain, MessageId, Priority};
+use crate::message::{Address, Domain, EventId, MessageId, Priority};
 use crate::storage::{
-    BodyKey, Change, ChangeOutcome, ClaimPart, ClaimRequest, Claimed, Envelope, Inserted, Item, ItemId, Lane,
-    Lease, NewItem, NewMessage, Owner, Recipient, Storage, StorageError,
+    Change, ClaimPart, Envelope, Inserted, Item, ItemId, Lane, LaneHead, Lease, NewItem, NewMessage, Owner,
+    Recipient, Release,
 };
-
-/// A store that can be closed and opened again, which is what a crash is to it.
-pub(crate) trait Fixture: Sized {
-    async fn open() -> Self;
-    async fn reopen(self) -> Self;
-    fn store(&self) -> &dyn Storage;
-
-    async fn insert(&self, message: NewMessage) -> Inserted {
-        self.store().insert(vec![message]).await.unwrap().remove(0)
-    }
-
-    async fn claim(&self, owner: Owner, part: ClaimPart) -> Vec<Item> {
-        self.claimed(owner, at(1_000), part).await.items
-    }
-
-    /// At `now`, holding for a minute.
-    async fn claimed(&self, owner: Owner, now: Timestamp, part: ClaimPart) -> Claimed {
-        let until = now + Duration::from_secs(60);
-        self.store().claim(ClaimRequest { owner, now, until, what: vec![part] }).await.unwrap()
-    }
-
-    async fn change(&self, change: Change) -> ChangeOutcome {
-        self.store().commit(vec![change]).await.unwrap().remove(0)
-    }
-
-    async fn body(&self, id: MessageId) -> Result<Bytes, StorageError> {
-        self.store().bodies(vec![BodyKey(id)]).await.unwrap().remove(0)
-    }
-}
-
-pub(crate) struct InMemory(crate::storage::MemoryStorage);
-
-impl Fixture for InMemory {
-    async fn open() -> Self {
-        Self(crate::storage::MemoryStorage::new())
-    }
-
-    async fn reopen(self) -> Self {
-        Self(self.0.reopened())
-    }
-
-    fn store(&self) -> &dyn Storage {
-        &self.0
-    }
-}
-
-#[cfg(feature = "disk")]
-pub(crate) struct OnDisk {
-    store: Option<crate::storage::DiskStorage>,
-    pub(crate) folder: tempfile::TempDir,
-}
-
-#[cfg(feature = "disk")]
-impl Fixture for OnDisk {
-    async fn open() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self { store: Some(open_small(&folder).await), folder }
-    }
-
-    async fn reopen(mut self) -> Self {
-        self.store = None;
-        self.store = Some(open_small(&self.folder).await);
-        self
-    }
-
-    fn store(&self) -> &dyn Storage {
-        self.store.as_ref().unwrap()
-    }
-}
-
-#[cfg(feature = "disk")]
-async fn open_small(folder: &tempfile::TempDir) -> crate::storage::DiskStorage {
-    // Small files, so that every test meets more than one.
-    let options = crate::storage::DiskOptions::new().with_segment_size(4096).with_reserve(4096);
-    crate::storage::DiskStorage::open_with(folder.path(), options).await.unwrap()
-}
 
 pub(crate) const A: Owner = Owner(1);
 pub(crate) const B: Owner = Owner(2);
@@ -149,7 +72,7 @@ pub(crate) fn with(mut message: NewMessage, change: impl FnOnce(&mut Envelope)) 
 pub(crate) fn stored(inserted: Inserted) -> Vec<(ItemId, Option<Lease>)> {
     match inserted {
         Inserted::Stored(items) => items,
-        Inserted::Duplicate => panic!("a duplicate"),
+        Inserted::Duplicate => panic!("a Duplicate, though this id is new"),
     }
 }
 
@@ -160,4 +83,41 @@ pub(crate) fn settle(item: &Item, settled: &[u32]) -> Change {
 /// The numbers of the messages the items belong to.
 pub(crate) fn numbers(items: &[Item]) -> Vec<u128> {
     items.iter().map(|item| item.envelope.id.as_uuid().as_u128()).collect()
+}
+
+pub(crate) fn charged(recipient: &Recipient, attempts: u32) -> Recipient {
+    Recipient { attempts, ..recipient.clone() }
+}
+
+pub(crate) fn release(item: &Item, due: Timestamp, indices: &[u32]) -> Release {
+    let named = item.recipients.iter().filter(|recipient| indices.contains(&recipient.index));
+    Release { due, recipients: named.map(|recipient| charged(recipient, recipient.attempts + 1)).collect() }
+}
+
+pub(crate) fn indices(item: &Item) -> Vec<u32> {
+    item.recipients.iter().map(|recipient| recipient.index).collect()
+}
+
+pub(crate) fn update(item: &Item, settled: &[u32], released: Vec<Release>) -> Change {
+    Change::Update { item: item.id, lease: item.lease, settled: settled.to_vec(), released }
+}
+
+pub(crate) fn age(domain: &str, before: u64, limit: usize) -> ClaimPart {
+    ClaimPart::Age { lane: lane(domain), before: at(before), limit }
+}
+
+/// Of a lane in which nothing has an expiry of its own.
+pub(crate) fn head(domain: &str, next_due: u64, oldest: u64) -> LaneHead {
+    LaneHead { next_due: Some(at(next_due)), oldest: Some(at(oldest)), ..LaneHead::empty(lane(domain)) }
+}
+
+pub(crate) fn no_head(domain: &str) -> LaneHead {
+    LaneHead::empty(lane(domain))
+}
+
+pub(crate) fn report(number: u128) -> Change {
+    Change::Report {
+        event: EventId::from_uuid(uuid::Uuid::from_u128(number)),
+        payload: Bytes::from(format!("event {number}")),
+    }
 }
