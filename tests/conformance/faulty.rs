@@ -1,0 +1,581 @@
+//! A store that keeps every rule, save where one fault is put in. It damages what it is told to.
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use postrider::clock::Timestamp;
+use postrider::message::{EventId, MessageId};
+use postrider::storage::{
+    BodyKey, Change, ChangeOutcome, ClaimPart, ClaimRequest, Claimed, Filter, Inserted, Item, ItemId,
+    ItemSummary, Lane, LaneHead, Lease, MemoryStorage, NewMessage, OutboxEntry, OutboxPosition, Owner,
+    StateRow, Storage, StorageError, StorageErrorKind, Usage,
+};
+use postrider::testing::conformance::{Damage, NotSupported, StorageUnderTest};
+
+use crate::faults::Fault;
+
+type Result<T> = std::result::Result<T, StorageError>;
+
+thread_local! {
+    static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
+}
+
+/// Stores made meanwhile by this thread have the fault.
+pub(crate) fn with_fault<T>(fault: Fault, work: impl FnOnce() -> T) -> T {
+    FAULT.set(fault);
+    let done = work();
+    FAULT.set(Fault::None);
+    done
+}
+
+/// Where the store lies.
+pub(crate) struct Faulty {
+    fault: Fault,
+    storage: MemoryStorage,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// What outlives a reopen.
+#[derive(Default)]
+struct Kept {
+    openings: usize,
+    last_message: Option<MessageId>,
+    damaged: Vec<Damage>,
+    bodies: HashMap<MessageId, Bytes>,
+}
+
+/// What does not.
+#[derive(Default)]
+struct Open {
+    last_claimed: Option<Item>,
+    leases: HashMap<ItemId, Lease>,
+    owners: HashMap<Lease, Owner>,
+    renewed: HashSet<Owner>,
+    heads: Vec<LaneHead>,
+    lanes: BTreeSet<Lane>,
+    acknowledged: OutboxPosition,
+    told: HashSet<EventId>,
+    in_flight: Vec<Item>,
+}
+
+impl StorageUnderTest for Faulty {
+    type Store = FaultyStore;
+
+    async fn create() -> Self {
+        Self { fault: FAULT.get(), storage: MemoryStorage::new(), kept: Arc::default() }
+    }
+
+    async fn open(&self) -> FaultyStore {
+        let storage = match self.fault {
+            Fault::LeasesOutliveReopens => self.storage.clone(),
+            _ => self.storage.reopened(),
+        };
+        self.kept.lock().unwrap().openings += 1;
+        let (fault, kept) = (self.fault, self.kept.clone());
+        let store = FaultyStore { fault, storage, kept, open: Mutex::default() };
+        store.lose().await;
+        store
+    }
+
+    async fn damage(&self, what: Damage) -> std::result::Result<(), NotSupported> {
+        self.kept.lock().unwrap().damaged.push(what);
+        Ok(())
+    }
+}
+
+pub(crate) struct FaultyStore {
+    fault: Fault,
+    storage: MemoryStorage,
+    kept: Arc<Mutex<Kept>>,
+    open: Mutex<Open>,
+}
+
+fn error(kind: StorageErrorKind) -> StorageError {
+    StorageError::new(kind, "put in")
+}
+
+fn to_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_unix_seconds(time.as_unix_micros() / 1_000_000)
+}
+
+impl FaultyStore {
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == fault
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap()
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap()
+    }
+
+    fn current(&self, item: ItemId) -> Option<Lease> {
+        self.open().leases.get(&item).copied()
+    }
+
+    fn is_renewed(&self, lease: Lease) -> bool {
+        let open = self.open();
+        open.owners.get(&lease).is_some_and(|owner| open.renewed.contains(owner))
+    }
+
+    fn is_damaged(&self, what: Damage) -> bool {
+        self.kept().damaged.contains(&what)
+    }
+
+    /// What is not there any more after a reopen.
+    async fn lose(&self) {
+        let last = self.kept().last_message.take();
+        if let (true, Some(message)) = (self.has(Fault::LosesTheLastMessageOnReopen), last) {
+            for summary in self.storage.list(Filter::Message(message), None, 99).await.unwrap() {
+                self.settle(summary).await;
+            }
+        }
+        if self.has(Fault::LosesStateOnReopen) {
+            for row in self.storage.state(None, 999).await.unwrap() {
+                self.storage.commit(vec![Change::DeleteState(row.key)]).await.unwrap();
+            }
+        }
+    }
+
+    async fn settle(&self, summary: ItemSummary) {
+        let (owner, now) = (Owner(u64::MAX), Timestamp::EPOCH);
+        let what = vec![ClaimPart::Items(vec![summary.id])];
+        let claimed = self.storage.claim(ClaimRequest { owner, now, until: now, what }).await.unwrap();
+        let settled = summary.recipients.iter().map(|recipient| recipient.index).collect();
+        for Item { id: item, lease, .. } in claimed.items {
+            let released = vec![];
+            let settled = Vec::clone(&settled);
+            self.storage.commit(vec![Change::Update { item, lease, settled, released }]).await.unwrap();
+        }
+    }
+
+    fn changed_message(&self, mut message: NewMessage) -> NewMessage {
+        let body = &mut message.body;
+        match self.fault {
+            Fault::LosesTags => Arc::make_mut(&mut message.envelope).tags.clear(),
+            Fault::ForgetsHostIds => message.host_id = false,
+            Fault::CutsBodiesAtNul => {
+                let end = body.iter().position(|octet| *octet == 0).unwrap_or(body.len());
+                body.truncate(end);
+            }
+            Fault::CutsLargeBodies => body.truncate(16 << 20),
+            Fault::ClaimsNothingAtInsert => message.items.iter_mut().for_each(|item| item.claim_for = None),
+            Fault::RoundsDueTimes => {
+                message.items.iter_mut().for_each(|item| item.due = to_seconds(item.due))
+            }
+            Fault::AcceptsEmptyMessages => message.items.retain(|item| !item.recipients.is_empty()),
+            Fault::StoresAnIdTwice => {
+                let id = Arc::make_mut(&mut message.envelope);
+                let number = id.id.as_uuid().as_u128() | u128::from(fresh()) << 64;
+                id.id = MessageId::from_uuid(uuid::Uuid::from_u128(number));
+            }
+            _ => {}
+        }
+        message
+    }
+
+    /// The change as this store understands it; `None`: it does nothing.
+    fn changed(&self, change: Change) -> Option<Change> {
+        match change {
+            Change::Update { item, mut lease, mut settled, mut released } => {
+                match self.fault {
+                    Fault::IgnoresFencing => lease = self.current(item).unwrap_or(lease),
+                    Fault::RenewsWhatOthersHave if self.is_renewed(lease) => {
+                        lease = self.current(item).unwrap_or(lease);
+                    }
+                    Fault::RoundsDueTimes => {
+                        released.iter_mut().for_each(|part| part.due = to_seconds(part.due))
+                    }
+                    Fault::SettlesAThousandAtMost => settled.truncate(1_000),
+                    Fault::ReleasesAllAtOnce => {
+                        if let Some((first, rest)) = released.split_first_mut() {
+                            rest.iter_mut().for_each(|part| part.due = first.due);
+                        }
+                    }
+                    Fault::SettlesWhoIsNotNamed => {
+                        let named = |index: &u32| {
+                            released
+                                .iter()
+                                .flat_map(|part| &part.recipients)
+                                .any(|other| other.index == *index)
+                        };
+                        settled = (0..10).filter(|index| !named(index)).collect();
+                    }
+                    Fault::ReleasesUnderTheLease => released.clear(),
+                    _ => {}
+                }
+                Some(Change::Update { item, lease, settled, released })
+            }
+            Change::Unclaim { item, mut lease } => {
+                if matches!(self.fault, Fault::UnclaimsWithoutALease | Fault::IgnoresFencing) {
+                    lease = self.current(item).unwrap_or(lease);
+                }
+                if self.has(Fault::LosesWhatIsUnclaimed) {
+                    let settled = (0..10).collect();
+                    return Some(Change::Update { item, lease, settled, released: vec![] });
+                }
+                Some(Change::Unclaim { item, lease })
+            }
+            Change::PutState(mut row) => {
+                if self.has(Fault::KeepsLongStateKeys) {
+                    row.key.truncate(512);
+                }
+                Some(Change::PutState(row))
+            }
+            Change::Acknowledge(position) => match self.fault {
+                Fault::OutboxKeepsAll => None,
+                Fault::OutboxComesBackOnReopen => {
+                    let mut open = self.open();
+                    open.acknowledged = open.acknowledged.max(position);
+                    None
+                }
+                _ => Some(Change::Acknowledge(position)),
+            },
+            other => Some(other),
+        }
+    }
+
+    async fn commit_whole(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
+        let changed: Vec<_> = changes.into_iter().map(|change| self.changed(change)).collect();
+        let real = changed.iter().flatten().cloned().collect();
+        let mut outcomes = self.storage.commit(real).await?.into_iter();
+        Ok(changed
+            .iter()
+            .map(|c| c.as_ref().map_or(ChangeOutcome::Applied, |_| outcomes.next().unwrap()))
+            .collect())
+    }
+
+    /// Refuses what names a damaged item.
+    fn check(&self, items: impl IntoIterator<Item = ItemId>) -> Result<()> {
+        match items.into_iter().any(|item| self.is_damaged(Damage::Item(item))) {
+            true if self.has(Fault::SaysTemporaryForCorrupt) => Err(error(StorageErrorKind::Temporary)),
+            true => Err(error(StorageErrorKind::Corrupt)),
+            false => Ok(()),
+        }
+    }
+
+    fn changed_request(&self, mut request: ClaimRequest) -> ClaimRequest {
+        let mut more = Vec::new();
+        for part in &mut request.what {
+            match part {
+                ClaimPart::Age { lane, before, limit } if self.has(Fault::ClaimsByAgeWhatExpires) => {
+                    let (lane, before, limit) = (lane.clone(), *before, *limit);
+                    more.push(ClaimPart::AgeWithExpiry { lane, before, limit });
+                }
+                ClaimPart::Age { limit, .. } | ClaimPart::Expiry { limit, .. }
+                    if self.has(Fault::ClaimsOverTheLimitOfAge) =>
+                {
+                    *limit = 99;
+                }
+                _ => {}
+            }
+        }
+        request.what.extend(more);
+        match self.fault {
+            Fault::LeasesNeverRunOut => request.now = Timestamp::EPOCH,
+            Fault::ClaimsPartsBackwards => request.what.reverse(),
+            _ => {}
+        }
+        request
+    }
+
+    fn damage_bodies(&self, keys: &[BodyKey], bodies: &mut Vec<Result<Bytes>>) -> Result<()> {
+        let damaged = |key: &BodyKey| self.is_damaged(Damage::Body(key.0));
+        for (key, body) in
+            keys.iter().zip(bodies.iter_mut()).filter(|(key, body)| damaged(key) && body.is_ok())
+        {
+            *body = match self.fault {
+                Fault::ServesDamagedBodies => Ok(Bytes::from_static(b"something else")),
+                Fault::FailsWithADamagedBody => return Err(error(StorageErrorKind::Corrupt)),
+                Fault::SaysTemporaryForCorrupt => Err(error(StorageErrorKind::Temporary)),
+                _ => Err(StorageError::new(StorageErrorKind::Corrupt, format!("the body of {}", key.0))),
+            };
+        }
+        if self.has(Fault::SkipsDamagedBodies) {
+            bodies.retain(|body| !matches!(body, Err(error) if error.kind() == StorageErrorKind::Corrupt));
+        }
+        Ok(())
+    }
+}
+
+/// No two are the same.
+fn fresh() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[async_trait]
+impl Storage for FaultyStore {
+    async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
+        let mut messages: Vec<_> =
+            messages.into_iter().map(|message| self.changed_message(message)).collect();
+        for message in &messages {
+            let mut kept = self.kept();
+            kept.last_message = Some(message.envelope.id);
+            if self.has(Fault::KeepsBodies) {
+                kept.bodies.insert(message.envelope.id, message.body.clone());
+            }
+            self.open().lanes.extend(message.items.iter().map(|item| item.lane.clone()));
+        }
+        match self.fault {
+            Fault::LosesTheLastOfManyMessages if messages.len() > 1 => {
+                messages.pop();
+                let mut answers = self.storage.insert(messages).await?;
+                answers.push(Inserted::Stored(vec![(ItemId(u64::MAX), None)]));
+                Ok(answers)
+            }
+            Fault::AcceptsEmptyMessages if messages.iter().any(|message| message.items.is_empty()) => {
+                Ok(vec![Inserted::Duplicate; messages.len()])
+            }
+            Fault::InsertsOneByOne => {
+                let mut answers = Vec::new();
+                for message in messages {
+                    answers.extend(self.storage.insert(vec![message]).await?);
+                }
+                Ok(answers)
+            }
+            Fault::SaysTemporaryForInvalid => {
+                self.storage.insert(messages).await.map_err(|_| error(StorageErrorKind::Temporary))
+            }
+            Fault::NumbersItemsAnew if self.kept().openings > 1 => {
+                let mut answers = self.storage.insert(messages).await?;
+                for answer in &mut answers {
+                    if let Inserted::Stored(items) = answer {
+                        items.iter_mut().zip(1..).for_each(|((item, _), number)| *item = ItemId(number));
+                    }
+                }
+                Ok(answers)
+            }
+            _ => self.storage.insert(messages).await,
+        }
+    }
+
+    async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>> {
+        let mut heads = self.storage.heads(after.clone(), limit).await?;
+        match self.fault {
+            Fault::HeadsComeLate if after.is_none() => std::mem::swap(&mut heads, &mut self.open().heads),
+            Fault::HeadsComeBackwards => heads.reverse(),
+            Fault::HeadsOfEmptyLanes => {
+                let lanes: Vec<_> = self.open().lanes.iter().cloned().collect();
+                let missing =
+                    |lane: &Lane| after.as_ref() < Some(lane) && !heads.iter().any(|head| head.lane == *lane);
+                let empty: Vec<_> = lanes.into_iter().filter(missing).map(LaneHead::empty).collect();
+                heads.extend(empty);
+            }
+            _ => {}
+        }
+        Ok(heads)
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
+        let request = self.changed_request(request);
+        for part in &request.what {
+            if let ClaimPart::Items(items) = part {
+                self.check(items.iter().copied())?;
+            }
+        }
+        let before = self.storage.heads(None, 99).await?;
+        let owner = request.owner;
+        let is_named = request.what.iter().any(|part| matches!(part, ClaimPart::Items(_)));
+        let mut claimed = self.storage.claim(request).await?;
+        claimed.items.retain(|item| !self.is_damaged(Damage::Item(item.id)));
+        for item in &claimed.items {
+            let mut open = self.open();
+            open.leases.insert(item.id, item.lease);
+            open.owners.insert(item.lease, owner);
+        }
+        match self.fault {
+            Fault::ClaimsBackwards => claimed.items.reverse(),
+            Fault::HandsAnItemToTwo if !claimed.items.is_empty() => {
+                let last = claimed.items.last().cloned();
+                claimed.items.extend(std::mem::replace(&mut self.open().last_claimed, last));
+            }
+            Fault::HandsAnItemToTwoInARace => {
+                let own: HashSet<_> = claimed.items.iter().map(|item| item.id).collect();
+                self.open().in_flight.extend(claimed.items.iter().cloned());
+                (0..200).for_each(|_| std::thread::yield_now());
+                let mut open = self.open();
+                claimed.items.extend(open.in_flight.iter().find(|item| !own.contains(&item.id)).cloned());
+                open.in_flight.retain(|item| !own.contains(&item.id));
+            }
+            Fault::RoundsDueTimesAfterReopen if self.kept().openings > 1 => {
+                claimed.items.iter_mut().for_each(|item| item.due = to_seconds(item.due));
+            }
+            Fault::HeadsOfAClaimComeLate => {
+                for head in &mut claimed.heads {
+                    *head = before.iter().find(|old| old.lane == head.lane).unwrap_or(head).clone();
+                }
+            }
+            Fault::ClaimsNamedItemsOfOthers => {
+                let last = claimed.items.last().cloned();
+                claimed
+                    .items
+                    .extend(std::mem::replace(&mut self.open().last_claimed, last).filter(|_| is_named));
+            }
+            _ => {}
+        }
+        Ok(claimed)
+    }
+
+    async fn renew(&self, owner: Owner, until: Timestamp) -> Result<()> {
+        self.open().renewed.insert(owner);
+        match self.fault {
+            Fault::IgnoresRenewals => Ok(()),
+            _ => self.storage.renew(owner, until).await,
+        }
+    }
+
+    async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes>>> {
+        let mut bodies = self.storage.bodies(keys.clone()).await?;
+        for (key, body) in keys.iter().zip(&mut bodies) {
+            match self.fault {
+                Fault::KeepsBodies => {
+                    if let Some(kept) = self.kept().bodies.get(&key.0) {
+                        *body = Ok(kept.clone());
+                    }
+                }
+                Fault::HasNoEmptyBodies if body.as_ref().is_ok_and(|body| body.is_empty()) => {
+                    *body = Err(error(StorageErrorKind::NotFound));
+                }
+                Fault::SaysTemporaryForNotFound => {
+                    *body = body.clone().map_err(|_| error(StorageErrorKind::Temporary));
+                }
+                _ => {}
+            }
+        }
+        self.damage_bodies(&keys, &mut bodies)?;
+        Ok(bodies)
+    }
+
+    async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
+        match self.fault {
+            Fault::AppliesHalfABatch => {
+                let mut outcomes = Vec::new();
+                for change in changes {
+                    outcomes.extend(self.commit_whole(vec![change]).await?);
+                    // Whoever reads sees it.
+                    (0..20).for_each(|_| std::thread::yield_now());
+                }
+                Ok(outcomes)
+            }
+            Fault::AnswersBackwards => {
+                let mut outcomes = self.commit_whole(changes).await?;
+                outcomes.reverse();
+                Ok(outcomes)
+            }
+            Fault::SaysTemporaryForInvalid => {
+                self.commit_whole(changes).await.map_err(|_| error(StorageErrorKind::Temporary))
+            }
+            Fault::StaleFailsTheBatch => {
+                let outcomes = self.commit_whole(changes).await?;
+                match outcomes.contains(&ChangeOutcome::Stale) {
+                    true => Err(error(StorageErrorKind::Invalid)),
+                    false => Ok(outcomes),
+                }
+            }
+            Fault::SettlingTwiceIsStale => {
+                let items = self.storage.list(Filter::All, None, 99).await?;
+                let is_there = |item: &ItemId, index: &u32| {
+                    let item = items.iter().find(|other| other.id == *item);
+                    item.is_some_and(|item| item.recipients.iter().any(|recipient| recipient.index == *index))
+                };
+                for change in &changes {
+                    if let Change::Update { item, settled, .. } = change
+                        && !settled.iter().any(|index| is_there(item, index))
+                    {
+                        return Ok(vec![ChangeOutcome::Stale; changes.len()]);
+                    }
+                }
+                self.commit_whole(changes).await
+            }
+            _ => self.commit_whole(changes).await,
+        }
+    }
+
+    async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>> {
+        let mut rows = self.storage.state(after, limit).await?;
+        if self.has(Fault::StateHasAnotherOrder) {
+            rows.sort_by_key(|row| row.key.len());
+        }
+        Ok(rows)
+    }
+
+    async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
+        let acknowledged = self.open().acknowledged;
+        let mut entries = self.storage.outbox(after.max(acknowledged), limit).await?;
+        match self.fault {
+            Fault::OutboxHasAnotherOrder => entries.sort_by_key(|entry| entry.event),
+            Fault::OutboxTellsOnce => entries.retain(|entry| self.open().told.insert(entry.event)),
+            Fault::OutboxCountsFromTheFirst => {
+                entries.iter_mut().zip(1..).for_each(|(entry, place)| entry.position = OutboxPosition(place));
+            }
+            _ => {}
+        }
+        Ok(entries)
+    }
+
+    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+        let (mut after, mut limit) = (after, limit);
+        match self.fault {
+            Fault::ListsWithoutACursor => after = None,
+            Fault::ListsHalfPages if limit > 1 => limit = limit.div_ceil(2),
+            _ => {}
+        }
+        let mut items = match (&filter, self.fault) {
+            (Filter::Tag { .. }, Fault::ListsTagsByName) => {
+                self.storage.list(Filter::All, after, limit).await?
+            }
+            (Filter::Tag { .. }, Fault::ListsTagsOfTheFirstThousand) => {
+                let items = self.storage.list(filter, after, limit).await?;
+                items.into_iter().filter(|item| item.id.0 < 1_000).collect()
+            }
+            _ => self.storage.list(filter, after, limit).await?,
+        };
+        match self.fault {
+            Fault::ListsNothingAsLeased => items.iter_mut().for_each(|item| item.leased = false),
+            Fault::SkipsDamagedItems => items.retain(|item| !self.is_damaged(Damage::Item(item.id))),
+            _ => {}
+        }
+        self.check(items.iter().map(|item| item.id))?;
+        Ok(items)
+    }
+
+    async fn count(&self, lane: &Lane) -> Result<u64> {
+        if self.has(Fault::CountsWhatIsFree) {
+            let items = self.storage.list(Filter::Lane(lane.clone()), None, usize::MAX).await?;
+            return Ok(items.iter().filter(|item| !item.leased).count() as u64);
+        }
+        self.storage.count(lane).await
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        let mut usage = self.storage.usage().await?;
+        if self.has(Fault::UsageForgetsTheOutbox) {
+            usage.outbox = 0;
+        }
+        Ok(usage)
+    }
+
+    async fn maintain(&self, now: Timestamp) -> Result<()> {
+        self.storage.maintain(now).await
+    }
+}
+
+impl fmt::Debug for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultyStore").field("fault", &self.fault).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, with a fault: {:?}", self.storage, self.fault)
+    }
+}

@@ -1,0 +1,81 @@
+//! The rules of a store find what is wrong with one: a store that keeps them all, with one fault at a time put in.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of tests")]
+
+mod faults;
+mod faulty;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use postrider::testing::conformance::{self, rules};
+
+use faults::{FAULTS, Fault};
+use faulty::{Faulty, with_fault};
+
+// Without a fault.
+postrider::storage_conformance!(no_fault: Faulty);
+
+fn breaks(fault: Fault, rule: &str) -> bool {
+    with_fault(fault, || catch_unwind(AssertUnwindSafe(|| conformance::run::<Faulty>(rule))).is_err())
+}
+
+#[test]
+fn every_fault_is_found_by_its_rules() {
+    for (fault, expected) in FAULTS {
+        for rule in *expected {
+            assert!(rules().iter().any(|known| known.name() == *rule), "no rule {rule}");
+            assert!(breaks(*fault, rule), "{fault:?} passes {rule}");
+        }
+    }
+}
+
+/// With `--nocapture` it shows which rules find which fault.
+#[test]
+#[allow(clippy::print_stdout, reason = "a table for who asks for it")]
+fn every_rule_finds_a_fault() {
+    let mut unbroken: Vec<_> = rules().iter().map(|rule| rule.name()).collect();
+    for (fault, _) in FAULTS {
+        let found: Vec<_> =
+            rules().iter().map(|rule| rule.name()).filter(|rule| breaks(*fault, rule)).collect();
+        println!("{fault:?}: {}", found.join(", "));
+        unbroken.retain(|rule| !found.contains(rule));
+    }
+    assert_eq!(unbroken, [""; 0], "rules that find nothing");
+}
+
+#[test]
+fn a_broken_rule_says_what_would_be_right_and_what_was_found() {
+    let panic = with_fault(Fault::CutsBodiesAtNul, || {
+        catch_unwind(|| conformance::run::<Faulty>("nul_octets_in_bodies_come_back")).unwrap_err()
+    });
+    let text = panic.downcast_ref::<String>().unwrap();
+    for part in
+        ["`nul_octets_in_bodies_come_back`", "Right would be: NUL octets", "Found: at once, of 1 octets 0"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// The least a fixture can do: it damages nothing.
+struct Least(postrider::storage::MemoryStorage);
+
+impl conformance::StorageUnderTest for Least {
+    type Store = postrider::storage::MemoryStorage;
+
+    async fn create() -> Self {
+        Self(postrider::storage::MemoryStorage::new())
+    }
+
+    async fn open(&self) -> Self::Store {
+        self.0.reopened()
+    }
+}
+
+#[test]
+fn a_rule_that_can_not_be_tried_does_not_pass() {
+    for rule in ["a_damaged_body_fails_alone", "a_damaged_item_is_reported"] {
+        let panic = catch_unwind(|| conformance::run::<Least>(rule)).unwrap_err();
+        let text = panic.downcast_ref::<String>().unwrap();
+        assert!(text.contains("without damaged_bodies"), "{text}");
+    }
+}
