@@ -74,7 +74,8 @@ impl Journal {
     }
 }
 
-/// What a journal says is stored. An end that was not written whole was never acknowledged.
+/// What a journal says is stored. An end that was not written whole was never acknowledged. A frame that is not as it was
+/// written and that others follow is damage.
 pub(crate) fn read(journal: &[u8]) -> Result<Tables, StorageError> {
     let damaged = |what| StorageError::new(StorageErrorKind::Corrupt, what);
     let (first, mut rest) = next(journal).ok_or_else(|| damaged("the journal has no beginning"))?;
@@ -88,6 +89,9 @@ pub(crate) fn read(journal: &[u8]) -> Result<Tables, StorageError> {
             batch = left;
         }
         rest = after;
+    }
+    if is_followed(rest) {
+        return Err(damaged("a batch in the middle of the journal is not as it was written"));
     }
     Ok(tables)
 }
@@ -103,6 +107,13 @@ fn next(octets: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
     let (content, rest) = rest.split_at_checked(length)?;
     (checksum(content).to_le_bytes() == header[4..]).then_some((content, rest))
+}
+
+/// There is more than this first frame.
+fn is_followed(octets: &[u8]) -> bool {
+    let Some((header, rest)) = octets.split_at_checked(HEADER) else { return false };
+    let length = header[..4].try_into().map_or(0, u32::from_le_bytes);
+    rest.len() > length as usize
 }
 
 /// FNV-1a.

@@ -8,19 +8,22 @@ use postrider::storage::{ItemId, Lease, Owner};
 pub(crate) struct Leases {
     next: u64,
     held: HashMap<ItemId, (Owner, Lease)>,
-    /// Owners whose time has not run out, and until when they hold, if they said so.
-    owners: HashMap<Owner, Option<Timestamp>>,
+    /// Until when owners hold that have said so. There are as many as engines that this process has started.
+    owners: HashMap<Owner, Timestamp>,
+    /// The latest time that a claim has told.
+    now: Timestamp,
 }
 
 impl Leases {
     /// With epochs larger than those of any opening before.
     pub(crate) fn new(opening: u64) -> Self {
-        Self { next: opening << 40, held: HashMap::new(), owners: HashMap::new() }
+        Self { next: opening << 40, held: HashMap::new(), owners: HashMap::new(), now: Timestamp::EPOCH }
     }
 
     /// Nobody may claim the item.
     pub(crate) fn is_held(&self, item: ItemId) -> bool {
-        self.held.get(&item).is_some_and(|(owner, _)| self.owners.contains_key(owner))
+        let holds = |owner| self.owners.get(owner).is_none_or(|until| *until >= self.now);
+        self.held.get(&item).is_some_and(|(owner, _)| holds(owner))
     }
 
     /// A lease that ran out is current until somebody else takes the item.
@@ -35,7 +38,6 @@ impl Leases {
     pub(crate) fn grant(&mut self, item: ItemId, owner: Owner) -> Lease {
         self.next += 1;
         self.held.insert(item, (owner, Lease(self.next)));
-        self.owners.entry(owner).or_default();
         Lease(self.next)
     }
 
@@ -44,12 +46,12 @@ impl Leases {
     }
 
     pub(crate) fn extend(&mut self, owner: Owner, until: Timestamp) {
-        let held = self.owners.entry(owner).or_default();
-        *held = (*held).max(Some(until));
+        let held = self.owners.entry(owner).or_insert(until);
+        *held = (*held).max(until);
     }
 
     /// Leases of owners whose time ran out may be taken by others.
     pub(crate) fn expire(&mut self, now: Timestamp) {
-        self.owners.retain(|_, until| until.is_none_or(|until| until >= now));
+        self.now = self.now.max(now);
     }
 }

@@ -81,8 +81,14 @@ impl JournalStore {
 #[async_trait]
 impl Storage for JournalStore {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
-        if messages.iter().any(|message| message.items.iter().all(|item| item.recipients.is_empty())) {
-            return Err(StorageError::new(StorageErrorKind::Invalid, "a message without a recipient"));
+        let is_empty = |message: &NewMessage| {
+            message.items.is_empty() || message.items.iter().any(|item| item.recipients.is_empty())
+        };
+        if messages.iter().any(is_empty) {
+            return Err(StorageError::new(
+                StorageErrorKind::Invalid,
+                "a message without an item, or an item without a recipient",
+            ));
         }
         let mut inner = self.lock()?;
         let mut batch = Batch::default();

@@ -83,6 +83,26 @@ fn random_worlds_keep_every_invariant() {
 }
 
 #[test]
+fn a_journal_damaged_in_the_middle_is_refused_and_a_torn_end_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = world(&folder).build().unwrap();
+    for number in 0..5 {
+        world.submit(message(number)).unwrap();
+    }
+    drop(world);
+    let path = folder.path().join("journal");
+    let whole = std::fs::read(&path).unwrap();
+    let body = whole.windows(5).position(|octets| octets == b"hello").unwrap();
+    let mut damaged = whole.clone();
+    damaged[body] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    let error = JournalStore::open(folder.path(), Flush::Never).unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Corrupt);
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    JournalStore::open(folder.path(), Flush::Never).unwrap();
+}
+
+#[test]
 fn one_process_at_a_time_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = JournalStore::open(folder.path(), Flush::Always).unwrap();
