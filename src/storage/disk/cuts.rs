@@ -12,8 +12,8 @@ use bytes::Bytes;
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
-use crate::storage::tests::{A, at, id, item, lane, message, message_of, settle};
 use crate::storage::{ClaimPart, Item, MemoryStorage, Release};
+use crate::testing::conformance::{A, at, id, item, lane, message, message_of, settle};
 
 pub(super) const STORE: &str = "/store";
 

@@ -7,7 +7,7 @@ use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized};
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::MessageId;
-use crate::storage::tests::{A, at, due, id, settle};
+use crate::testing::conformance::{A, at, due, id, settle};
 
 const MIB: u64 = 1024 * 1024;
 
