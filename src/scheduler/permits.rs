@@ -404,6 +404,7 @@ impl Scheduler {
             destination.idle.insert((since, id));
             destination.session_opened(id);
         }
+        self.note_greeted(now, key);
         self.newly_idle.push_back(id);
         true
     }

@@ -246,6 +246,27 @@ fn a_live_host_is_kept_until_expiry_if_wanted() {
     }
 }
 
+/// The session was another domain's of the same address: the host is no less alive.
+#[test]
+fn a_live_host_is_known_by_a_session_taken_over() {
+    let mut rig = Rig::new(
+        "no-mx-live-host = \"keep\"\nbounce-upon-no-mx = \"1h\"\nbounce-after = \"3h\"\nretry-after = [\"50m\"]",
+    );
+    let own = implicit("x.example");
+    let shared = own.as_ref().unwrap().preferences[0][0].addresses[0].to_string();
+    rig.answer_with("x.example", own);
+    rig.lead_to("y.example", "mx.y.example", &[&shared]);
+    rig.submit("a@y.example");
+    rig.accept_all();
+    rig.submit("a@x.example");
+    rig.transact(all_rcpts("450 4.2.0 later"));
+    assert_eq!(rig.dialled.len(), 1, "one session served both");
+    rig.pass(50 * MINUTE);
+    rig.refuse();
+    rig.pass(3 * HOUR);
+    assert_eq!(rig.last_line(), "10800 bounced a@x.example 4.4.7");
+}
+
 #[test]
 fn a_host_that_never_greeted_is_not_kept() {
     let mut rig = Rig::new("no-mx-live-host = \"keep\"\nbounce-upon-no-mx = \"1h\"\nretry-after = [\"50m\"]");
