@@ -39,8 +39,6 @@ impl Survival {
 /// What shall go wrong. Steps are counted from the disk's beginning.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
-    /// From this step on all fail.
-    pub(super) cut_at: Option<usize>,
     /// This step, if it writes, writes half and fails.
     pub(super) short_at: Option<usize>,
     /// The next flush of a file whose name ends so fails, and what it was to write is lost.
@@ -196,9 +194,6 @@ struct State {
 impl State {
     fn step(&mut self, step: Step) -> io::Result<()> {
         let number = self.history.len();
-        if self.plan.cut_at.is_some_and(|cut| number >= cut) {
-            return Err(io::Error::other("the power is gone"));
-        }
         self.syncs += usize::from(matches!(step, Step::Sync(_)));
         if let Step::Sync(file) = &step
             && let Some(ending) = self.plan.fail_sync
