@@ -57,8 +57,8 @@ use writer::{Queue, Work, WriterState};
 
 /// The embedded durable store: a folder that one process has at a time.
 ///
-/// The folder holds `metadata.redb`, body files in `bodies`, the file `reserve` and the file `lock`. It must lie on a
-/// local file system that keeps what it has flushed.
+/// The folder holds `metadata.redb`, body files in `bodies`, the file `reserve` and the file `lock`; while it is opened for
+/// the first time also an empty file `unfinished`. It must lie on a local file system that keeps what it has flushed.
 ///
 /// # Writing
 ///

@@ -1,7 +1,8 @@
 //! The oracle: reads along and says when something happened that never may.
 //!
-//! One file for each invariant. An invariant sees each observation before it becomes a fact, and a snapshot of
-//! store and engine now and then.
+//! One file for each invariant but three that need neither facts nor store: `content`, `endless` and `unanswered` are in
+//! the book. An invariant sees each observation before it becomes a fact, and a snapshot of store and engine now and
+//! then.
 
 mod bounded;
 mod due;
@@ -78,7 +79,6 @@ pub(super) struct Broken {
 /// | `settled` | a recipient whose end is durable is never tried again |
 /// | `duplicates` | what a server took is sent again only after a crash or an answer that was lost, and no more than was in flight |
 /// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
-/// | `content` | a server is sent what was submitted, octet by octet |
 /// | `limits` | no limit on connections is exceeded |
 /// | `rates` | no rate is exceeded |
 /// | `due` | nothing is tried before it is due |
@@ -86,6 +86,7 @@ pub(super) struct Broken {
 /// | `permits` | what a connection takes of the limits is given back when it ends |
 /// | `starved` | no queue waits without an end for what it could have |
 /// | `bounded` | what has a bound in memory stays within it |
+/// | `content` | a server is sent what was submitted, octet by octet |
 /// | `endless` | nothing is done again and again at one moment |
 /// | `unanswered` | what the host asks is answered |
 #[derive(Clone, Debug)]

@@ -141,4 +141,6 @@ fn mail_that_could_not_be_settled_is_the_stores_trouble() {
     world.run_for(HOUR);
     let told = |seen: &Observation| matches!(&seen.seen, Seen::Event(event) if matches!(**event, DeliveryEvent::StorageTrouble(_)));
     assert!(world.trace().iter().any(told), "the host is told");
+    assert!(world.run_until_idle(DAY), "and nothing else is left to do");
+    assert_eq!(world.stats().queued, 1, "until the next start");
 }
