@@ -18,7 +18,15 @@ fn find(seed: u64) -> Option<String> {
     let found = std::panic::catch_unwind(|| Simulation::new(seed).run());
     match found {
         Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(error.to_string()),
+        Ok(Err(error)) => {
+            if let SimulationError::Violation(violation) = &error
+                && number("POSTRIDER_SEED").is_some()
+            {
+                // One seed is looked at closely.
+                violation.recent.iter().for_each(|line| eprintln!("{line}"));
+            }
+            Some(error.to_string())
+        }
         Err(_) => Some(format!("seed {seed}: a panic")),
     }
 }

@@ -209,7 +209,15 @@ impl Book {
 
     /// Returns what is broken, which may be so for a moment only.
     pub(super) fn check(&self, snapshot: &Snapshot) -> Result<(), Broken> {
-        self.lock().oracle.check(snapshot)
+        let (seen, found) = {
+            let oracle = &mut self.lock().oracle;
+            (oracle.settle_pending(snapshot.at()), oracle.check(snapshot))
+        };
+        // What was seen stays so, whatever a second look finds.
+        if let Err(broken) = seen {
+            self.broke(broken);
+        }
+        found
     }
 
     /// The engine says that nothing is queued.

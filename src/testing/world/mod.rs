@@ -302,12 +302,9 @@ impl World {
     /// Puts another policy in place: [`DeliveryEngine::set_policy`].
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy.clone();
-        let book = self.book.clone();
-        self.until_stopped(async move |engine| {
-            let replaced = engine.set_policy(policy.clone()).await;
-            book.replace_policy(policy);
-            replaced
-        });
+        self.until_stopped(async |engine| engine.set_policy(policy).await);
+        // Also if the process died over it: it may have gone by the new one already.
+        self.within(|| self.book.replace_policy(self.policy.clone()));
         self.raise_if_crashing();
     }
 

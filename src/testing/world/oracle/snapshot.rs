@@ -24,6 +24,10 @@ pub(in crate::testing::world) struct Snapshot {
 }
 
 impl Snapshot {
+    pub(in crate::testing::world) fn at(&self) -> Duration {
+        self.at
+    }
+
     /// Waits a moment, so that all that could be done at once is done. `None`: the engine or the store does not answer.
     pub(in crate::testing::world) async fn take(
         engine: &DeliveryEngine,

@@ -20,6 +20,8 @@ enum Wrong {
     KeepsAcknowledged,
     /// Bodies are empty.
     LosesBodies,
+    /// Rows of state are not kept.
+    DropsState,
 }
 
 #[derive(Debug)]
@@ -68,6 +70,7 @@ impl Storage for Bad {
         let told = changes.len();
         let kept = changes.into_iter().filter(|change| match change {
             Change::Acknowledge(_) => !self.is(Wrong::KeepsAcknowledged),
+            Change::PutState(_) => !self.is(Wrong::DropsState),
             _ => true,
         });
         let mut outcomes = self.inner.commit(kept.collect()).await?;
@@ -129,6 +132,23 @@ fn bodies_that_are_not_what_was_submitted() {
     let mut world = world_on(Wrong::LosesBodies, ServerModel::new().with_greylist(MINUTE));
     world.submit(message(BOB)).unwrap();
     assert_eq!(world.try_run_for(HOUR).unwrap_err().invariant, "content");
+}
+
+#[test]
+fn retries_that_begin_anew_with_each_process() {
+    let store = MemoryStorage::new();
+    let open = move || Bad { inner: Arc::new(store.reopened()), wrong: Wrong::DropsState };
+    let refuses = ServerModel::new().with_failure(Duration::ZERO..DAY, Failure::Refuse);
+    let retries = policy("[domain.'*']\nretry-after = ['7m', '20m', '1h', '4h']");
+    let mut world = builder(refuses).policy(retries).storage(open).build().unwrap();
+    world.submit(message(BOB)).unwrap();
+    world.run_for(HOUR);
+    let violation = (0..20).find_map(|_| {
+        world.crash();
+        world.try_run_for(MINUTE).err()
+    });
+    let violation = violation.unwrap();
+    assert!(["due", "schedule"].contains(&violation.invariant), "{violation}");
 }
 
 #[test]
