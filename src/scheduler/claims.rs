@@ -63,7 +63,8 @@ impl Scheduler {
         let mut parts = Vec::new();
         let mut lanes = Vec::new();
         while lanes.len() < LANES_PER_CLAIM
-            && let Some(key) = self.destinations.get_mut(destination_key).and_then(|d| d.expiring.pop_front())
+            && let Some(key) =
+                self.destinations.get_mut(destination_key).and_then(|d| d.work.expiring.pop_front())
         {
             if self.take_expiring(key, destination_key) {
                 self.parts_of_old(now, destination_key, key, &mut parts);
@@ -72,28 +73,28 @@ impl Scheduler {
         }
         let bound = self.bounds.window_per_destination;
         let Some(destination) = self.destinations.get_mut(destination_key) else { return };
-        let hungry = destination.hungry.len().min(LANES_PER_CLAIM).min(room);
+        let hungry = destination.work.hungry.len().min(LANES_PER_CLAIM).min(room);
         let mut promised = 0;
         let weigh = |key: &LaneKey| self.lanes.get(*key).map_or(0, |lane| weight(lane.key.priority));
-        let weights: usize = destination.hungry.iter().take(hungry).map(weigh).sum();
+        let weights: usize = destination.work.hungry.iter().take(hungry).map(weigh).sum();
         let mut left = hungry;
         while left > 0 {
-            let Some(key) = destination.hungry.pop_front() else { break };
+            let Some(key) = destination.work.hungry.pop_front() else { break };
             let Some(lane) = self.lanes.get_mut(key) else { continue };
             // It may have left for another destination since it stood here: that is no lane's turn.
-            if lane.destination != destination_key || !std::mem::take(&mut lane.hungry) {
+            if lane.destination != destination_key || !std::mem::take(&mut lane.work.hungry) {
                 continue;
             }
             left -= 1;
             let priority = lane.key.priority;
             let share = (room * weight(priority) / weights.max(1)).max(1);
-            let allowed = window_share(bound, priority).saturating_sub(destination.claimed + promised);
+            let allowed = window_share(bound, priority).saturating_sub(destination.work.claimed + promised);
             // One of it at least is at hand, whatever the others take.
-            let allowed = allowed.max(usize::from(lane.claimed == 0));
+            let allowed = allowed.max(usize::from(lane.work.claimed == 0));
             let share = share.min(allowed).min(room - promised);
             if share == 0 {
-                lane.hungry = true;
-                destination.hungry.push_back(key);
+                lane.work.hungry = true;
+                destination.work.hungry.push_back(key);
                 continue;
             }
             parts.push(ClaimPart::Due { lane: lane.key.clone(), before: now, limit: share });
@@ -105,12 +106,12 @@ impl Scheduler {
         if parts.is_empty() {
             return;
         }
-        destination.claiming = true;
-        destination.claimed += promised;
+        destination.work.claiming = true;
+        destination.work.claimed += promised;
         self.window.reserved += promised;
         for &key in &lanes {
             if let Some(lane) = self.lanes.get_mut(key) {
-                lane.claiming = Some(Head::default());
+                lane.work.claiming = Some(Head::default());
             }
         }
         self.start_claim(
@@ -122,13 +123,13 @@ impl Scheduler {
     /// A claim of what is too old shows a lane's head, whether or not there is any.
     fn ask_for_head(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        if lane.expiring || lane.claiming.is_some() {
+        if lane.work.expiring || lane.work.claiming.is_some() {
             return;
         }
-        lane.expiring = true;
+        lane.work.expiring = true;
         let destination_key = lane.destination;
         if let Some(destination) = self.destinations.get_mut(destination_key) {
-            destination.expiring.push_back(key);
+            destination.work.expiring.push_back(key);
         }
         self.mark(destination_key);
     }
@@ -136,7 +137,7 @@ impl Scheduler {
     fn take_expiring(&mut self, key: LaneKey, of: DestinationKey) -> bool {
         self.lanes
             .get_mut(key)
-            .is_some_and(|lane| lane.destination == of && std::mem::take(&mut lane.expiring))
+            .is_some_and(|lane| lane.destination == of && std::mem::take(&mut lane.work.expiring))
     }
 
     /// What of a lane is expired, as old as its domain may be missing, or to be purged.
@@ -200,14 +201,14 @@ impl Scheduler {
         if let Purpose::Deliver(key) = claim.purpose
             && let Some(destination) = self.destinations.get_mut(key)
         {
-            destination.claimed = destination.claimed.saturating_sub(claim.promised);
+            destination.work.claimed = destination.work.claimed.saturating_sub(claim.promised);
         }
         match result {
             Ok(claimed) => {
                 for head in &claimed.heads {
                     let Some(key) = self.lanes.find(&head.lane) else { continue };
                     let Some(lane) = self.lanes.get_mut(key) else { continue };
-                    if let Some(meanwhile) = lane.claiming.take() {
+                    if let Some(meanwhile) = lane.work.claiming.take() {
                         lane.head = Head::from(head);
                         lane.head.merge(meanwhile);
                     }
@@ -274,7 +275,7 @@ impl Scheduler {
     fn after_claim(&mut self, now: Timestamp, claim: &ClaimInFlight) {
         for &key in &claim.lanes {
             if let Some(lane) = self.lanes.get_mut(key)
-                && let Some(meanwhile) = lane.claiming.take()
+                && let Some(meanwhile) = lane.work.claiming.take()
             {
                 lane.head.merge(meanwhile);
             }
@@ -282,7 +283,7 @@ impl Scheduler {
         if let Purpose::Deliver(destination) = claim.purpose
             && let Some(state) = self.destinations.get_mut(destination)
         {
-            state.claiming = false;
+            state.work.claiming = false;
             self.mark(destination);
         }
         for &key in &claim.lanes {

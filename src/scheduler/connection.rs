@@ -47,7 +47,7 @@ impl Scheduler {
         self.mark(key);
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.route = RouteState::Unknown;
-        let asked = std::mem::replace(&mut destination.asked, Freshness::Cached);
+        let asked = std::mem::replace(&mut destination.work.asked, Freshness::Cached);
         match result {
             Ok(route) => {
                 if !self.note_found(now, key, &route, asked) {
@@ -85,7 +85,7 @@ impl Scheduler {
     pub(super) fn retire_strays(&mut self, key: DestinationKey, route: &Route) {
         let Some(destination) = self.destinations.get(key) else { return };
         let belongs = |peer| route.preferences.iter().flatten().any(|host| host.addresses.contains(&peer));
-        let working: Vec<_> = destination.working.iter().copied().collect();
+        let working: Vec<_> = destination.work.working.iter().copied().collect();
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             if belongs(connection.current.peer) {
@@ -104,7 +104,7 @@ impl Scheduler {
         let key = connection.destination;
         let peer = connection.current.peer;
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.opening = destination.opening.saturating_sub(1);
+            destination.work.opening = destination.work.opening.saturating_sub(1);
             destination.session_opened(id);
             if let Some(queue) = self.queues.get(destination.queue) {
                 self.health.worked(&queue.source, peer);
@@ -128,7 +128,7 @@ impl Scheduler {
             self.close(id);
             return;
         }
-        destination.idle.insert((now, id));
+        destination.work.idle.insert((now, id));
         self.newly_idle.push_back(id);
     }
 
@@ -142,8 +142,8 @@ impl Scheduler {
         self.limits.now_closing(&connection.holds);
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
         if let Some(destination) = self.destinations.get_mut(connection.destination) {
-            destination.idle.remove(&(since, id));
-            destination.working.remove(&id);
+            destination.work.idle.remove(&(since, id));
+            destination.work.working.remove(&id);
         }
         self.commands.push_back(Command::Close { connection: id });
     }
@@ -165,14 +165,14 @@ impl Scheduler {
             State::Opening | State::Idle { .. } | State::Between => {}
         }
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.working.remove(&id);
+            destination.work.working.remove(&id);
             if let State::Idle { since } = connection.state {
-                destination.idle.remove(&(since, id));
+                destination.work.idle.remove(&(since, id));
             }
             if matches!(connection.state, State::Opening) {
-                destination.opening = destination.opening.saturating_sub(1);
+                destination.work.opening = destination.work.opening.saturating_sub(1);
             }
-            destination.connections = destination.connections.saturating_sub(1);
+            destination.work.connections = destination.work.connections.saturating_sub(1);
             destination.forget_old_route(now);
         }
         self.open = self.open.saturating_sub(1);
@@ -262,7 +262,7 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let bounce_5xx =
             self.queues.get(destination.queue).is_some_and(|queue| queue.settings.bounce_upon_5xx_greeting);
-        let others_work = !destination.working.is_empty();
+        let others_work = !destination.work.working.is_empty();
         let retry = self.queues.get(destination.queue).map(|queue| queue.retry_after().interval(1));
         let retry = retry.unwrap_or(std::time::Duration::MAX);
         if no_ipv6 {
@@ -282,9 +282,9 @@ impl Scheduler {
         } else if !others_work && (all_521 || (bounce_5xx && all_5xx)) {
             destination.refusal = Some(Box::new(Refusal::by_hosts(now, diagnosis)));
             self.mark(key);
-        } else if others_work || destination.opening > 0 {
+        } else if others_work || destination.work.opening > 0 {
             // Others work, or may yet: while they are opening no further one is.
-            destination.in_doubt = !others_work;
+            destination.work.in_doubt = !others_work;
             destination.cohort.failed(now, retry);
             self.mark(key);
         } else if !self.is_held(now, key) {
@@ -315,7 +315,8 @@ impl Scheduler {
         let decision = self.consult(now, key, reply, about, &mut Counted::default());
         self.apply_to_queue(now, key, &decision, reply);
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.next_interval = decision.retry_after.clone().or(destination.next_interval.take());
+            destination.work.next_interval =
+                decision.retry_after.clone().or(destination.work.next_interval.take());
         }
         decision
     }
@@ -362,14 +363,14 @@ impl Scheduler {
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let clock = &mut destination.retry;
         clock.step = clock.step.saturating_add(1);
-        let overridden = destination.next_interval.take().map(|(interval, _)| interval);
+        let overridden = destination.work.next_interval.take().map(|(interval, _)| interval);
         let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
         clock.last = Some(Box::new(diagnosis.clone()));
-        destination.in_doubt = false;
-        destination.suspended = None;
-        destination.skipped.clear();
+        destination.work.in_doubt = false;
+        destination.work.suspended = None;
+        destination.work.skipped.clear();
         destination.cohort.reset();
         let (name, source, domain) = (queue.name.clone(), queue.source.clone(), destination.domain.clone());
         let event = self.event_id(now);
@@ -392,13 +393,13 @@ impl Scheduler {
     /// A held destination keeps nothing in the window. An item over which a session ended goes behind the others.
     pub(super) fn clear_window_of(&mut self, now: Timestamp, key: DestinationKey, until: Option<Timestamp>) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        destination.suspects.clear();
+        destination.work.suspects.clear();
         let lanes: Vec<_> = destination.lanes.iter().copied().collect();
         for lane_key in lanes {
             let Some(lane) = self.lanes.get_mut(lane_key) else { continue };
-            lane.fresh.clear();
-            lane.again.clear();
-            let items: Vec<_> = lane.deadlines.iter().map(|&(_, id)| id).collect();
+            lane.work.fresh.clear();
+            lane.work.again.clear();
+            let items: Vec<_> = lane.work.deadlines.iter().map(|&(_, id)| id).collect();
             for id in items {
                 let suspect = self.window.get(id).is_some_and(|item| item.suspect);
                 self.put_back(now, id, until.filter(|_| suspect));

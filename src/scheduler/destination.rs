@@ -8,6 +8,7 @@ use super::few::{FewDeque, FewSet};
 use super::limits::{Place, SlotKey};
 use super::no_mx::Missing;
 use super::placement::Site;
+use super::rare::{AtRest, Rare};
 use super::session::Attempt;
 use super::{ConnectionId, Idle, LaneKey, QueueKey};
 use crate::clock::Timestamp;
@@ -16,7 +17,6 @@ use crate::event::Diagnosis;
 use crate::message::{Domain, MessageId, Priority};
 use crate::storage::ItemId;
 
-/// What most never have is boxed: there may be a million of them.
 pub(crate) struct Destination {
     pub(super) queue: QueueKey,
     pub(super) site: Site,
@@ -29,16 +29,26 @@ pub(crate) struct Destination {
     pub(super) refusal: Option<Box<Refusal>>,
     /// DNS does not have an MX, a host or the domain, and mail bounces for it at an age.
     pub(super) missing: Option<Box<Missing>>,
+    /// Looked up past any cache, DNS did not answer: not again before this.
+    pub(super) no_fresh_before: Option<Timestamp>,
+    /// Of many domains, and restored: kept until then though none of them is known to lie here.
+    pub(super) kept_until: Option<Timestamp>,
+    pub(super) lanes: FewSet<LaneKey>,
+    pub(super) timer: Option<Timestamp>,
+    pub(super) work: Rare<Work>,
+    pub(super) dirty: bool,
+    /// A state row of it is in the store.
+    pub(super) stored_state: bool,
+}
+
+/// What a destination has to do, and what does it.
+pub(crate) struct Work {
     /// It is to be looked up past any cache, and at once.
     pub(super) wants_fresh: bool,
-    /// Looked up so, DNS did not answer: not again before this.
-    pub(super) no_fresh_before: Option<Timestamp>,
     /// How it is being looked up.
     pub(super) asked: Freshness,
     /// The interval that a reply rule put in place of the next one.
     pub(super) next_interval: Option<(Duration, Arc<str>)>,
-    /// Of many domains, and restored: kept until then though none of them is known to lie here.
-    pub(super) kept_until: Option<Timestamp>,
     pub(super) ring: Ring,
     /// Items to try when the ring is empty: a session ended over each before anything was charged.
     pub(super) suspects: FewDeque<ItemId>,
@@ -68,12 +78,84 @@ pub(crate) struct Destination {
     pub(super) claimed: usize,
     /// Items of it that may be tried now.
     pub(super) ready: usize,
-    pub(super) lanes: FewSet<LaneKey>,
-    pub(super) dirty: bool,
     pub(super) waits: Waits,
-    pub(super) timer: Option<Timestamp>,
-    /// A state row of it is in the store.
-    pub(super) stored_state: bool,
+}
+
+impl Work {
+    const fn at_rest() -> Self {
+        Self {
+            wants_fresh: false,
+            asked: Freshness::Cached,
+            next_interval: None,
+            ring: Ring { levels: [const { Level { lanes: FewDeque::new(), credit: 0 } }; 3] },
+            suspects: FewDeque::new(),
+            suspected: FewDeque::new(),
+            in_doubt: false,
+            hungry: FewDeque::new(),
+            expiring: FewDeque::new(),
+            claiming: false,
+            suspended: None,
+            skipped: Vec::new(),
+            grant: None,
+            idle: Idle::new(),
+            working: FewSet::new(),
+            opening: 0,
+            connections: 0,
+            claimed: 0,
+            ready: 0,
+            waits: Waits {
+                connect: Vec::new(),
+                rate: Vec::new(),
+                look_up: false,
+                body: false,
+                settle: false,
+                claim: false,
+                window: false,
+            },
+        }
+    }
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self::at_rest()
+    }
+}
+
+impl AtRest for Work {
+    const AT_REST: &'static Self = &Self::at_rest();
+
+    fn is_at_rest(&self) -> bool {
+        let Self {
+            wants_fresh,
+            asked,
+            next_interval,
+            ring,
+            suspects,
+            suspected,
+            in_doubt,
+            hungry,
+            expiring,
+            claiming,
+            suspended,
+            skipped,
+            grant,
+            idle,
+            working,
+            opening,
+            connections,
+            claimed,
+            ready,
+            waits,
+        } = self;
+        (*opening, *connections, *claimed, *ready) == (0, 0, 0, 0)
+            && !(*wants_fresh || *in_doubt || *claiming || *asked == Freshness::Fresh)
+            && ring.is_empty()
+            && [hungry.is_empty(), expiring.is_empty(), idle.is_empty(), working.is_empty()] == [true; 4]
+            && (suspects.is_empty() && suspected.is_empty() && skipped.is_empty())
+            && (next_interval.is_none() && suspended.is_none() && grant.is_none())
+            && waits.is_for_nothing()
+    }
 }
 
 /// Recipients that may be offered.
@@ -86,7 +168,6 @@ pub(super) struct Grant {
 }
 
 /// What it stands in line for.
-#[derive(Default)]
 pub(super) struct Waits {
     /// For permits of a connection.
     pub(super) connect: Vec<Place>,
@@ -97,6 +178,13 @@ pub(super) struct Waits {
     pub(super) settle: bool,
     pub(super) claim: bool,
     pub(super) window: bool,
+}
+
+impl Waits {
+    fn is_for_nothing(&self) -> bool {
+        let Self { connect, rate, look_up, body, settle, claim, window } = self;
+        connect.is_empty() && rate.is_empty() && !(*look_up || *body || *settle || *claim || *window)
+    }
 }
 
 /// Why what is due bounces.
@@ -148,14 +236,14 @@ pub(super) struct RetryClock {
 /// Concurrency that adapts: grows by one for each full round of successes, shrinks by one for each failure to
 /// connect, and holds off new connections after one.
 pub(super) struct Cohort {
-    pub(super) allowed: usize,
-    successes: usize,
+    allowed: u32,
+    successes: u32,
     hold_off: Duration,
     pub(super) hold_until: Option<Timestamp>,
 }
 
 /// A new destination starts with so many connections.
-const INITIAL_CONCURRENCY: usize = 5;
+const INITIAL_CONCURRENCY: u32 = 5;
 /// The first wait after a failed connection while others work; doubles up to the limit.
 const FIRST_HOLD_OFF: Duration = Duration::from_secs(30);
 const LONGEST_HOLD_OFF: Duration = Duration::from_secs(600);
@@ -167,6 +255,10 @@ impl Default for Cohort {
 }
 
 impl Cohort {
+    pub(super) fn allowed(&self) -> usize {
+        self.allowed as usize
+    }
+
     pub(super) fn succeeded(&mut self) {
         self.successes += 1;
         if self.successes >= self.allowed {
@@ -223,6 +315,10 @@ impl Ring {
         level.lanes.push_back((lane, stamp));
     }
 
+    fn is_empty(&self) -> bool {
+        self.levels.iter().all(|level| level.lanes.is_empty())
+    }
+
     /// The lane whose turn it is, taken out.
     pub(super) fn pop(&mut self) -> Option<(LaneKey, u32)> {
         let mut sum = 0;
@@ -265,31 +361,12 @@ impl Destination {
             cohort: Cohort::default(),
             refusal: None,
             missing: None,
-            wants_fresh: false,
             no_fresh_before: None,
-            asked: Freshness::Cached,
-            next_interval: None,
             kept_until: None,
-            ring: Ring::default(),
-            suspects: FewDeque::default(),
-            suspected: FewDeque::default(),
-            in_doubt: false,
-            hungry: FewDeque::default(),
-            expiring: FewDeque::default(),
-            claiming: false,
-            suspended: None,
-            skipped: Vec::new(),
-            grant: None,
-            idle: Idle::default(),
-            working: FewSet::default(),
-            opening: 0,
-            connections: 0,
-            claimed: 0,
-            ready: 0,
             lanes: FewSet::default(),
-            dirty: false,
-            waits: Waits::default(),
             timer: None,
+            work: Rare::default(),
+            dirty: false,
             stored_state: false,
         }
     }
@@ -301,16 +378,16 @@ impl Destination {
 
     /// A reply rule passes over this host.
     pub(super) fn skips(&self, now: Timestamp, host: &str) -> bool {
-        self.skipped.iter().any(|(skipped, until)| **skipped == *host && *until > now)
+        self.work.skipped.iter().any(|(skipped, until)| **skipped == *host && *until > now)
     }
 
     /// A session is open. An EHLO that succeeds ends retry mode; the step stays until a message is taken.
     pub(super) fn session_opened(&mut self, id: ConnectionId) {
-        self.working.insert(id);
+        self.work.working.insert(id);
         self.retry.until = None;
-        self.in_doubt = false;
-        self.suspended = None;
-        self.next_interval = None;
+        self.work.in_doubt = false;
+        self.work.suspended = None;
+        self.work.next_interval = None;
     }
 
     /// DNS said just now, past any cache, what it does not have.
@@ -321,18 +398,19 @@ impl Destination {
 
     /// DNS is being asked past any cache, or will be at once.
     pub(super) fn is_asking(&self) -> bool {
-        self.wants_fresh || self.asked == Freshness::Fresh && matches!(self.route, RouteState::LookingUp)
+        self.work.wants_fresh
+            || self.work.asked == Freshness::Fresh && matches!(self.route, RouteState::LookingUp)
     }
 
     /// A session ended over this message before anything was charged.
     pub(super) fn suspect(&mut self, message: MessageId) {
-        if self.suspected.contains(&message) {
+        if self.work.suspected.contains(&message) {
             return;
         }
-        if self.suspected.len() == MOST_SUSPECTED {
-            self.suspected.pop_front();
+        if self.work.suspected.len() == MOST_SUSPECTED {
+            self.work.suspected.pop_front();
         }
-        self.suspected.push_back(message);
+        self.work.suspected.push_back(message);
     }
 
     /// Drops all that holds for moments only.
@@ -353,7 +431,7 @@ impl Destination {
 
     /// Of a million destinations most rest, and each would keep a route that is of no use any more.
     pub(super) fn forget_old_route(&mut self, now: Timestamp) {
-        let rests = self.connections == 0 && self.ready == 0 && self.waits.connect.is_empty();
+        let rests = self.work.connections == 0 && self.work.ready == 0 && self.work.waits.connect.is_empty();
         if rests && self.known_route().is_some() && self.route_within(now, Duration::ZERO).is_none() {
             self.route = RouteState::Unknown;
         }

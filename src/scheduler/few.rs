@@ -1,20 +1,27 @@
 //! A set and a line that mostly hold one thing.
 
-use std::collections::{BTreeSet, VecDeque, btree_set};
-use std::iter::Chain;
+use std::collections::{BTreeSet, VecDeque};
+use std::iter::{Chain, Flatten};
 
 /// An ordered set whose least element lies in it: of a million queues most have one lane, one connection, one item,
 /// and no use for memory elsewhere.
 #[derive(Debug)]
 pub(super) struct FewSet<T> {
     first: Option<T>,
-    /// All greater than the first.
-    rest: BTreeSet<T>,
+    /// All greater than the first, if there are any.
+    #[allow(clippy::box_collection, reason = "most have none: a pointer is what they have room for")]
+    rest: Option<Box<BTreeSet<T>>>,
 }
 
 impl<T> Default for FewSet<T> {
     fn default() -> Self {
-        Self { first: None, rest: BTreeSet::new() }
+        Self::new()
+    }
+}
+
+impl<T> FewSet<T> {
+    pub(super) const fn new() -> Self {
+        Self { first: None, rest: None }
     }
 }
 
@@ -23,21 +30,28 @@ impl<T: Ord + Copy> FewSet<T> {
         match self.first {
             None => self.first = Some(new),
             Some(first) if new < first => {
-                self.rest.insert(first);
+                self.rest.get_or_insert_default().insert(first);
                 self.first = Some(new);
             }
             Some(first) if new == first => {}
             Some(_) => {
-                self.rest.insert(new);
+                self.rest.get_or_insert_default().insert(new);
             }
         }
     }
 
     pub(super) fn remove(&mut self, old: &T) {
+        let Some(rest) = &mut self.rest else {
+            self.first = self.first.filter(|first| first != old);
+            return;
+        };
         if self.first.as_ref() == Some(old) {
-            self.first = self.rest.pop_first();
+            self.first = rest.pop_first();
         } else {
-            self.rest.remove(old);
+            rest.remove(old);
+        }
+        if rest.is_empty() {
+            self.rest = None;
         }
     }
 
@@ -46,7 +60,7 @@ impl<T: Ord + Copy> FewSet<T> {
     }
 
     pub(super) fn last(&self) -> Option<&T> {
-        self.rest.last().or(self.first.as_ref())
+        self.rest.as_ref().and_then(|rest| rest.last()).or(self.first.as_ref())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -54,15 +68,15 @@ impl<T: Ord + Copy> FewSet<T> {
     }
 
     pub(super) fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        usize::from(self.first.is_some()) + self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
     pub(super) fn iter(&self) -> Iter<'_, T> {
-        self.first.iter().chain(&self.rest)
+        self.first.iter().chain(self.rest.as_deref().into_iter().flatten())
     }
 }
 
-type Iter<'a, T> = Chain<std::option::Iter<'a, T>, btree_set::Iter<'a, T>>;
+type Iter<'a, T> = Chain<std::option::Iter<'a, T>, Flatten<std::option::IntoIter<&'a BTreeSet<T>>>>;
 
 impl<'a, T: Ord + Copy> IntoIterator for &'a FewSet<T> {
     type Item = &'a T;
@@ -84,6 +98,12 @@ pub(super) struct FewDeque<T> {
 
 impl<T> Default for FewDeque<T> {
     fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> FewDeque<T> {
+    pub(super) const fn new() -> Self {
         Self { front: None, rest: None }
     }
 }

@@ -59,14 +59,14 @@ impl Scheduler {
 
     /// When the age of a lane's oldest mail began. Takes time in its items in the window.
     pub(super) fn oldest_of(&self, lane: &LaneState) -> Option<Timestamp> {
-        let window = lane.deadlines.iter().filter_map(|&(_, id)| self.window.get(id));
+        let window = lane.work.deadlines.iter().filter_map(|&(_, id)| self.window.get(id));
         let window = window.map(|item| item.item.envelope.age_from);
         [lane.head.oldest, lane.head.oldest_with_expiry].into_iter().flatten().chain(window).min()
     }
 
     /// Items of a lane in transactions: those in the window that have no deadline now.
     pub(super) fn busy_of(&self, lane: &LaneState) -> usize {
-        lane.claimed.saturating_sub(lane.deadlines.len()).min(self.busy)
+        lane.work.claimed.saturating_sub(lane.work.deadlines.len()).min(self.busy)
     }
 
     /// Queues in backoff, paused queues, and queues whose source is disabled or whose fuse has blown.

@@ -73,12 +73,12 @@ impl Scheduler {
             while rest.len() > 0 {
                 let claim = age_from <= now && self.has_room_for_fresh(now, key);
                 if let Some(state) = self.lanes.get_mut(key) {
-                    state.pending += 1;
+                    state.work.pending += 1;
                     if claim {
-                        state.claimed += 1;
+                        state.work.claimed += 1;
                         self.window.reserved += 1;
                         if let Some(destination) = self.destinations.get_mut(state.destination) {
-                            destination.claimed += 1;
+                            destination.work.claimed += 1;
                         }
                     }
                 }
@@ -107,11 +107,11 @@ impl Scheduler {
         let Some(key) = self.lanes.get(lane).map(|lane| lane.destination) else { return false };
         self.destinations.get(key).is_some_and(|destination| {
             let priority = self.lanes.get(lane).map_or(Priority::Normal, |lane| lane.key.priority);
-            let fresh = self.lanes.get(lane).map_or(0, |lane| lane.fresh.len());
+            let fresh = self.lanes.get(lane).map_or(0, |lane| lane.work.fresh.len());
             let share = window_share(self.bounds.window_per_destination, priority);
-            let others_wait = destination.claiming || !destination.hungry.is_empty();
+            let others_wait = destination.work.claiming || !destination.work.hungry.is_empty();
             !self.is_held(now, key)
-                && destination.claimed < share
+                && destination.work.claimed < share
                 && (!others_wait || fresh < share / 2)
                 && self.window.len() < self.bounds.window
         })
@@ -166,7 +166,7 @@ impl Scheduler {
         for ((item, key), (item_id, lease)) in message.items.into_iter().zip(lanes).zip(keys) {
             let due = item.due;
             if let Some(state) = self.lanes.get_mut(key) {
-                state.pending = state.pending.saturating_sub(1);
+                state.work.pending = state.work.pending.saturating_sub(1);
                 if lease.is_none() {
                     state.put_back(head_of(&envelope, item.due));
                 }
@@ -189,7 +189,7 @@ impl Scheduler {
     pub(super) fn abandon(&mut self, now: Timestamp, submission: &Submission) {
         for (item, &key) in submission.message.items.iter().zip(&submission.lanes) {
             if let Some(state) = self.lanes.get_mut(key) {
-                state.pending = state.pending.saturating_sub(1);
+                state.work.pending = state.work.pending.saturating_sub(1);
             }
             if item.claim_for.is_some() {
                 self.give_up_reservation(key);
@@ -203,8 +203,8 @@ impl Scheduler {
         if let Some(lane) = self.lanes.get_mut(lane)
             && let Some(destination) = self.destinations.get_mut(lane.destination)
         {
-            lane.claimed = lane.claimed.saturating_sub(1);
-            destination.claimed = destination.claimed.saturating_sub(1);
+            lane.work.claimed = lane.work.claimed.saturating_sub(1);
+            destination.work.claimed = destination.work.claimed.saturating_sub(1);
         }
     }
 
@@ -250,7 +250,7 @@ impl Scheduler {
     pub(super) fn set_deadlines(&mut self, key: LaneKey) {
         let Some(lane) = self.lanes.get(key) else { return };
         let mut deadlines = FewSet::default();
-        for &(old, id) in &lane.deadlines {
+        for &(old, id) in &lane.work.deadlines {
             let deadline =
                 self.window.get(id).map_or(old, |item| self.deadline_of(lane, &item.item.envelope));
             deadlines.insert((deadline, id));
@@ -261,7 +261,7 @@ impl Scheduler {
             }
         }
         if let Some(lane) = self.lanes.get_mut(key) {
-            lane.deadlines = deadlines;
+            lane.work.deadlines = deadlines;
         }
     }
 
@@ -280,7 +280,7 @@ impl Scheduler {
     /// Puts a leased item where it belongs: out, if it is too old or cancelled; in the lane, if it may be tried.
     pub(super) fn take_in(&mut self, now: Timestamp, key: LaneKey, item: Item, body: Option<bytes::Bytes>) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        lane.claimed += 1;
+        lane.work.claimed += 1;
         let Some(lane) = self.lanes.get(key) else { return };
         let destination_key = lane.destination;
         let envelope = &item.envelope;
@@ -295,14 +295,14 @@ impl Scheduler {
         self.window.insert(window_item);
         let held = self.is_held(now, destination_key);
         let Some(destination) = self.destinations.get_mut(destination_key) else { return };
-        destination.claimed += 1;
-        if destination.suspected.contains(&message)
+        destination.work.claimed += 1;
+        if destination.work.suspected.contains(&message)
             && let Some(item) = self.window.get_mut(id)
         {
             item.suspect = true;
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        lane.deadlines.insert((deadline, id));
+        lane.work.deadlines.insert((deadline, id));
         if cancelled {
             self.cancel_item(now, id);
         } else if let Some(purge) = purge {
@@ -339,20 +339,20 @@ impl Scheduler {
         let destination_key = lane.destination;
         let destination = self.destinations.get_mut(destination_key)?;
         item.ready = true;
-        destination.ready += 1;
+        destination.work.ready += 1;
         if item.suspect {
-            destination.suspects.push_back(id);
+            destination.work.suspects.push_back(id);
             return Some(destination_key);
         }
-        let list = if fresh { &mut lane.fresh } else { &mut lane.again };
+        let list = if fresh { &mut lane.work.fresh } else { &mut lane.work.again };
         if front {
             list.push_front(id)
         } else {
             list.push_back(id)
         }
-        if !lane.in_ring {
-            lane.in_ring = true;
-            destination.ring.push(lane.key.priority, key, lane.ring_stamp);
+        if !lane.work.in_ring {
+            lane.work.in_ring = true;
+            destination.work.ring.push(lane.key.priority, key, lane.ring_stamp);
         }
         Some(destination_key)
     }
@@ -387,21 +387,21 @@ impl Scheduler {
     pub(super) fn leave_window(&mut self, id: ItemId) -> Option<WindowItem> {
         let item = self.window.remove(id)?;
         let lane = self.lanes.get_mut(item.lane)?;
-        lane.pending += 1;
-        lane.claimed = lane.claimed.saturating_sub(1);
-        lane.deadlines.remove(&(item.deadline, id));
+        lane.work.pending += 1;
+        lane.work.claimed = lane.work.claimed.saturating_sub(1);
+        lane.work.deadlines.remove(&(item.deadline, id));
         if item.busy {
             // It was pending already.
-            lane.pending -= 1;
+            lane.work.pending -= 1;
         }
         if item.ready {
             lane.forget(id);
         }
         if let Some(destination) = self.destinations.get_mut(lane.destination) {
-            destination.claimed = destination.claimed.saturating_sub(1);
-            destination.ready -= usize::from(item.ready);
+            destination.work.claimed = destination.work.claimed.saturating_sub(1);
+            destination.work.ready -= usize::from(item.ready);
             if item.ready && item.suspect {
-                destination.suspects.retain(|&other| other != id);
+                destination.work.suspects.retain(|&other| other != id);
             }
         }
         Some(item)
@@ -428,20 +428,26 @@ impl Scheduler {
         let missing = missing.map(|at| at.max(self.fresh_from(destination_key).unwrap_or(at)));
         let expiry = [lane.head.oldest.map(|oldest| oldest + bounce_after), lane.head.first_expiry, missing];
         // While it is about to be claimed, or a claim is under way, that decides.
-        let expiry = expiry.into_iter().flatten().min().filter(|_| !lane.expiring && lane.claiming.is_none());
-        let window_expiry = lane.deadlines.first().map(|&(deadline, _)| deadline);
+        let expiry = expiry
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| !lane.work.expiring && lane.work.claiming.is_none());
+        let window_expiry = lane.work.deadlines.first().map(|&(deadline, _)| deadline);
         let due = lane.head.next_due;
-        let becomes_hungry = due.is_some_and(|due| due <= now) && !lane.hungry && lane.claiming.is_none();
+        let becomes_hungry =
+            due.is_some_and(|due| due <= now) && !lane.work.hungry && lane.work.claiming.is_none();
         let later_due = due.filter(|&due| due > now);
         let next = [expiry, window_expiry, later_due].into_iter().flatten().min();
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if becomes_hungry {
-            lane.hungry = true;
+            lane.work.hungry = true;
         }
+        lane.work.tidy();
         self.timers.arm(&mut lane.timer, next, TimerOwner::Lane(key));
         if becomes_hungry {
             if let Some(destination) = self.destinations.get_mut(destination_key) {
-                destination.hungry.push_back(key);
+                destination.work.hungry.push_back(key);
             }
             self.mark(destination_key);
         }
@@ -457,7 +463,7 @@ impl Scheduler {
     /// Something of the lane is due or too old.
     pub(super) fn on_lane_timer(&mut self, now: Timestamp, key: LaneKey) {
         let mut ended = 0;
-        while let Some(&(deadline, id)) = self.lanes.get(key).and_then(|lane| lane.deadlines.first())
+        while let Some(&(deadline, id)) = self.lanes.get(key).and_then(|lane| lane.work.deadlines.first())
             && deadline <= now
             && ended < EXPIRIES_AT_A_TIME
         {
@@ -475,10 +481,10 @@ impl Scheduler {
             self.ask_afresh(destination_key);
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
-        if (expired || missing && confirmed) && !lane.expiring && lane.claiming.is_none() {
-            lane.expiring = true;
+        if (expired || missing && confirmed) && !lane.work.expiring && lane.work.claiming.is_none() {
+            lane.work.expiring = true;
             if let Some(destination) = self.destinations.get_mut(destination_key) {
-                destination.expiring.push_back(key);
+                destination.work.expiring.push_back(key);
             }
             self.mark(destination_key);
         }

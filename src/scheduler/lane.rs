@@ -3,6 +3,7 @@
 use super::directory::Named;
 use super::few::{FewDeque, FewSet};
 use super::purge::LanePurge;
+use super::rare::{AtRest, Rare};
 use super::{DestinationKey, DomainKey, QueueKey};
 use crate::clock::Timestamp;
 use crate::storage::{ItemId, Lane, LaneHead};
@@ -17,6 +18,16 @@ pub(crate) struct LaneState {
     pub(super) until: Option<Timestamp>,
     /// What lies unleased in the store. May be earlier than the truth, never later.
     pub(super) head: Head,
+    /// What is so old ends.
+    pub(super) purge: Option<LanePurge>,
+    pub(super) timer: Option<Timestamp>,
+    pub(super) work: Rare<Work>,
+    /// An entry of a ring with another stamp is of a ring it has left.
+    pub(super) ring_stamp: u32,
+}
+
+/// What of a lane is in the window, or on its way there.
+pub(crate) struct Work {
     /// Set while a claim of this lane is under way: what was put back meanwhile, which its answer may not show.
     pub(super) claiming: Option<Head>,
     /// Items that may be tried now: never attempted, and due again. Drawn in turns.
@@ -27,19 +38,50 @@ pub(crate) struct LaneState {
     pub(super) deadlines: FewSet<(Timestamp, ItemId)>,
     /// Items of it in the window, those in transactions included, and places promised to messages being stored.
     pub(super) claimed: usize,
-    /// What is so old ends.
-    pub(super) purge: Option<LanePurge>,
     /// Items in transactions, changes not yet durable, and messages being stored.
     pub(super) pending: usize,
     /// It stands in its destination's ring of lanes with ready items.
     pub(super) in_ring: bool,
-    /// An entry of a ring with another stamp is of a ring it has left.
-    pub(super) ring_stamp: u32,
     /// It stands in its destination's list of lanes to claim from.
     pub(super) hungry: bool,
     /// It stands in its destination's list of lanes with mail that is too old.
     pub(super) expiring: bool,
-    pub(super) timer: Option<Timestamp>,
+}
+
+impl Work {
+    const fn at_rest() -> Self {
+        Self {
+            claiming: None,
+            fresh: FewDeque::new(),
+            again: FewDeque::new(),
+            again_next: false,
+            deadlines: FewSet::new(),
+            claimed: 0,
+            pending: 0,
+            in_ring: false,
+            hungry: false,
+            expiring: false,
+        }
+    }
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self::at_rest()
+    }
+}
+
+impl AtRest for Work {
+    const AT_REST: &'static Self = &Self::at_rest();
+
+    /// Whose turn it would be means nothing without items.
+    fn is_at_rest(&self) -> bool {
+        let Self { claiming, fresh, again, again_next: _, deadlines, claimed, pending, .. } = self;
+        let Self { in_ring, hungry, expiring, .. } = self;
+        (claiming.is_none() && fresh.is_empty() && again.is_empty() && deadlines.is_empty())
+            && (*claimed, *pending) == (0, 0)
+            && !(*in_ring || *hungry || *expiring)
+    }
 }
 
 /// The earliest of what lies in the store.
@@ -98,55 +140,49 @@ impl LaneState {
             queue,
             until: None,
             head: Head::default(),
-            claiming: None,
-            fresh: FewDeque::default(),
-            again: FewDeque::default(),
-            again_next: false,
-            deadlines: FewSet::default(),
-            pending: 0,
-            claimed: 0,
             purge: None,
-            in_ring: false,
-            ring_stamp: 0,
-            hungry: false,
-            expiring: false,
             timer: None,
+            work: Rare::default(),
+            ring_stamp: 0,
         }
     }
 
     /// Mail was put (back) into the store.
     pub(super) fn put_back(&mut self, head: Head) {
         self.head.merge(head);
-        if let Some(meanwhile) = &mut self.claiming {
-            meanwhile.merge(head);
+        if self.work.claiming.is_some() {
+            self.work.claiming.iter_mut().for_each(|meanwhile| meanwhile.merge(head));
         }
     }
 
     pub(super) fn has_ready(&self) -> bool {
-        !self.fresh.is_empty() || !self.again.is_empty()
+        !self.work.fresh.is_empty() || !self.work.again.is_empty()
     }
 
     /// The next item to try: fresh mail and due retries alternate.
     pub(super) fn draw(&mut self) -> Option<ItemId> {
-        let first_again = self.again_next;
-        self.again_next = !first_again;
-        if first_again {
-            self.again.pop_front().or_else(|| self.fresh.pop_front())
+        let work = &mut *self.work;
+        work.again_next = !work.again_next;
+        if work.again_next {
+            work.fresh.pop_front().or_else(|| work.again.pop_front())
         } else {
-            self.fresh.pop_front().or_else(|| self.again.pop_front())
+            work.again.pop_front().or_else(|| work.fresh.pop_front())
         }
     }
 
     /// Takes an item out of the lists. They hold no more than a destination's share of the window.
     pub(super) fn forget(&mut self, id: ItemId) {
-        if !self.fresh.remove(&id) {
-            self.again.remove(&id);
+        if !self.work.fresh.remove(&id) {
+            self.work.again.remove(&id);
         }
     }
 
     /// Nothing is left of it, in the store or here.
     pub(super) fn is_done(&self) -> bool {
-        self.head.is_empty() && self.claiming.is_none() && self.deadlines.is_empty() && self.pending == 0
+        self.head.is_empty()
+            && self.work.claiming.is_none()
+            && self.work.deadlines.is_empty()
+            && self.work.pending == 0
     }
 }
 

@@ -40,6 +40,7 @@ mod placement;
 mod pump;
 mod purge;
 mod queue;
+mod rare;
 mod record;
 mod replace;
 mod rules;
@@ -539,7 +540,8 @@ impl Scheduler {
     /// Calls the next of those in line for a limit.
     fn call_next(&mut self, now: Timestamp) {
         if let Some(Call { destination, nudged: true, place }) = self.called.take() {
-            let stands = self.destinations.get(destination).is_some_and(|d| d.waits.connect.contains(&place));
+            let stands =
+                self.destinations.get(destination).is_some_and(|d| d.work.waits.connect.contains(&place));
             if !stands {
                 self.limits.pass_nudge_on(place.slot);
             }
@@ -553,7 +555,7 @@ impl Scheduler {
 
     fn stop_waiting(&mut self, key: DestinationKey, stop: impl FnOnce(&mut destination::Waits)) {
         if let Some(destination) = self.destinations.get_mut(key) {
-            stop(&mut destination.waits);
+            stop(&mut destination.work.waits);
         }
     }
 

@@ -158,7 +158,7 @@ impl Scheduler {
     /// The domain is looked up past any cache, even while it waits.
     pub(super) fn ask_afresh(&mut self, key: DestinationKey) {
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.wants_fresh = true;
+            destination.work.wants_fresh = true;
             if matches!(destination.route, RouteState::Known { .. }) && destination.missing.is_none() {
                 destination.route = RouteState::Unknown;
             }

@@ -109,7 +109,7 @@ impl Scheduler {
     fn delivered_to(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.cohort.succeeded();
-        destination.suspected.clear();
+        destination.work.suspected.clear();
         // While the queue is held, it is one that was under way.
         if let Some(queue) = self.queues.get_mut(destination.queue)
             && queue.mode.held_until.is_none()
@@ -170,8 +170,8 @@ impl Scheduler {
         connection.state = State::Opening;
         connection.listed = false;
         if let Some(destination) = self.destinations.get_mut(connection.destination) {
-            destination.working.remove(&id);
-            destination.opening += 1;
+            destination.work.working.remove(&id);
+            destination.work.opening += 1;
         }
         self.next_candidate(now, id, end.stage, &end.cause);
     }
@@ -311,17 +311,17 @@ impl Scheduler {
             });
             // One effect for what was written; the item itself stays pending, or not, below.
             if let Some(lane) = self.lanes.get_mut(item.lane) {
-                lane.pending += 1;
+                lane.work.pending += 1;
             }
             self.writes.then(Effect::Settled { lane: item.lane, put_back });
         }
         let Some(lane) = self.lanes.get_mut(item.lane) else { return };
-        lane.pending = lane.pending.saturating_sub(1);
+        lane.work.pending = lane.work.pending.saturating_sub(1);
         let purge = item.purge.take();
         if !stays {
-            lane.claimed = lane.claimed.saturating_sub(1);
+            lane.work.claimed = lane.work.claimed.saturating_sub(1);
             if let Some(destination) = self.destinations.get_mut(lane.destination) {
-                destination.claimed = destination.claimed.saturating_sub(1);
+                destination.work.claimed = destination.work.claimed.saturating_sub(1);
             }
             let key = item.lane;
             self.cancels.ended(item.item.envelope.id, id);
@@ -333,7 +333,7 @@ impl Scheduler {
         }
         (item.busy, item.sent_from) = (false, None);
         let (key, deadline, fresh) = (item.lane, item.deadline, item.is_fresh());
-        lane.deadlines.insert((deadline, id));
+        lane.work.deadlines.insert((deadline, id));
         let held = lane.destination;
         let held = self.is_held(now, held);
         let covering = self.purge_of(&item);
@@ -648,8 +648,8 @@ impl Scheduler {
             && let Some(lane) = self.lanes.get_mut(item.lane)
         {
             item.busy = false;
-            lane.pending = lane.pending.saturating_sub(1);
-            lane.deadlines.insert((item.deadline, id));
+            lane.work.pending = lane.work.pending.saturating_sub(1);
+            lane.work.deadlines.insert((item.deadline, id));
         }
     }
 

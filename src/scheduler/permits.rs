@@ -36,10 +36,10 @@ impl Scheduler {
     pub(super) fn seek_session(&mut self, now: Timestamp, key: DestinationKey) -> bool {
         let call = self.called.filter(|call| call.destination == key);
         let Some(destination) = self.destinations.get_mut(key) else { return false };
-        if call.is_none() && !destination.waits.connect.is_empty() {
+        if call.is_none() && !destination.work.waits.connect.is_empty() {
             // It waited for one more and has none now: it stands among those.
-            let lost = destination.connections == 0
-                && destination.waits.connect.iter().any(|place| place.is_for_more());
+            let lost = destination.work.connections == 0
+                && destination.work.waits.connect.iter().any(|place| place.is_for_more());
             if !lost {
                 return false;
             }
@@ -47,7 +47,7 @@ impl Scheduler {
         }
         let Some(destination) = self.destinations.get_mut(key) else { return false };
         let queue = destination.queue;
-        let attempt = match destination.suspended.take() {
+        let attempt = match destination.work.suspended.take() {
             Some(attempt) => *attempt,
             None => {
                 let Some(route) = destination.route_within(now, ROUTE_GRACE).cloned() else { return false };
@@ -85,7 +85,7 @@ impl Scheduler {
         if attempt.last.is_some()
             && let Some(destination) = self.destinations.get_mut(key)
         {
-            destination.suspended = Some(Box::new(attempt));
+            destination.work.suspended = Some(Box::new(attempt));
         }
     }
 
@@ -97,13 +97,13 @@ impl Scheduler {
     }
 
     fn wait_to_connect(&mut self, key: DestinationKey, full: &[SlotKey], call: Option<Call>) {
-        let has_some = self.destinations.get(key).is_some_and(|destination| destination.connections > 0);
+        let has_some = self.destinations.get(key).is_some_and(|destination| destination.work.connections > 0);
         let who = (self.has_fresh(key), has_some);
         let old = call.map(|call| call.place);
         for &slot in full {
             let Some(place) = self.limits.stand_in_line(slot, key, 1, who, old) else { continue };
             if let Some(destination) = self.destinations.get_mut(key) {
-                destination.waits.connect.push(place);
+                destination.work.waits.connect.push(place);
             }
             self.limits.list(slot);
             if let Some(idle) = self.limits.to_close(slot) {
@@ -223,8 +223,8 @@ impl Scheduler {
         let Some(source) = self.queues.get(destination.queue).map(|queue| queue.source.clone()) else {
             return;
         };
-        destination.opening += 1;
-        destination.connections += 1;
+        destination.work.opening += 1;
+        destination.work.connections += 1;
         self.open += 1;
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
@@ -280,7 +280,7 @@ impl Scheduler {
             Err(full) => {
                 self.on_connection_gone(now, id);
                 self.suspend(key, attempt);
-                let waits = self.destinations.get(key).is_some_and(|d| !d.waits.connect.is_empty());
+                let waits = self.destinations.get(key).is_some_and(|d| !d.work.waits.connect.is_empty());
                 if !waits {
                     self.wait_to_connect(key, &full, None);
                 }
@@ -389,9 +389,9 @@ impl Scheduler {
         missing.iter().for_each(|&slot| self.limits.take(slot, now, 1, &mut self.timers));
         held.iter().filter(|slot| !wanted.contains(slot)).for_each(|&slot| self.limits.give_back(slot));
         if let Some(destination) = self.destinations.get_mut(old) {
-            destination.idle.remove(&(since, id));
-            destination.working.remove(&id);
-            destination.connections = destination.connections.saturating_sub(1);
+            destination.work.idle.remove(&(since, id));
+            destination.work.working.remove(&id);
+            destination.work.connections = destination.work.connections.saturating_sub(1);
         }
         self.mark(old);
         let Some(connection) = self.connections.get_mut(&id) else { return false };
@@ -400,8 +400,8 @@ impl Scheduler {
         connection.holds = wanted;
         connection.has_idled = true;
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.connections += 1;
-            destination.idle.insert((since, id));
+            destination.work.connections += 1;
+            destination.work.idle.insert((since, id));
             destination.session_opened(id);
         }
         self.note_greeted(now, key);
@@ -453,12 +453,12 @@ impl Scheduler {
 
     /// Leaves the lines it stands in for a connection.
     pub(super) fn stop_waiting_to_connect(&mut self, key: DestinationKey) {
-        let places = self.destinations.get_mut(key).map(|d| std::mem::take(&mut d.waits.connect));
+        let places = self.destinations.get_mut(key).map(|d| std::mem::take(&mut d.work.waits.connect));
         places.into_iter().flatten().for_each(|place| self.limits.leave_line(place));
     }
 
     pub(super) fn stop_waiting_for_rate(&mut self, key: DestinationKey) {
-        let places = self.destinations.get_mut(key).map(|d| std::mem::take(&mut d.waits.rate));
+        let places = self.destinations.get_mut(key).map(|d| std::mem::take(&mut d.work.waits.rate));
         places.into_iter().flatten().for_each(|place| self.limits.leave_line(place));
     }
 
@@ -466,9 +466,9 @@ impl Scheduler {
     pub(super) fn answer_call(&mut self, call: Call) {
         let Some(destination) = self.destinations.get_mut(call.destination) else { return };
         let is_this = |place: &Place| *place == call.place;
-        if destination.waits.connect.iter().any(is_this) {
+        if destination.work.waits.connect.iter().any(is_this) {
             self.stop_waiting_to_connect(call.destination);
-        } else if destination.waits.rate.iter().any(is_this) {
+        } else if destination.work.waits.rate.iter().any(is_this) {
             self.stop_waiting_for_rate(call.destination);
         }
         self.called = Some(call);
@@ -507,7 +507,7 @@ impl Scheduler {
     ) -> Option<u32> {
         let destination = self.destinations.get(key)?;
         // Who is called has left the line; who stands there again found too little.
-        let waits = !destination.waits.rate.is_empty();
+        let waits = !destination.work.waits.rate.is_empty();
         let slots = self.message_paces(now, destination.queue, local);
         if slots.is_empty() {
             // Called for the rate of an address it is to send from, it keeps its turn until it has a session.
@@ -515,7 +515,7 @@ impl Scheduler {
                 && let Some(destination) = self.destinations.get_mut(key)
             {
                 let grant = Grant { slots: Vec::new(), units: 0, place: Some(call.place) };
-                destination.grant = Some(Box::new(grant));
+                destination.work.grant = Some(Box::new(grant));
             }
             return Some(wanted);
         }
@@ -545,7 +545,7 @@ impl Scheduler {
                 let fresh = self.has_fresh(key);
                 let place = self.limits.stand_in_line(slot, key, wanted, (fresh, false), old);
                 if let Some(destination) = self.destinations.get_mut(key) {
-                    destination.waits.rate.extend(place);
+                    destination.work.waits.rate.extend(place);
                 }
                 self.limits.list(slot);
                 return None;
@@ -557,14 +557,14 @@ impl Scheduler {
         });
         let slots = charged.collect();
         if let Some(destination) = self.destinations.get_mut(key) {
-            destination.grant = Some(Box::new(Grant { slots, units, place: old }));
+            destination.work.grant = Some(Box::new(Grant { slots, units, place: old }));
         }
         Some(units)
     }
 
     /// A grant that was not used is charged to nobody.
     fn take_back_grant(&mut self, now: Timestamp, key: DestinationKey) -> Option<Box<Grant>> {
-        let grant = self.destinations.get_mut(key)?.grant.take()?;
+        let grant = self.destinations.get_mut(key)?.work.grant.take()?;
         for &(slot, paid_off) in &grant.slots {
             self.limits.refund(slot, now, grant.units, paid_off);
         }
@@ -574,7 +574,8 @@ impl Scheduler {
     /// A grant that no session is coming for is given back.
     pub(super) fn drop_unused_grant(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
-        let session = destination.opening > 0 || !destination.idle.is_empty() && destination.ready > 0;
+        let session =
+            destination.work.opening > 0 || !destination.work.idle.is_empty() && destination.work.ready > 0;
         if !session {
             self.take_back_grant(now, key);
         }
@@ -582,6 +583,10 @@ impl Scheduler {
 
     pub(super) fn has_fresh(&self, key: DestinationKey) -> bool {
         let Some(destination) = self.destinations.get(key) else { return false };
-        destination.lanes.iter().filter_map(|&lane| self.lanes.get(lane)).any(|lane| !lane.fresh.is_empty())
+        destination
+            .lanes
+            .iter()
+            .filter_map(|&lane| self.lanes.get(lane))
+            .any(|lane| !lane.work.fresh.is_empty())
     }
 }

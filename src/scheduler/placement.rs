@@ -234,7 +234,7 @@ impl Scheduler {
     fn set_route(&mut self, key: DestinationKey, route: Arc<Route>, until: Timestamp) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         if destination.known_route().is_none_or(|known| !leads_alike(known, &route)) {
-            destination.suspended = None;
+            destination.work.suspended = None;
             self.stop_waiting_to_connect(key);
         }
         let Some(destination) = self.destinations.get_mut(key) else { return };
@@ -265,15 +265,17 @@ impl Scheduler {
     pub(super) fn send_stale_home(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let mut stale: Vec<LaneKey> = Vec::new();
-        while let Some((lane, stamp)) = destination.ring.pop() {
+        while let Some((lane, stamp)) = destination.work.ring.pop() {
             if let Some(state) = self.lanes.get_mut(lane)
                 && state.ring_stamp == stamp
             {
-                state.in_ring = false;
+                state.work.in_ring = false;
                 stale.push(lane);
             }
         }
-        stale.extend(destination.suspects.iter().filter_map(|&id| self.window.get(id)).map(|item| item.lane));
+        stale.extend(
+            destination.work.suspects.iter().filter_map(|&id| self.window.get(id)).map(|item| item.lane),
+        );
         for lane in stale {
             // Each is in a ring again where it goes.
             if let Some(domain) = self.lanes.get(lane).map(|lane| lane.domain) {
@@ -326,43 +328,43 @@ impl Scheduler {
         }
         let Some(queue) = self.destinations.get(to).map(|destination| destination.queue) else { return };
         (lane.destination, lane.queue) = (to, queue);
-        (lane.hungry, lane.expiring) = (false, false);
-        let listed = lane.fresh.len() + lane.again.len();
-        let claimed = lane.claimed;
+        (lane.work.hungry, lane.work.expiring) = (false, false);
+        let listed = lane.work.fresh.len() + lane.work.again.len();
+        let claimed = lane.work.claimed;
         let mut suspects = Vec::new();
         if let Some(destination) = self.destinations.get_mut(from) {
             let window = &self.window;
-            destination.suspects.retain(|&id| {
+            destination.work.suspects.retain(|&id| {
                 let stays = window.get(id).is_none_or(|item| item.lane != key);
                 if !stays {
                     suspects.push(id);
                 }
                 stays
             });
-            destination.ready -= listed + suspects.len();
-            destination.claimed = destination.claimed.saturating_sub(claimed);
+            destination.work.ready -= listed + suspects.len();
+            destination.work.claimed = destination.work.claimed.saturating_sub(claimed);
             destination.lanes.remove(&key);
         }
         if let Some(destination) = self.destinations.get_mut(to) {
-            destination.ready += listed + suspects.len();
-            destination.claimed += claimed;
+            destination.work.ready += listed + suspects.len();
+            destination.work.claimed += claimed;
             destination.lanes.insert(key);
-            suspects.into_iter().for_each(|id| destination.suspects.push_back(id));
+            suspects.into_iter().for_each(|id| destination.work.suspects.push_back(id));
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
         lane.ring_stamp = lane.ring_stamp.wrapping_add(1);
-        lane.in_ring = lane.has_ready();
-        if lane.in_ring
+        lane.work.in_ring = lane.has_ready();
+        if lane.work.in_ring
             && let Some(destination) = self.destinations.get_mut(to)
         {
-            destination.ring.push(lane.key.priority, key, lane.ring_stamp);
+            destination.work.ring.push(lane.key.priority, key, lane.ring_stamp);
         }
         self.set_deadlines(key);
         if self.is_held(now, to) {
             let waiting: Vec<ItemId> = self
                 .lanes
                 .get(key)
-                .map(|lane| lane.deadlines.iter().map(|&(_, id)| id).collect())
+                .map(|lane| lane.work.deadlines.iter().map(|&(_, id)| id).collect())
                 .unwrap_or_default();
             waiting.into_iter().for_each(|id| self.put_back(now, id, None));
         }

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::command::{Command, Outgoing};
-use super::destination::{Destination, RouteState};
+use super::destination::{Destination, RouteState, Waits};
 use super::event::Content;
 use super::placement::Site;
+use super::rare::AtRest;
 use super::session::{InTransaction, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
@@ -39,6 +40,9 @@ impl Scheduler {
         self.drop_unused_grant(now, key);
         self.arm_destination(now, key);
         self.remove_destination_if_done(now, key);
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.work.tidy();
+        }
     }
 
     /// While DNS or the hosts say that no mail is taken, what is due bounces.
@@ -60,15 +64,15 @@ impl Scheduler {
 
     fn claim_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
-        let has_work = !destination.hungry.is_empty() || !destination.expiring.is_empty();
-        if destination.claiming || !has_work {
+        let has_work = !destination.work.hungry.is_empty() || !destination.work.expiring.is_empty();
+        if destination.work.claiming || !has_work {
             return;
         }
         if self.claims.len() >= self.bounds.claims {
             if let Some(destination) = self.destinations.get_mut(key)
-                && !destination.waits.claim
+                && !destination.work.waits.claim
             {
-                destination.waits.claim = true;
+                destination.work.waits.claim = true;
                 self.waiting.claim.push_back(key);
             }
             return;
@@ -87,34 +91,34 @@ impl Scheduler {
         let wants = !self.is_held(now, key)
             && !destination.is_asking()
             && !self.is_blocked(now, key)
-            && (destination.claimed <= bound / 2 || self.is_starved(destination));
-        let room = if !wants || destination.hungry.is_empty() {
+            && (destination.work.claimed <= bound / 2 || self.is_starved(destination));
+        let room = if !wants || destination.work.hungry.is_empty() {
             0
         } else if free > 0 {
-            bound.saturating_sub(destination.claimed).min(free)
-        } else if destination.connections > 0 {
-            bound.min(GUARANTEED_WINDOW).saturating_sub(destination.claimed)
+            bound.saturating_sub(destination.work.claimed).min(free)
+        } else if destination.work.connections > 0 {
+            bound.min(GUARANTEED_WINDOW).saturating_sub(destination.work.claimed)
         } else {
             self.wait_for_window(key);
             0
         };
         let Some(destination) = self.destinations.get(key) else { return };
-        if room > 0 || !destination.expiring.is_empty() {
+        if room > 0 || !destination.work.expiring.is_empty() {
             self.claim(now, key, room);
         }
     }
 
     /// A lane with due mail has none of it at hand.
     fn is_starved(&self, destination: &Destination) -> bool {
-        let hungry = destination.hungry.iter().filter_map(|&lane| self.lanes.get(lane));
-        hungry.take(LANES_LOOKED_AT).any(|lane| lane.hungry && lane.claimed == 0)
+        let hungry = destination.work.hungry.iter().filter_map(|&lane| self.lanes.get(lane));
+        hungry.take(LANES_LOOKED_AT).any(|lane| lane.work.hungry && lane.work.claimed == 0)
     }
 
     fn wait_for_window(&mut self, key: DestinationKey) {
         if let Some(destination) = self.destinations.get_mut(key)
-            && !destination.waits.window
+            && !destination.work.waits.window
         {
-            destination.waits.window = true;
+            destination.work.waits.window = true;
             self.waiting.window.push_back(key);
         }
     }
@@ -122,12 +126,12 @@ impl Scheduler {
     /// Mail of it could not be sent now even if it were at hand, and there is some at hand.
     fn is_blocked(&self, now: Timestamp, key: DestinationKey) -> bool {
         self.destinations.get(key).is_some_and(|destination| {
-            let waits = &destination.waits;
+            let waits = &destination.work.waits;
             // One at its limit waits for more connections and sends over those it has.
             let to_connect =
                 !waits.connect.is_empty() || waits.look_up || self.is_resting(now, destination.queue);
             let to_send = waits.body || !waits.rate.is_empty();
-            destination.ready > 0 && (to_send || to_connect && destination.connections == 0)
+            destination.work.ready > 0 && (to_send || to_connect && destination.work.connections == 0)
         })
     }
 
@@ -142,14 +146,14 @@ impl Scheduler {
     fn send_over_idle(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            if destination.ready == 0 || self.is_held(now, key) {
+            if destination.work.ready == 0 || self.is_held(now, key) {
                 return;
             }
-            if !destination.waits.rate.is_empty() {
+            if !destination.work.waits.rate.is_empty() {
                 return;
             }
             // The one used last: the others may go.
-            let Some(&(_, connection)) = destination.idle.last() else { return };
+            let Some(&(_, connection)) = destination.work.idle.last() else { return };
             // Its sessions lead to where the mail went when DNS was asked. That may have changed.
             let is_known = destination.route_within(now, Duration::ZERO).is_some();
             if !is_known && !destination.site.is_shared() && self.resolver_rests.is_none() {
@@ -169,22 +173,22 @@ impl Scheduler {
 
     fn wait_to_settle(&mut self, key: DestinationKey) {
         if let Some(destination) = self.destinations.get_mut(key)
-            && !destination.waits.settle
+            && !destination.work.waits.settle
         {
-            destination.waits.settle = true;
+            destination.work.waits.settle = true;
             self.waiting.settle.push_back(key);
         }
     }
 
     /// The next item to try, by priority, lane and freshness in turns.
     pub(super) fn draw(&mut self, now: Timestamp, key: DestinationKey) -> Option<ItemId> {
-        while let Some((lane_key, stamp)) = self.destinations.get_mut(key)?.ring.pop() {
+        while let Some((lane_key, stamp)) = self.destinations.get_mut(key)?.work.ring.pop() {
             let Some(lane) = self.lanes.get_mut(lane_key).filter(|lane| lane.ring_stamp == stamp) else {
                 continue;
             };
             if lane.until.is_some_and(|until| until <= now) {
                 let domain = lane.domain;
-                lane.in_ring = false;
+                lane.work.in_ring = false;
                 self.send_home(now, domain);
                 continue;
             }
@@ -197,17 +201,17 @@ impl Scheduler {
             }
             let destination = self.destinations.get_mut(key)?;
             if lane.has_ready() {
-                destination.ring.push(lane.key.priority, lane_key, stamp);
+                destination.work.ring.push(lane.key.priority, lane_key, stamp);
             } else {
-                lane.in_ring = false;
+                lane.work.in_ring = false;
             }
             if drawn.is_some() {
-                destination.ready -= 1;
+                destination.work.ready -= 1;
                 return drawn;
             }
         }
         loop {
-            let id = *self.destinations.get(key)?.suspects.front()?;
+            let id = *self.destinations.get(key)?.work.suspects.front()?;
             let lane = self.window.get(id)?.lane;
             if self.is_stale(now, lane) {
                 let domain = self.lanes.get(lane)?.domain;
@@ -215,8 +219,8 @@ impl Scheduler {
                 continue;
             }
             let destination = self.destinations.get_mut(key)?;
-            destination.suspects.pop_front();
-            destination.ready -= 1;
+            destination.work.suspects.pop_front();
+            destination.work.ready -= 1;
             self.window.get_mut(id)?.ready = false;
             return Some(id);
         }
@@ -269,11 +273,11 @@ impl Scheduler {
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
-        destination.grant = None;
+        destination.work.grant = None;
         let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
         if let State::Idle { since } = connection.state {
             connection.has_idled |= since < now;
-            destination.idle.remove(&(since, connection_id));
+            destination.work.idle.remove(&(since, connection_id));
         }
         connection.state = State::Busy(InTransaction { item: id, recipients, octets, begun: now });
         connection.used += 1;
@@ -282,8 +286,8 @@ impl Scheduler {
         self.transit_octets = self.transit_octets.saturating_add(octets);
         self.busy += 1;
         if let Some(lane) = self.lanes.get_mut(lane_key) {
-            lane.deadlines.remove(&(deadline, id));
-            lane.pending += 1;
+            lane.work.deadlines.remove(&(deadline, id));
+            lane.work.pending += 1;
         }
         let body = self.window.take_body(id);
         if let Some(item) = self.window.get_mut(id) {
@@ -314,7 +318,7 @@ impl Scheduler {
             self.waiting.body_called = None;
             self.waiting.body_freed = false;
         }
-        if !std::mem::replace(&mut destination.waits.body, true) {
+        if !std::mem::replace(&mut destination.work.waits.body, true) {
             let line = &mut self.waiting.body;
             if is_called { line.push_front(key) } else { line.push_back(key) }
         }
@@ -323,12 +327,13 @@ impl Scheduler {
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            let wanted = destination.ready.saturating_sub(destination.opening + destination.idle.len());
+            let wanted =
+                destination.work.ready.saturating_sub(destination.work.opening + destination.work.idle.len());
             if wanted == 0 || self.is_held(now, key) {
                 return;
             }
             // A connection that can not send would be closed for one that waits, and that one for it, without end.
-            if destination.waits.body || !destination.waits.rate.is_empty() {
+            if destination.work.waits.body || !destination.work.waits.rate.is_empty() {
                 return;
             }
             if !self.may_start() {
@@ -338,11 +343,13 @@ impl Scheduler {
             // In retry mode one connection probes, until its EHLO succeeds.
             let probing = destination.retry.until.is_some();
             // One finds out whether it works, before others are opened.
-            if destination.opening > 0 && (destination.in_doubt || destination.working.is_empty()) {
+            if destination.work.opening > 0
+                && (destination.work.in_doubt || destination.work.working.is_empty())
+            {
                 return;
             }
-            let allowed = if probing { 1 } else { destination.cohort.allowed };
-            if destination.connections >= allowed
+            let allowed = if probing { 1 } else { destination.cohort.allowed() };
+            if destination.work.connections >= allowed
                 || destination.cohort.hold_until.is_some_and(|until| until > now)
             {
                 return;
@@ -376,7 +383,7 @@ impl Scheduler {
 
     /// What DNS said may bounce mail: it is asked once more, even while the destination waits.
     fn look_up_afresh(&mut self, now: Timestamp, key: DestinationKey) {
-        let wants = self.destinations.get(key).is_some_and(|d| d.wants_fresh && !d.waits.look_up);
+        let wants = self.destinations.get(key).is_some_and(|d| d.work.wants_fresh && !d.work.waits.look_up);
         if wants && self.resolver_rests.is_none_or(|until| until <= now) {
             self.look_up_if_possible(key, Freshness::Fresh);
         }
@@ -389,16 +396,16 @@ impl Scheduler {
             return;
         }
         if self.looking_up >= self.bounds.look_ups {
-            if !destination.waits.look_up {
-                destination.waits.look_up = true;
+            if !destination.work.waits.look_up {
+                destination.work.waits.look_up = true;
                 self.waiting.look_up.push(key, has_fresh);
             }
             return;
         }
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let freshness =
-            if std::mem::take(&mut destination.wants_fresh) { Freshness::Fresh } else { freshness };
-        destination.asked = freshness;
+            if std::mem::take(&mut destination.work.wants_fresh) { Freshness::Fresh } else { freshness };
+        destination.work.asked = freshness;
         destination.route = RouteState::LookingUp;
         self.looking_up += 1;
         self.commands.push_back(Command::Resolve {
@@ -432,9 +439,9 @@ impl Scheduler {
     fn remove_destination_if_done(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
         let done = destination.lanes.is_empty()
-            && destination.connections == 0
+            && destination.work.connections == 0
             && !matches!(destination.route, RouteState::LookingUp)
-            && !destination.claiming
+            && !destination.work.claiming
             && !destination.is_held(now)
             && destination.kept_until.is_none_or(|until| until <= now);
         if !done {
@@ -443,8 +450,8 @@ impl Scheduler {
         self.drop_state(key);
         let Some(mut destination) = self.destinations.remove(key) else { return };
         self.timers.arm(&mut destination.timer, None, TimerOwner::Destination(key));
-        let places = destination.waits.connect.drain(..).chain(destination.waits.rate.drain(..));
-        places.for_each(|place| self.limits.leave_line(place));
+        let Waits { connect, rate, .. } = destination.work.take().waits;
+        connect.into_iter().chain(rate).for_each(|place| self.limits.leave_line(place));
         if let Some(queue) = self.queues.get_mut(destination.queue) {
             queue.destinations.remove(&key);
         }
@@ -457,12 +464,13 @@ impl Scheduler {
         if !queue.destinations.is_empty() {
             return;
         }
-        if queue.mode.held_until.is_none() && std::mem::take(&mut queue.mode.held_steps) > 0 {
+        if queue.mode.held_until.is_none() && queue.mode.held_steps > 0 {
             // As a destination without mail forgets its own.
+            queue.mode.held_steps = 0;
             queue.unsaved = true;
             self.changed_queues.push(key);
         }
-        if queue.mode != super::queue::Mode::default() {
+        if !queue.mode.is_at_rest() {
             return;
         }
         if let Some(until) = queue.remembers_until().filter(|&until| until > now) {
@@ -497,7 +505,7 @@ impl Scheduler {
 
     pub(super) fn close_idle(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
-        let idle: Vec<_> = destination.idle.iter().map(|&(_, id)| id).collect();
+        let idle: Vec<_> = destination.work.idle.iter().map(|&(_, id)| id).collect();
         idle.into_iter().for_each(|id| self.close(id));
     }
 }

@@ -165,6 +165,7 @@ impl Scheduler {
         };
         let id = mark.id;
         let waiting: Vec<ItemId> = lane
+            .work
             .deadlines
             .iter()
             .map(|&(_, id)| id)
@@ -185,17 +186,17 @@ impl Scheduler {
         }
         let stored = [lane.head.oldest, lane.head.oldest_with_expiry];
         let is_stored = stored.into_iter().flatten().any(|oldest| oldest <= before);
-        if is_stored && !lane.expiring && lane.claiming.is_none() {
-            lane.expiring = true;
+        if is_stored && !lane.work.expiring && lane.work.claiming.is_none() {
+            lane.work.expiring = true;
             let destination_key = lane.destination;
             if let Some(destination) = self.destinations.get_mut(destination_key) {
-                destination.expiring.push_back(key);
+                destination.work.expiring.push_back(key);
             }
             self.mark(destination_key);
         } else if !is_stored
             && !mark.finished
-            && lane.claiming.is_none()
-            && !lane.deadlines.iter().any(|&(_, id)| {
+            && lane.work.claiming.is_none()
+            && !lane.work.deadlines.iter().any(|&(_, id)| {
                 self.window.get(id).is_some_and(|item| item.item.envelope.submitted_at <= before)
             })
         {

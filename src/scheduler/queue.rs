@@ -1,5 +1,6 @@
 //! A queue: what has settings, limits, modes and statistics. One per domain or rollup, and source.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -7,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::DestinationKey;
 use super::directory::Named;
 use super::few::FewSet;
-use super::ids::NameMap;
 use super::limits::SlotKey;
+use super::rare::{AtRest, Rare};
 use crate::clock::Timestamp;
 use crate::policy::{QueueSettings, Rate, RetryAfter, SlidingCount};
 
@@ -20,11 +21,11 @@ pub(crate) struct Queue {
     /// million queues, and few have connections.
     pub(super) slot: SlotKey,
     pub(super) destinations: FewSet<DestinationKey>,
-    pub(super) mode: Mode,
+    pub(super) mode: Rare<Mode>,
     /// How often each reply rule with `after` matched.
-    pub(super) rule_counts: NameMap<Arc<str>, SlidingCount>,
+    pub(super) rule_counts: BTreeMap<Arc<str>, SlidingCount>,
     /// Bounces by rules and DNS, if they are counted.
-    pub(super) bounces: Option<SlidingCount>,
+    pub(super) bounces: Option<Box<SlidingCount>>,
     pub(super) tally: Tally,
     pub(super) timer: Option<Timestamp>,
     /// A state row of it is in the store.
@@ -47,6 +48,32 @@ pub(super) struct Mode {
     pub(super) rate_cap: Option<(Rate, Timestamp)>,
     /// Too many bounces: what would bounce is held until somebody says otherwise.
     pub(super) fuse_blown: bool,
+}
+
+impl Mode {
+    fn end(&mut self, lapsed: Lapsed, now: Timestamp) {
+        self.backoff = self.backoff.take().filter(|_| !lapsed.backoff);
+        self.held_until = self.held_until.filter(|_| !lapsed.hold);
+        self.disabled = self.disabled.filter(|_| !lapsed.disabled);
+        self.connection_cap = self.connection_cap.filter(|(_, until)| *until > now);
+        self.rate_cap = self.rate_cap.filter(|(_, until)| *until > now);
+    }
+}
+
+impl AtRest for Mode {
+    const AT_REST: &'static Self = &Self {
+        backoff: None,
+        held_until: None,
+        held_steps: 0,
+        disabled: None,
+        connection_cap: None,
+        rate_cap: None,
+        fuse_blown: false,
+    };
+
+    fn is_at_rest(&self) -> bool {
+        self == Self::AT_REST
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,8 +124,9 @@ pub(super) struct Lapsed {
 }
 
 /// Counts bounces; the one past so many is too many.
-pub(super) fn fuse(rate: Rate) -> SlidingCount {
-    SlidingCount::new(Rate::new(rate.count().saturating_add(1), rate.period()).unwrap_or(rate))
+pub(super) fn fuse(rate: Rate) -> Box<SlidingCount> {
+    let rate = Rate::new(rate.count().saturating_add(1), rate.period()).unwrap_or(rate);
+    Box::new(SlidingCount::new(rate))
 }
 
 impl Named for Queue {
@@ -118,8 +146,8 @@ impl Queue {
             settings,
             slot: SlotKey::of_nothing(),
             destinations: FewSet::default(),
-            mode: Mode::default(),
-            rule_counts: NameMap::default(),
+            mode: Rare::default(),
+            rule_counts: BTreeMap::new(),
             bounces,
             tally: Tally::default(),
             timer: None,
@@ -166,7 +194,7 @@ impl Queue {
 
     /// Ends what ends by itself.
     pub(super) fn lapse(&mut self, now: Timestamp) -> Lapsed {
-        let mode = &mut self.mode;
+        let mode = &self.mode;
         let over = |until: Option<Timestamp>| until.is_some_and(|until| until <= now);
         let lapsed = Lapsed {
             backoff: over(mode.backoff.as_ref().and_then(|backoff| backoff.until)),
@@ -175,19 +203,12 @@ impl Queue {
             cap: over(mode.connection_cap.map(|(_, until)| until))
                 || over(mode.rate_cap.map(|(_, until)| until)),
         };
-        if lapsed.backoff {
-            mode.backoff = None;
+        if lapsed != Lapsed::default() {
+            self.mode.end(lapsed, now);
+            self.mode.tidy();
+            self.unsaved = true;
         }
-        if lapsed.hold {
-            mode.held_until = None;
-        }
-        if lapsed.disabled {
-            mode.disabled = None;
-        }
-        mode.connection_cap = mode.connection_cap.filter(|(_, until)| *until > now);
-        mode.rate_cap = mode.rate_cap.filter(|(_, until)| *until > now);
         self.rule_counts.retain(|_, count| count.lapses_at() > now);
-        self.unsaved |= lapsed != Lapsed::default();
         lapsed
     }
 
@@ -206,7 +227,7 @@ impl Queue {
 
     /// Until when it remembers what it counted.
     pub(super) fn remembers_until(&self) -> Option<Timestamp> {
-        let counts = self.rule_counts.values().chain(&self.bounces).map(SlidingCount::lapses_at);
+        let counts = self.rule_counts.values().chain(self.bounces.as_deref()).map(SlidingCount::lapses_at);
         counts.max()
     }
 

@@ -72,13 +72,13 @@ impl Scheduler {
     /// Where a destination's mail goes may have changed, and what holds for it.
     pub(super) fn revisit_replaced(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        destination.suspended = None;
+        destination.work.suspended = None;
         destination.refusal = None;
         if !matches!(destination.route, RouteState::LookingUp) {
             destination.route = RouteState::Unknown;
         }
         if destination.missing.is_some() {
-            destination.wants_fresh = true;
+            destination.work.wants_fresh = true;
         }
         let shared = matches!(destination.site, Site::Hosts(_) | Site::Fixed);
         let lanes: Vec<_> = destination.lanes.iter().copied().collect();

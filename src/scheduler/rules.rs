@@ -301,12 +301,12 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let until = now + queue.retry_after().interval(1);
-        destination.skipped.retain(|(skipped, until)| skipped != host && *until > now);
-        destination.skipped.push((host.clone(), until));
-        if let Some(attempt) = &mut destination.suspended {
+        destination.work.skipped.retain(|(skipped, until)| skipped != host && *until > now);
+        destination.work.skipped.push((host.clone(), until));
+        if let Some(attempt) = &mut destination.work.suspended {
             attempt.skip(host);
         }
-        let working: Vec<_> = destination.working.iter().copied().collect();
+        let working: Vec<_> = destination.work.working.iter().copied().collect();
         for id in working {
             if let Some(connection) = self.connections.get_mut(&id)
                 && connection.current.host == *host

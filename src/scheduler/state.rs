@@ -10,6 +10,7 @@ use super::limits::{LimitKey, Local};
 use super::no_mx::Missing;
 use super::placement::Site;
 use super::queue::Mode;
+use super::rare::AtRest;
 use super::{DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
@@ -136,7 +137,7 @@ impl Scheduler {
         let key = self.queue_for(state.queue.as_str().into(), &state.source.as_str().into());
         if let Some(queue) = self.queues.get_mut(key) {
             self.disabled_queues += usize::from(state.mode.disabled.is_some());
-            queue.mode = state.mode;
+            *queue.mode = state.mode;
             queue.stored_state = true;
         }
         self.mode_changed(now, key);
@@ -229,12 +230,12 @@ impl Scheduler {
                 continue;
             }
             let row_key = named(b"queue", &[queue.name.as_bytes(), queue.source.as_bytes()]);
-            if queue.mode != Mode::default() {
+            if !queue.mode.is_at_rest() {
                 queue.stored_state = true;
                 let row = QueueRow {
                     queue: queue.name.to_string(),
                     source: queue.source.to_string(),
-                    mode: queue.mode.clone(),
+                    mode: Mode::clone(&queue.mode),
                 };
                 self.put_row(row_key, &Row::Queue(row));
             } else if std::mem::take(&mut queue.stored_state) {

@@ -191,7 +191,7 @@ impl Scheduler {
             None => Change::Unclaim { item: id, lease },
         });
         if let Some(state) = self.lanes.get_mut(lane) {
-            state.pending += 1;
+            state.work.pending += 1;
         }
         self.writes.then(Effect::Settled { lane, put_back });
         self.review_lane(now, lane);
@@ -224,7 +224,7 @@ impl Scheduler {
     ) {
         let lane = self.lane_for(&item.lane);
         if let Some(state) = self.lanes.get_mut(lane) {
-            state.pending += 1;
+            state.work.pending += 1;
         }
         self.end_pending(now, WindowItem::new(item, lane), end);
     }

@@ -53,7 +53,7 @@ impl Scheduler {
         if let Some(wait) = self.holds_queue(now, queue).first() {
             return Some(wait.to_string());
         }
-        let places = destination.waits.rate.iter().chain(&destination.waits.connect);
+        let places = destination.work.waits.rate.iter().chain(&destination.work.waits.connect);
         let mut limits: Vec<&str> =
             places.filter_map(|place| self.setting(self.limits.key(place.slot)?)).collect();
         limits.sort_unstable();

@@ -291,7 +291,7 @@ impl Scheduler {
         match effect {
             Effect::Settled { lane, put_back } => {
                 if let Some(state) = self.lanes.get_mut(lane) {
-                    state.pending = state.pending.saturating_sub(1);
+                    state.work.pending = state.work.pending.saturating_sub(1);
                     if let Some(head) = put_back {
                         state.put_back(head);
                     }

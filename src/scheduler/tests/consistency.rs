@@ -88,12 +88,16 @@ impl Scheduler {
         for (key, state) in self.lanes.iter() {
             let lane = &state.key;
             assert_eq!(self.lanes.find(lane), Some(key), "{lane}");
-            let of_lane: BTreeSet<_> = state.deadlines.iter().copied().collect();
+            let of_lane: BTreeSet<_> = state.work.deadlines.iter().copied().collect();
             assert_eq!(of_lane, deadlines.remove(&key).unwrap_or_default(), "deadlines of {lane}");
             let expected =
                 pending.get(&key).copied().unwrap_or(0) + in_transaction.get(&key).copied().unwrap_or(0);
-            assert_eq!(state.pending, expected, "pending of {lane}");
-            assert_eq!(state.claimed, in_window.get(&key).copied().unwrap_or(0), "in the window of {lane}");
+            assert_eq!(state.work.pending, expected, "pending of {lane}");
+            assert_eq!(
+                state.work.claimed,
+                in_window.get(&key).copied().unwrap_or(0),
+                "in the window of {lane}"
+            );
             let domain = self.domains.get(state.domain).expect("the domain of a lane");
             let destination = self.destinations.get(state.destination).expect("the destination of a lane");
             assert_eq!(state.queue, destination.queue, "queue of {lane}");
@@ -101,7 +105,7 @@ impl Scheduler {
                 domain.lanes.iter().any(|&lane| lane == key) && domain.destination == state.destination,
                 "{lane}"
             );
-            let earliest = state.deadlines.first().map(|&(deadline, _)| deadline);
+            let earliest = state.work.deadlines.first().map(|&(deadline, _)| deadline);
             if let Some(earliest) = earliest {
                 let has_timer = state.timer.is_some_and(|at| at <= earliest);
                 assert!(has_timer, "{lane} has a deadline and no timer for it");
@@ -114,26 +118,29 @@ impl Scheduler {
             assert_eq!(self.destinations.find((&state.site, state.queue)), Some(key), "{:?}", state.site);
             let domain = format!("{:?}", state.site);
             let got = OfDestination {
-                connections: state.connections,
-                opening: state.opening,
-                working: state.working.len(),
-                idle: state.idle.len(),
-                claimed: state.claimed,
-                ready: state.ready,
+                connections: state.work.connections,
+                opening: state.work.opening,
+                working: state.work.working.len(),
+                idle: state.work.idle.len(),
+                claimed: state.work.claimed,
+                ready: state.work.ready,
             };
             assert_eq!(got, of.remove(&key).unwrap_or_default(), "{domain}");
             let listed: usize = state
                 .lanes
                 .iter()
                 .filter_map(|&lane| self.lanes.get(lane))
-                .map(|l| l.fresh.len() + l.again.len())
+                .map(|l| l.work.fresh.len() + l.work.again.len())
                 .sum();
-            assert_eq!(listed + state.suspects.len(), state.ready, "listed in lanes of {domain}");
+            assert_eq!(listed + state.work.suspects.len(), state.work.ready, "listed in lanes of {domain}");
             // Mail that moved here, from a rollup or a source that is disabled, comes with its places.
             let of_domains: BTreeSet<_> =
                 state.lanes.iter().filter_map(|&lane| Some(self.lanes.get(lane)?.domain)).collect();
             let is_alone = !state.site.is_shared() && of_domains.len() == 1;
-            assert!(!is_alone || state.claimed <= self.bounds.window_per_destination, "window of {domain}");
+            assert!(
+                !is_alone || state.work.claimed <= self.bounds.window_per_destination,
+                "window of {domain}"
+            );
         }
         assert!(of.is_empty(), "of destinations that are gone: {of:?}");
     }

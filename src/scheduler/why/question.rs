@@ -212,8 +212,8 @@ impl<'a> Question<'a> {
             domain: destination.domain.clone(),
             domains: domains.len() as u64,
             oldest: (oldest != PAUSED).then(|| self.now.saturating_since(oldest)),
-            ready: destination.ready as u64,
-            connections: destination.connections as u64,
+            ready: destination.work.ready as u64,
+            connections: destination.work.connections as u64,
             waits: found.waits,
             until: found.until,
         }
@@ -223,9 +223,9 @@ impl<'a> Question<'a> {
     fn first_of(&self, found: &mut Found, key: DestinationKey, destination: &Destination) {
         let lanes = destination.lanes.iter().filter_map(|&lane| self.scheduler.lanes.get(lane));
         let due = lanes.filter_map(|lane| lane.head.next_due).min();
-        if destination.ready > 0 {
+        if destination.work.ready > 0 {
             self.progress(found, key, destination, true);
-        } else if destination.claiming || due.is_some_and(|due| due <= self.now) {
+        } else if destination.work.claiming || due.is_some_and(|due| due <= self.now) {
             self.progress(found, key, destination, false);
         } else if let Some((_, wait)) = self.connections().longest.get(&key) {
             found.add(wait.clone());
@@ -245,29 +245,35 @@ impl<'a> Question<'a> {
             return found.add(wait);
         }
         let scheduler = self.scheduler;
-        if destination.waits.body {
+        if destination.work.waits.body {
             found.add(Wait::BodyMemory {
                 octets: scheduler.transit_octets as u64,
                 limit: scheduler.bounds.transit_octets as u64,
                 in_line: scheduler.waiting.body.len() as u64,
             });
         }
-        destination.waits.rate.iter().filter_map(|&place| self.line(place)).for_each(|wait| found.add(wait));
-        if destination.waits.settle {
+        destination
+            .work
+            .waits
+            .rate
+            .iter()
+            .filter_map(|&place| self.line(place))
+            .for_each(|wait| found.add(wait));
+        if destination.work.waits.settle {
             found.add(self.settling());
         }
         if !found.waits.is_empty() {
             return;
         }
         found.waits = self.before_session(key, destination);
-        let is_only_way = destination.working.is_empty();
+        let is_only_way = destination.work.working.is_empty();
         if is_only_way {
             // Of several lines one is enough.
             found.until = found.waits.iter().map(Wait::until).min().flatten();
         }
         // A session that has nothing to do any more may take it too.
         if !is_only_way || found.waits.is_empty() {
-            found.add(Wait::Turn { at_hand: destination.claimed as u64 });
+            found.add(Wait::Turn { at_hand: destination.work.claimed as u64 });
         }
     }
 
@@ -283,18 +289,18 @@ impl<'a> Question<'a> {
         let scheduler = self.scheduler;
         if destination.is_asking() {
             Some(self.look_up(destination))
-        } else if destination.claiming {
-            (destination.ready == 0).then_some(Wait::Claim { under_way: true })
+        } else if destination.work.claiming {
+            (destination.work.ready == 0).then_some(Wait::Claim { under_way: true })
         } else if let Some(until) = scheduler.storage_timer.filter(|_| scheduler.writes.is_paused()) {
             Some(Wait::StorePaused { until })
-        } else if destination.waits.claim {
+        } else if destination.work.waits.claim {
             Some(Wait::Claim { under_way: false })
-        } else if destination.waits.window {
+        } else if destination.work.waits.window {
             Some(Wait::WindowFull { limit: scheduler.bounds.window as u64 })
-        } else if destination.waits.settle && destination.ready == 0 {
+        } else if destination.work.waits.settle && destination.work.ready == 0 {
             Some(self.settling())
         } else {
-            (destination.claimed == 0).then_some(Wait::Claim { under_way: true })
+            (destination.work.claimed == 0).then_some(Wait::Claim { under_way: true })
         }
     }
 
@@ -311,20 +317,20 @@ impl<'a> Question<'a> {
         let resting =
             source.and_then(|source| Some((source, later(scheduler.resting.get(source).copied())?)));
         let is_known = destination.route_within(self.now, std::time::Duration::ZERO).is_some();
-        let allowed = if destination.retry.until.is_some() { 1 } else { destination.cohort.allowed };
-        if matches!(destination.route, RouteState::LookingUp) || destination.waits.look_up {
+        let allowed = if destination.retry.until.is_some() { 1 } else { destination.cohort.allowed() };
+        if matches!(destination.route, RouteState::LookingUp) || destination.work.waits.look_up {
             vec![self.look_up(destination)]
-        } else if let Some(opening) = opening.clone().filter(|_| destination.working.is_empty()) {
+        } else if let Some(opening) = opening.clone().filter(|_| destination.work.working.is_empty()) {
             vec![opening]
         } else if let Some((source, until)) = resting {
             vec![Wait::SourceResting { source: source.clone(), until }]
-        } else if !destination.waits.connect.is_empty() {
-            let lines = destination.waits.connect.iter().take(MOST_LINES);
+        } else if !destination.work.waits.connect.is_empty() {
+            let lines = destination.work.waits.connect.iter().take(MOST_LINES);
             lines.filter_map(|&place| self.line(place)).collect()
         } else if let Some(opening) = opening {
             vec![opening]
-        } else if destination.connections >= allowed {
-            vec![Wait::Concurrency { open: destination.connections as u64, allowed: allowed as u64 }]
+        } else if destination.work.connections >= allowed {
+            vec![Wait::Concurrency { open: destination.work.connections as u64, allowed: allowed as u64 }]
         } else if let Some(until) = later(destination.cohort.hold_until) {
             vec![Wait::HoldOff { until, allowed: allowed as u64 }]
         } else if let Some(until) = later(scheduler.resolver_rests).filter(|_| !is_known) {

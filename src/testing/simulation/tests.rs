@@ -23,7 +23,7 @@ fn find(seed: u64) -> Option<String> {
                 && number("POSTRIDER_SEED").is_some()
             {
                 // One seed is looked at closely.
-                violation.recent.iter().for_each(|line| eprintln!("{line}"));
+                return Some(format!("{}\n\n{error}", violation.recent.join("\n")));
             }
             Some(error.to_string())
         }

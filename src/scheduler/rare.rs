@@ -1,0 +1,80 @@
+//! What most have no use for most of the time.
+
+use std::ops::{Deref, DerefMut};
+
+/// Boxed while there is anything to it. At rest it takes a pointer's room and reads as what it is then; it is made when
+/// it is first written to. Of a million queues most rest.
+pub(super) struct Rare<T>(Option<Box<T>>);
+
+/// What may be at rest.
+pub(super) trait AtRest: Default + 'static {
+    /// The same as the default.
+    const AT_REST: &'static Self;
+
+    /// It is as the default is, or means the same.
+    fn is_at_rest(&self) -> bool;
+}
+
+impl<T> Default for Rare<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: AtRest> Rare<T> {
+    /// Gives its room back if it is at rest.
+    pub(super) fn tidy(&mut self) {
+        if self.0.as_ref().is_some_and(|it| it.is_at_rest()) {
+            self.0 = None;
+        }
+    }
+
+    /// As it is, and at rest from here on.
+    pub(super) fn take(&mut self) -> T {
+        self.0.take().map_or_else(T::default, |it| *it)
+    }
+}
+
+impl<T: AtRest> Deref for Rare<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_deref().unwrap_or(T::AT_REST)
+    }
+}
+
+impl<T: AtRest> DerefMut for Rare<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.get_or_insert_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(u32);
+
+    impl AtRest for Count {
+        const AT_REST: &'static Self = &Self(0);
+
+        fn is_at_rest(&self) -> bool {
+            self.0 == 0
+        }
+    }
+
+    #[test]
+    fn it_takes_room_while_there_is_anything_to_it() {
+        let mut rare = Rare::<Count>::default();
+        assert_eq!((rare.0.is_some(), rare.deref().0), (false, 0));
+        rare.deref_mut().0 = 3;
+        rare.tidy();
+        assert_eq!((rare.0.is_some(), rare.deref().0), (true, 3));
+        rare.deref_mut().0 = 0;
+        rare.tidy();
+        assert!(rare.0.is_none());
+        rare.deref_mut().0 = 5;
+        assert_eq!((rare.take().0, rare.0.is_some()), (5, false));
+    }
+}
