@@ -57,7 +57,11 @@ fn run() -> Result<(), End> {
     if let Some(old) = &options.against {
         replay = replay.against(read_policy(old)?);
     }
-    let malformed = read(io::stdin().lock(), &mut replay, &mut io::stderr()).map_err(failed("stdin"))?;
+    let (records, malformed) =
+        read(io::stdin().lock(), &mut replay, &mut io::stderr()).map_err(failed("stdin"))?;
+    if records == 0 && malformed > 0 {
+        return Err(End(1, format!("none of the {malformed} lines is a record")));
+    }
     let report = replay.finish();
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = if options.jsonl {
@@ -111,14 +115,17 @@ fn read_policy(path: &PathBuf) -> Result<Policy, End> {
     Policy::from_toml(&text).map_err(|error| wrong(&error))
 }
 
-/// Reads records, and says which lines are none. How many those are.
-fn read(mut input: impl BufRead, replay: &mut Replay, complaints: &mut impl Write) -> io::Result<u64> {
-    let (mut number, mut malformed, mut line) = (0_u64, 0, Vec::new());
+/// Reads records, and says which lines are none. How many of either there are.
+fn read(mut input: impl BufRead, replay: &mut Replay, complaints: &mut impl Write) -> io::Result<(u64, u64)> {
+    let (mut number, mut records, mut malformed, mut line) = (0_u64, 0, 0, Vec::new());
     while input.read_until(b'\n', &mut line)? > 0 {
         number += 1;
         if !line.trim_ascii().is_empty() {
             match Record::parse(&line) {
-                Ok(logged) => logged.into_iter().for_each(|logged| replay.add(logged)),
+                Ok(logged) => {
+                    records += 1;
+                    logged.into_iter().for_each(|logged| replay.add(logged));
+                }
                 Err(error) => {
                     malformed += 1;
                     if malformed <= MOST_NAMED {
@@ -129,7 +136,7 @@ fn read(mut input: impl BufRead, replay: &mut Replay, complaints: &mut impl Writ
         }
         line.clear();
     }
-    Ok(malformed)
+    Ok((records, malformed))
 }
 
 /// A record of the mailer, as far as it matters here.
@@ -414,7 +421,7 @@ mod tests {
     fn replayed() -> (ReplayReport, String) {
         let mut replay = Replay::new(Policy::from_toml(RULES).unwrap());
         let mut complaints = Vec::new();
-        assert_eq!(read(LOG.as_bytes(), &mut replay, &mut complaints).unwrap(), 2);
+        assert_eq!(read(LOG.as_bytes(), &mut replay, &mut complaints).unwrap().1, 2);
         (replay.finish(), String::from_utf8(complaints).unwrap())
     }
 

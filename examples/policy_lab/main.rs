@@ -71,8 +71,10 @@ fn run() -> Result<(), End> {
     let policies = options.policies.iter().map(|path| read_policy(path, options.source.as_deref()));
     let policies: Vec<Policy> = policies.collect::<Result<_, _>>()?;
     let names = names(&options.policies);
+    // Whether it can be written is known before anything is tried.
+    let mut svg = std::fs::File::create(&options.svg).map_err(failed(options.svg.display()))?;
     let (text, drawn) = try_out(&options, names.into_iter().zip(policies))?;
-    std::fs::write(&options.svg, drawn).map_err(failed(options.svg.display()))?;
+    svg.write_all(drawn.as_bytes()).map_err(failed(options.svg.display()))?;
     let mut out = io::stdout().lock();
     let written = write!(out, "{text}\nThe curves are in {}\n", options.svg.display());
     written.and_then(|()| out.flush()).map_err(failed("stdout"))

@@ -1,11 +1,9 @@
 //! What becomes of recipients: delivered, deferred, bounced, expired.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fault::Fault;
 use super::intake::head_of;
-use super::lane::Head;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Attempt, Candidate, Connection, InTransaction, State};
@@ -33,7 +31,8 @@ pub(super) const PAUSED: Timestamp = Timestamp::from_unix_micros(u64::MAX / 4 + 
 #[derive(Default)]
 pub(super) struct Settlement {
     pub(super) settled: Vec<u32>,
-    pub(super) released: BTreeMap<Timestamp, Vec<Recipient>>,
+    /// To try again, and when.
+    pub(super) released: Vec<(Timestamp, Recipient)>,
     pub(super) staying: Vec<Recipient>,
 }
 
@@ -296,24 +295,12 @@ impl Scheduler {
     fn write_settlement(&mut self, now: Timestamp, mut item: WindowItem, left: Settlement) {
         let id = item.item.id;
         let stays = !item.item.recipients.is_empty();
-        let mut put_back: Option<Head> = None;
-        for &due in left.released.keys() {
-            put_back.get_or_insert_default().merge(head_of(&item.item.envelope, due));
-        }
         if !left.settled.is_empty() || !left.released.is_empty() {
-            let released =
-                left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
-            self.writes.change(Change::Update {
-                item: id,
-                lease: item.item.lease,
-                settled: left.settled,
-                released,
-            });
             // One effect for what was written; the item itself stays pending, or not, below.
             if let Some(lane) = self.lanes.get_mut(item.lane) {
                 lane.work.pending += 1;
             }
-            self.writes.then(Effect::Settled { lane: item.lane, put_back });
+            self.write_update(&item, left.settled, left.released);
         }
         let Some(lane) = self.lanes.get_mut(item.lane) else { return };
         lane.work.pending = lane.work.pending.saturating_sub(1);
@@ -351,6 +338,14 @@ impl Scheduler {
         if let Some(purge) = purge {
             self.purged_one(now, purge);
         }
+    }
+
+    fn write_update(&mut self, item: &WindowItem, settled: Vec<u32>, released: Vec<(Timestamp, Recipient)>) {
+        let released = by_due(released);
+        let put_back = released.first().map(|first| head_of(&item.item.envelope, first.due));
+        let (id, lease) = (item.item.id, item.item.lease);
+        self.writes.change(Change::Update { item: id, lease, settled, released });
+        self.writes.then(Effect::Settled { lane: item.lane, put_back });
     }
 
     fn deliver(
@@ -437,7 +432,7 @@ impl Scheduler {
                 }
                 let early = if Fault::DueTooEarly.is_there() { interval / 2 } else { Duration::ZERO };
                 let due = next_attempt.saturating_sub(early);
-                left.released.entry(due).or_default().push(recipient);
+                left.released.push((due, recipient));
             }
         }
     }
@@ -459,7 +454,7 @@ impl Scheduler {
         }
         recipient.last = Some(Box::new(last_failure(now, candidate, &diagnosis)));
         self.report_deferred(now, item, &recipient, candidate, diagnosis, item.deadline);
-        left.released.entry(HELD_BY_FUSE).or_default().push(recipient);
+        left.released.push((HELD_BY_FUSE, recipient));
     }
 
     fn report_deferred(
@@ -538,19 +533,7 @@ impl Scheduler {
         let mut left = Settlement::default();
         let recipients = std::mem::take(&mut item.item.recipients);
         recipients.iter().for_each(|recipient| end(self, &item, recipient, &mut left));
-        let mut put_back: Option<Head> = None;
-        for &due in left.released.keys() {
-            put_back.get_or_insert_default().merge(head_of(&item.item.envelope, due));
-        }
-        let released =
-            left.released.into_iter().map(|(due, recipients)| Release { due, recipients }).collect();
-        self.writes.change(Change::Update {
-            item: id,
-            lease: item.item.lease,
-            settled: left.settled,
-            released,
-        });
-        self.writes.then(Effect::Settled { lane: item.lane, put_back });
+        self.write_update(&item, left.settled, left.released);
         self.cancels.ended(item.item.envelope.id, id);
         self.review_lane(now, item.lane);
     }
@@ -694,4 +677,17 @@ fn last_failure(now: Timestamp, candidate: Option<&Candidate>, diagnosis: &Diagn
         peer: candidate.map(|candidate| candidate.peer),
         diagnosis: diagnosis.clone(),
     }
+}
+
+/// Groups of those that go on at the same time, the earliest first.
+fn by_due(mut recipients: Vec<(Timestamp, Recipient)>) -> Vec<Release> {
+    recipients.sort_by_key(|&(due, _)| due);
+    let mut releases: Vec<Release> = Vec::new();
+    for (due, recipient) in recipients {
+        match releases.last_mut() {
+            Some(last) if last.due == due => last.recipients.push(recipient),
+            _ => releases.push(Release { due, recipients: vec![recipient] }),
+        }
+    }
+    releases
 }

@@ -231,7 +231,7 @@ impl Scheduler {
         left: &mut Settlement,
     ) {
         let Some(ending) = self.purges.get(&id).map(|purge| purge.ending.clone()) else { return };
-        let released = std::mem::take(&mut left.released).into_values().flatten();
+        let released = std::mem::take(&mut left.released).into_iter().map(|(_, recipient)| recipient);
         let rest: Vec<Recipient> = released.chain(std::mem::take(&mut left.staying)).collect();
         rest.iter().for_each(|recipient| self.end_recipient(now, item, recipient, &ending, left));
         if let Some(purge) = self.purges.get_mut(&id) {

@@ -160,7 +160,7 @@ impl Run {
             }
             84..88 => {
                 let faults = plan::dns_faults(&mut self.random, self.world.elapsed());
-                self.world.set_dns_faults(faults);
+                self.world.set_dns_faults(faults)?;
             }
             88..93 => self.world.add_store_faults([plan::store_fault(&mut self.random)]),
             93..95 => {
@@ -257,7 +257,7 @@ impl Run {
     fn heal(&mut self, seed: u64) -> Result<(), SimulationError> {
         self.world.note("nothing fails from here on");
         self.world.clear_store_faults();
-        self.world.set_dns_faults([]);
+        self.world.set_dns_faults([])?;
         for address in plan::ADDRESSES {
             self.world.set_server(address, ServerModel::new())?;
         }

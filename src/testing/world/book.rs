@@ -186,13 +186,19 @@ impl Book {
 
     /// Waits until there is a reason to stop.
     pub(super) async fn stopped(&self) {
+        self.reached(|state| state.crashing || state.broken.is_some()).await;
+    }
+
+    /// Waits until the process is to die.
+    pub(super) async fn crashed(&self) {
+        self.reached(|state| state.crashing).await;
+    }
+
+    async fn reached(&self, is_reached: fn(&State) -> bool) {
         loop {
             let notified = self.inner.stop.notified();
-            {
-                let state = self.lock();
-                if state.crashing || state.broken.is_some() {
-                    return;
-                }
+            if is_reached(&self.lock()) {
+                return;
             }
             notified.await;
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::book::Book;
 use super::dns::{DnsFault, LyingResolver};
+use super::latency::Latency;
 use super::model::ServerModel;
 use super::network::Network;
 use super::store::{Faults, StoreFault};
@@ -39,7 +40,7 @@ pub struct WorldBuilder {
 }
 
 /// Why there is no such world.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorldError {
     /// A world has a runtime of its own.
@@ -62,6 +63,15 @@ pub enum WorldError {
         /// What is wrong with it.
         error: String,
     },
+    /// Not a probability.
+    #[error("{0} is no probability: it must be from 0 to 1")]
+    Chance(f64),
+    /// A latency whose ends are the wrong way round.
+    #[error("{0:?}: the first time must not be longer than the second")]
+    Latency(Latency),
+    /// DNS can not name such a host.
+    #[error("DNS can not say that `{0}` is a mail exchanger: it must be a host's name")]
+    Exchanger(String),
     /// The engine did not start.
     #[error("the engine: {0}")]
     Start(String),
@@ -187,6 +197,7 @@ impl WorldBuilder {
         if let Some(model) = &self.elsewhere {
             model.problem()?;
         }
+        self.dns_faults.iter().try_for_each(DnsFault::check)?;
         let zone = StaticResolver::parse(&self.zone)?;
         let book = Book::new(self.start, self.policy.clone(), self.bounds);
         let faults = Faults::default();
@@ -233,6 +244,10 @@ pub(crate) fn seed_of_environment() -> Result<Option<u64>, WorldError> {
         Ok(text) => text.trim().parse().map(Some).map_err(|_| WorldError::Seed(text)),
         Err(_) => Ok(None),
     }
+}
+
+pub(super) fn check_chance(probability: f64) -> Result<(), WorldError> {
+    if (0.0..=1.0).contains(&probability) { Ok(()) } else { Err(WorldError::Chance(probability)) }
 }
 
 /// A server's address, with the policy's port if it names none.

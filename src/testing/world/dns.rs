@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::WorldError;
 use super::book::Book;
+use super::builder::check_chance;
 use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver};
 use crate::message::Domain;
 use crate::testing::conversation::pause;
@@ -73,6 +75,16 @@ impl DnsFault {
     pub fn with_chance(mut self, probability: f64) -> Self {
         self.chance = probability;
         self
+    }
+
+    pub(super) fn check(&self) -> Result<(), WorldError> {
+        check_chance(self.chance)?;
+        match &self.lie {
+            DnsLie::Exchanger(name) if Domain::parse(name).is_err() => {
+                Err(WorldError::Exchanger(name.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::WorldError;
+
 /// How long a server takes for an answer, or the network for a connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -25,6 +27,15 @@ const LONGEST: f64 = 86_400.0;
 impl Latency {
     /// None at all.
     pub const ZERO: Self = Self::Fixed(Duration::ZERO);
+
+    pub(super) fn check(self) -> Result<(), WorldError> {
+        let (least, most) = match self {
+            Self::Fixed(_) => return Ok(()),
+            Self::Uniform(least, most) => (least, most),
+            Self::Skewed { median, p99 } => (median, p99),
+        };
+        if least <= most { Ok(()) } else { Err(WorldError::Latency(self)) }
+    }
 
     pub(super) fn draw(self, random: &mut fastrand::Rng) -> Duration {
         match self {

@@ -14,7 +14,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ use crate::testing::conversation::pause;
 const CHECK_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// After this time a run that ends is followed by going through it.
 const CHECK_AFTER: Duration = Duration::from_secs(60);
+/// A process that dies so often over its start never starts.
+const MOST_STARTS: u32 = 1_000;
 /// So long no question to the engine remains without an answer, whatever fails.
 const UNANSWERED: Duration = Duration::from_secs(2 * 86_400);
 /// How long a shutdown may take.
@@ -317,8 +319,14 @@ impl World {
     }
 
     /// DNS lies so from now on, in place of what it was told before.
-    pub fn set_dns_faults(&mut self, faults: impl IntoIterator<Item = DnsFault>) {
-        self.dns.set_faults(faults.into_iter().collect());
+    ///
+    /// # Errors
+    /// [`WorldError`]: what is wrong with one of them. What was told before stays.
+    pub fn set_dns_faults(&mut self, faults: impl IntoIterator<Item = DnsFault>) -> Result<(), WorldError> {
+        let faults: Vec<DnsFault> = faults.into_iter().collect();
+        faults.iter().try_for_each(DnsFault::check)?;
+        self.dns.set_faults(faults);
+        Ok(())
     }
 
     /// A server behaves so from now on. What it remembers stays. `address`: with a port, or of the policy's.
@@ -517,10 +525,15 @@ impl World {
         self.book.peak(&key)
     }
 
-    /// What the server at an address saw. Without a port: the policy's.
+    /// What the server at an address saw. Without a port: at all its ports together.
     pub fn server(&self, address: &str) -> ServerReport {
-        builder::address(address, &self.policy)
-            .map_or_else(|_| ServerReport::default(), |address| self.book.server(address))
+        let Ok(ip) = address.parse::<IpAddr>() else {
+            let address = address.parse::<SocketAddr>();
+            return address.map_or_else(|_| ServerReport::default(), |address| self.book.server(address));
+        };
+        let mut sum = ServerReport::default();
+        self.servers().filter(|(address, _)| address.ip() == ip).for_each(|(_, report)| sum.add(&report));
+        sum
     }
 
     /// What all servers saw that were ever connected to.
@@ -602,7 +615,18 @@ impl World {
         }
     }
 
+    /// Starts, again and again if the process dies over it.
     fn start(&mut self) -> Result<(), WorldError> {
+        for _ in 0..MOST_STARTS {
+            if self.start_once()? {
+                return Ok(());
+            }
+        }
+        Err(WorldError::Start(format!("it died {MOST_STARTS} times over its start")))
+    }
+
+    /// `false`: the process died.
+    fn start_once(&mut self) -> Result<bool, WorldError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.map_err(|error| WorldError::Runtime(error.to_string()))?;
         let inner = {
@@ -614,7 +638,7 @@ impl World {
         let (dns, network) = (self.dns.clone(), self.network.clone());
         let (hostname, policy, seed) = (self.hostname.clone(), self.policy.clone(), self.seeds.u64(..));
         let bounds = self.bounds;
-        let (engine, clock) = runtime.block_on(async move {
+        let started = runtime.block_on(async move {
             let clock = Clock::stepped_by_hand(start);
             book.run(clock.clone());
             book.set_policy(policy.clone());
@@ -624,19 +648,25 @@ impl World {
                 .resolver(CachingResolver::new(dns, clock.clone()))
                 .transport(network)
                 .policy(policy)
-                .event_sink(book)
+                .event_sink(book.clone())
                 .clock(clock.clone())
                 .seed(seed)
-                .bounds(bounds)
-                .start()
-                .await?;
-            Ok::<_, StartError>((engine, clock))
+                .bounds(bounds);
+            tokio::select! {
+                biased;
+                () = book.crashed() => Ok::<_, StartError>(None),
+                engine = engine.start() => Ok(Some((engine?, clock))),
+            }
         })?;
         self.runtime = Some(runtime);
+        let Some((engine, clock)) = started else {
+            self.end_runtime(Seen::Crashed);
+            return Ok(false);
+        };
         self.engine = Some(engine);
         self.store = Some(inner);
         self.clock = Some(clock);
-        Ok(())
+        Ok(true)
     }
 }
 

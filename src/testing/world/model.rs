@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::WorldError;
+use super::builder::check_chance;
 use super::latency::Latency;
 use crate::reply::{Reply, Stage};
 
@@ -191,7 +192,10 @@ impl ServerModel {
     }
 
     pub(super) fn problem(&self) -> Result<(), WorldError> {
-        self.problem.clone().map_or(Ok(()), Err)
+        self.problem.clone().map_or(Ok(()), Err)?;
+        self.chances.iter().try_for_each(|&(probability, _)| check_chance(probability))?;
+        self.connect_latency.check()?;
+        self.reply_latency.check()
     }
 
     fn check(&mut self, failure: &Failure) {

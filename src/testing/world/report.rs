@@ -66,6 +66,20 @@ pub struct ServerReport {
     pub refusals: BTreeMap<u16, u64>,
 }
 
+impl ServerReport {
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self { attempts, sessions, transactions, offered, taken, refusals } = other;
+        self.attempts += attempts;
+        self.sessions += sessions;
+        self.transactions += transactions;
+        self.offered += offered;
+        self.taken += taken;
+        for (&code, count) in refusals {
+            *self.refusals.entry(code).or_default() += count;
+        }
+    }
+}
+
 /// The most recipients offered to `address` within any `window`.
 pub(super) fn most_offered_in(trace: &[Observation], address: SocketAddr, window: Duration) -> u64 {
     let mut peers = HashMap::new();

@@ -47,6 +47,20 @@ pub enum StoreCall {
     Bodies,
     /// [`Storage::list`].
     List,
+    /// [`Storage::count`].
+    Count,
+    /// [`Storage::heads`], which an engine calls as it starts. One that fails: it does not start.
+    Heads,
+    /// [`Storage::state`], likewise.
+    State,
+    /// [`Storage::renew`].
+    Renew,
+    /// [`Storage::outbox`].
+    Outbox,
+    /// [`Storage::usage`].
+    Usage,
+    /// [`Storage::maintain`].
+    Maintain,
 }
 
 /// What goes wrong.
@@ -161,7 +175,7 @@ impl Storage for FaultyStorage {
     }
 
     async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>, StorageError> {
-        self.inner.heads(after, limit).await
+        self.call(StoreCall::Heads, self.inner.heads(after, limit)).await
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError> {
@@ -169,7 +183,7 @@ impl Storage for FaultyStorage {
     }
 
     async fn renew(&self, owner: Owner, until: Timestamp) -> Result<(), StorageError> {
-        self.inner.renew(owner, until).await
+        self.call(StoreCall::Renew, self.inner.renew(owner, until)).await
     }
 
     async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes, StorageError>>, StorageError> {
@@ -187,11 +201,11 @@ impl Storage for FaultyStorage {
     }
 
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>, StorageError> {
-        self.inner.state(after, limit).await
+        self.call(StoreCall::State, self.inner.state(after, limit)).await
     }
 
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>, StorageError> {
-        self.inner.outbox(after, limit).await
+        self.call(StoreCall::Outbox, self.inner.outbox(after, limit)).await
     }
 
     async fn list(
@@ -204,15 +218,15 @@ impl Storage for FaultyStorage {
     }
 
     async fn count(&self, lane: &Lane) -> Result<u64, StorageError> {
-        self.inner.count(lane).await
+        self.call(StoreCall::Count, self.inner.count(lane)).await
     }
 
     async fn usage(&self) -> Result<Usage, StorageError> {
-        self.inner.usage().await
+        self.call(StoreCall::Usage, self.inner.usage()).await
     }
 
     async fn maintain(&self, now: Timestamp) -> Result<(), StorageError> {
-        self.inner.maintain(now).await
+        self.call(StoreCall::Maintain, self.inner.maintain(now)).await
     }
 }
 

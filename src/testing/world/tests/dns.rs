@@ -69,10 +69,12 @@ fn answers_name_others() {
 #[test]
 fn a_lie_does_not_hide_one_of_another_kind() {
     let mut world = lying(DnsFault::new(DnsLie::Exchanger("other.example".to_owned())));
-    world.set_dns_faults([
-        DnsFault::new(DnsLie::Exchanger("other.example".to_owned())),
-        DnsFault::new(DnsLie::Address([192, 0, 2, 9].into())),
-    ]);
+    world
+        .set_dns_faults([
+            DnsFault::new(DnsLie::Exchanger("other.example".to_owned())),
+            DnsFault::new(DnsLie::Address([192, 0, 2, 9].into())),
+        ])
+        .unwrap();
     world.submit(message(BOB)).unwrap();
     assert!(world.run_until_idle(HOUR));
     assert_eq!(world.server("192.0.2.9").taken, 1);
@@ -89,7 +91,7 @@ fn lies_have_their_chance_and_an_end() {
     let mut world = lying(DnsFault::new(DnsLie::Fails(DnsErrorKind::ServFail)));
     let id = world.submit(message(BOB)).unwrap();
     world.run_for(HOUR);
-    world.set_dns_faults([]);
+    world.set_dns_faults([]).unwrap();
     assert!(world.run_until_idle(DAY));
     assert_eq!(world.outcome(id, BOB), Outcome::Delivered);
 }

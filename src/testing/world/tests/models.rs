@@ -239,3 +239,40 @@ fn a_text_that_is_no_reply_is_refused() {
         assert!(matches!(world.set_server(SERVER, model), Err(WorldError::Reply { .. })));
     }
 }
+
+#[test]
+fn what_no_model_can_do_is_refused() {
+    let refused = |model: ServerModel| builder(model).build().unwrap_err();
+    for wrong in [-0.1, 1.1, f64::NAN] {
+        assert!(matches!(
+            refused(ServerModel::new().with_chance_of(wrong, Failure::Refuse)),
+            WorldError::Chance(_)
+        ));
+        let fault = DnsFault::new(DnsLie::NxDomain).with_chance(wrong);
+        let built = builder(ServerModel::new()).dns_fault(fault.clone()).build();
+        assert!(matches!(built.unwrap_err(), WorldError::Chance(_)));
+        assert!(matches!(world(ServerModel::new()).set_dns_faults([fault]), Err(WorldError::Chance(_))));
+    }
+    let turned = [Latency::Uniform(2 * SECOND, SECOND), Latency::Skewed { median: 2 * SECOND, p99: SECOND }];
+    for latency in turned {
+        assert_eq!(refused(ServerModel::new().with_reply_latency(latency)), WorldError::Latency(latency));
+        assert_eq!(refused(ServerModel::new().with_connect_latency(latency)), WorldError::Latency(latency));
+    }
+    let nameless = DnsFault::new(DnsLie::Exchanger("not a host".to_owned()));
+    let built = builder(ServerModel::new()).dns_fault(nameless).build();
+    assert_eq!(built.unwrap_err(), WorldError::Exchanger("not a host".to_owned()));
+}
+
+#[test]
+fn a_server_is_asked_by_its_address_whatever_its_port() {
+    let other = policy("[smtp]\nport = 2525\n[domain.'*']\nretry-after = ['5m']");
+    let model = ServerModel::new();
+    let mut world = builder(model.clone()).server("192.0.2.1:2525", model).build().unwrap();
+    world.submit(message(BOB)).unwrap();
+    assert!(world.run_until_idle(HOUR));
+    world.set_policy(other);
+    world.submit(message(BOB)).unwrap();
+    assert!(world.run_until_idle(3 * DAY));
+    assert_eq!((world.server("192.0.2.1:25").taken, world.server("192.0.2.1:2525").taken), (1, 1));
+    assert_eq!(world.server(SERVER).taken, 2);
+}

@@ -139,3 +139,38 @@ fn a_store_that_loses_mail_is_a_violation() {
          testing::world::tests::store::a_store_that_loses_mail_is_a_violation";
     assert!(text.ends_with(command), "{text}");
 }
+
+#[test]
+fn a_process_may_die_over_its_start_and_over_whatever_it_asks() {
+    for call in [StoreCall::Heads, StoreCall::State] {
+        let mut world = builder(ServerModel::new().with_greylist(MINUTE)).build().unwrap();
+        let id = world.submit(message(BOB)).unwrap();
+        world.run_for(SECOND);
+        world.add_store_faults([StoreFault::new(call, StoreTrouble::Crash { applied: false }).times(3)]);
+        world.crash();
+        let starts = world.trace().iter().filter(|seen| seen.seen == Seen::Started).count();
+        assert_eq!(starts, 5, "at first, three that died over {call:?}, and one that did not");
+        assert!(world.run_until_idle(HOUR));
+        assert_eq!(world.outcome(id, BOB), Outcome::Delivered);
+    }
+    for call in [StoreCall::Renew, StoreCall::Outbox, StoreCall::Maintain] {
+        let mut world = builder(ServerModel::new().with_greylist(HOUR)).build().unwrap();
+        let id = world.submit(message(BOB)).unwrap();
+        world.add_store_faults([StoreFault::new(call, StoreTrouble::Crash { applied: false })]);
+        world.run_for(2 * HOUR);
+        let died = world.trace().iter().any(|seen| seen.seen == Seen::Crashed);
+        assert!(died, "over {call:?}");
+        assert!(world.run_until_idle(DAY));
+        assert_eq!(world.outcome(id, BOB), Outcome::Delivered, "{call:?}");
+    }
+}
+
+#[test]
+fn an_engine_whose_store_can_not_be_read_does_not_start() {
+    let fails = StoreFault::new(StoreCall::Heads, StoreTrouble::Fails(StorageErrorKind::Corrupt));
+    let built = builder(ServerModel::new()).store_fault(fails).build();
+    assert!(matches!(built.unwrap_err(), WorldError::Start(why) if why.contains("planted in Heads")));
+    let dies = StoreFault::new(StoreCall::Heads, StoreTrouble::Crash { applied: false }).times(u64::MAX);
+    let built = builder(ServerModel::new()).store_fault(dies).build();
+    assert!(matches!(built.unwrap_err(), WorldError::Start(why) if why.contains("died 1000 times")));
+}
