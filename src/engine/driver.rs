@@ -511,7 +511,7 @@ impl Driver {
                 self.order(connection, Order::Transact(transaction))
             }
             Command::Close { connection } => self.order(connection, Order::Close),
-            Command::Report(event) => self.report(event),
+            Command::Report(event) => self.report(*event),
             Command::Answer { token, answer } => self.answer(token, answer),
             Command::Drained => self.drained = true,
         }

@@ -43,7 +43,7 @@ pub(crate) enum Command {
     /// Say QUIT and close.
     Close { connection: ConnectionId },
     /// Tell the observers.
-    Report(DeliveryEvent),
+    Report(Box<DeliveryEvent>),
     /// Tell the host.
     Answer { token: Token, answer: Answer },
     /// Everything has ended after [`Event::Shutdown`](super::Event::Shutdown).

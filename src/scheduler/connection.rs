@@ -336,7 +336,7 @@ impl Scheduler {
         self.resting.insert(source.clone(), now + SOURCE_REST);
         let event = self.event_id(now);
         let trouble = LocalTrouble { event, time: now, source: Some(source), error };
-        self.commands.push_back(Command::Report(DeliveryEvent::LocalTrouble(trouble)));
+        self.report(DeliveryEvent::LocalTrouble(trouble));
     }
 
     /// No name server could be reached: no look-up for a while, nobody is charged, no step is taken.
@@ -347,7 +347,7 @@ impl Scheduler {
         self.resolver_rests = Some(now + SOURCE_REST);
         let event = self.event_id(now);
         let trouble = LocalTrouble { event, time: now, source: None, error };
-        self.commands.push_back(Command::Report(DeliveryEvent::LocalTrouble(trouble)));
+        self.report(DeliveryEvent::LocalTrouble(trouble));
     }
 
     /// None of the destination's hosts could be used: it waits for its retry step, and its mail with it.
@@ -374,7 +374,7 @@ impl Scheduler {
         destination.cohort.reset();
         let (name, source, domain) = (queue.name.clone(), queue.source.clone(), destination.domain.clone());
         let event = self.event_id(now);
-        self.commands.push_back(Command::Report(DeliveryEvent::QueueDeferred(QueueDeferred {
+        self.report(DeliveryEvent::QueueDeferred(QueueDeferred {
             event,
             time: now,
             queue: name,
@@ -384,7 +384,7 @@ impl Scheduler {
             peer: candidate.map(|candidate| candidate.peer),
             diagnosis,
             next_attempt: until,
-        })));
+        }));
         self.store_state(key);
         self.clear_window_of(now, key, Some(until));
         self.mark(key);

@@ -153,7 +153,7 @@ impl Scheduler {
         let Submission { token, id, message, lanes } = submission;
         self.counters.received += 1;
         let envelope = message.envelope;
-        self.commands.push_back(Command::Report(DeliveryEvent::Received(Received {
+        self.report(DeliveryEvent::Received(Received {
             time: now,
             id,
             reference: envelope.reference.clone(),
@@ -161,7 +161,7 @@ impl Scheduler {
             size: envelope.size,
             recipients: envelope.recipient_count,
             tags: envelope.tags.clone(),
-        })));
+        }));
         self.commands.push_back(Command::Answer { token, answer: Answer::Submitted(Ok(id)) });
         for ((item, key), (item_id, lease)) in message.items.into_iter().zip(lanes).zip(keys) {
             let due = item.due;

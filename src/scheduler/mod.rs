@@ -82,6 +82,7 @@ pub(crate) use sweep::PAGE;
 use timers::Timers;
 
 use crate::clock::Timestamp;
+use crate::event::DeliveryEvent;
 use crate::message::{EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
 use crate::storage::Owner;
@@ -581,6 +582,11 @@ impl Scheduler {
             destination.dirty = true;
             self.dirty.push_back(key);
         }
+    }
+
+    /// Tells the host at once.
+    fn report(&mut self, event: DeliveryEvent) {
+        self.commands.push_back(Command::Report(Box::new(event)));
     }
 
     fn event_id(&mut self, now: Timestamp) -> EventId {

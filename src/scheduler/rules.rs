@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::command::Command;
 use super::destination::Refusal;
 use super::queue::{Backoff, Disabled};
 use super::{DestinationKey, QueueKey, Scheduler, TimerOwner};
@@ -277,7 +276,7 @@ impl Scheduler {
     ) {
         let event = self.event_id(now);
         let Some(queue) = self.queues.get(key) else { return };
-        self.commands.push_back(Command::Report(DeliveryEvent::QueueMode(QueueMode {
+        self.report(DeliveryEvent::QueueMode(QueueMode {
             event,
             time: now,
             queue: queue.name.clone(),
@@ -286,7 +285,7 @@ impl Scheduler {
             until: change.until,
             rule: change.rule,
             reply: change.reply,
-        })));
+        }));
     }
 
     /// All destinations of a queue are looked at again, in slices: whether they are held, where their mail goes.

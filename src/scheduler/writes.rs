@@ -298,7 +298,7 @@ impl Scheduler {
                 }
                 self.review_lane(now, lane);
             }
-            Effect::Report(event) => self.commands.push_back(Command::Report(*event)),
+            Effect::Report(event) => self.commands.push_back(Command::Report(event)),
             Effect::Answer(token, answer) => self.commands.push_back(Command::Answer { token, answer }),
             Effect::List(token) => self.list_for_cancel(token),
             Effect::Sweep(token) => self.sweep_on(now, token),
@@ -344,7 +344,7 @@ impl Scheduler {
     fn report_storage_trouble(&mut self, now: Timestamp, error: &StorageError, stopped: bool) {
         let event = self.event_id(now);
         let trouble = StorageTrouble { event, time: now, error: error.to_string(), stopped };
-        self.commands.push_back(Command::Report(DeliveryEvent::StorageTrouble(trouble)));
+        self.report(DeliveryEvent::StorageTrouble(trouble));
     }
 
     pub(super) fn refuse(&mut self, now: Timestamp, submission: Submission, error: &StorageError) {

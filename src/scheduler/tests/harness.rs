@@ -224,7 +224,7 @@ impl Rig {
                     self.transacts.push_back((connection, transaction));
                 }
                 Command::Close { connection } => self.closes.push_back(connection),
-                Command::Report(event) => self.events.push(event),
+                Command::Report(event) => self.events.push(*event),
                 Command::Answer { token, answer: Answer::Submitted(result) } => {
                     assert!(self.submitted.insert(token, result).is_none(), "answered twice");
                 }
