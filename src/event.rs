@@ -197,7 +197,7 @@ pub struct LocalTrouble {
     pub error: String,
 }
 
-/// The store failed.
+/// The store failed, or met an entry that is damaged: that one is left aside, the rest goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StorageTrouble {

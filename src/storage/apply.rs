@@ -9,7 +9,7 @@ use crate::message::MessageId;
 
 use super::lease::LeaseTable;
 use super::order::Place;
-use super::rows::{ItemHead, ItemRow, MessageRow, Result, RowsMut};
+use super::rows::{ItemHead, ItemRow, MessageRow, Result, RowsMut, corrupt};
 use super::{
     Change, ChangeOutcome, Inserted, ItemId, Lane, Lease, NewMessage, Owner, Release, StorageError,
     StorageErrorKind,
@@ -236,7 +236,7 @@ fn update<R: RowsMut>(
         added.push(new);
     }
     if !added.is_empty() {
-        add_parts(rows, head.message, &added)?;
+        add_parts(rows, head.message, item, &added)?;
     }
     Ok(ChangeOutcome::Applied)
 }
@@ -251,11 +251,15 @@ fn move_item<R: RowsMut>(rows: &mut R, item: ItemId, from: Place, to: Place) -> 
     Ok(())
 }
 
-fn add_parts<R: RowsMut>(rows: &mut R, id: MessageId, added: &[ItemId]) -> Result<()> {
-    let Some(mut message) = rows.message(id)? else { return missing(id) };
-    for part in message.sole.take().into_iter().chain(added.iter().copied()) {
+fn add_parts<R: RowsMut>(rows: &mut R, id: MessageId, item: ItemId, added: &[ItemId]) -> Result<()> {
+    let message = message_of_items(rows, id)?;
+    // Not known whether it was the only one: then it has its entry for certain.
+    let sole = message.as_ref().map_or(Some(item), |message| message.sole);
+    for part in sole.into_iter().chain(added.iter().copied()) {
         rows.put_part(id, part)?;
     }
+    let Some(mut message) = message else { return Ok(()) };
+    message.sole = None;
     message.items = message.items.saturating_add(u32::try_from(added.len()).unwrap_or(u32::MAX));
     rows.put_message(id, &message)
 }
@@ -265,7 +269,9 @@ fn finish_item<R: RowsMut>(rows: &mut R, item: ItemId, head: &ItemHead) -> Resul
     for key in head.place.keys(item) {
         rows.remove_order(key)?;
     }
-    let Some(mut message) = rows.message(head.message)? else { return missing(head.message) };
+    let Some(mut message) = message_of_items(rows, head.message)? else {
+        return finish_item_alone(rows, head.message, item);
+    };
     if message.sole.is_none() {
         rows.remove_part(head.message, item)?;
     }
@@ -281,7 +287,21 @@ fn finish_item<R: RowsMut>(rows: &mut R, item: ItemId, head: &ItemHead) -> Resul
     Ok(())
 }
 
-fn missing<T>(id: MessageId) -> Result<T> {
-    let message = format!("the row of message {id}, which has items, is not there");
-    Err(StorageError::new(StorageErrorKind::Corrupt, message))
+/// The row of a message that has items. `None`: it can not be read, which is no reason to keep an item that has ended: it
+/// would be sent again.
+fn message_of_items<R: RowsMut>(rows: &R, id: MessageId) -> Result<Option<MessageRow<R::Body>>> {
+    let not_there = || corrupt(format!("the row of message {id}, which has items, is not there"));
+    rows.readable(rows.message(id).and_then(|row| row.ok_or_else(not_there)))
+}
+
+/// As [`finish_item`], of a message whose row can not be read: that goes with the last item that is listed.
+fn finish_item_alone<R: RowsMut>(rows: &mut R, id: MessageId, item: ItemId) -> Result<()> {
+    rows.remove_part(id, item)?;
+    if rows.parts_after(id, None)?.next().transpose()?.is_some() {
+        return Ok(());
+    }
+    rows.forget_message(id)?;
+    // Whether the host chose the id is not known. Remembering it does no harm.
+    let generation = rows.counters().generation;
+    rows.put_finished(id, generation)
 }

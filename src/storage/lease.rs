@@ -8,20 +8,23 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::clock::Timestamp;
 
-use super::order::{Axis, LaneId, Place, START, Spot};
+use super::order::{Axis, LaneId, OrderKey, Place, START, Spot};
 use super::{ItemId, Lease, Owner};
 
 /// Owners without leases whose time has run out are remembered up to this number of owners, so that what they are
 /// given later has run out as well.
 const MAX_IDLE_OWNERS: usize = 1024;
 
-/// The leases of one store. Its size follows the leases that are held, nothing else.
+/// The leases of one store. Its size follows the leases that are held, and what is damaged; nothing else.
 #[derive(Debug)]
 pub(super) struct LeaseTable {
     next_epoch: u64,
     owners: BTreeMap<Owner, Holdings>,
     leases: HashMap<ItemId, Entry>,
     lanes: HashMap<LaneId, LaneCursors>,
+    /// Keys of the order that lead to nothing that can be read. Left in place they would be the heads of their lanes
+    /// for ever.
+    aside: HashSet<OrderKey>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +63,8 @@ impl LeaseTable {
     pub(super) fn new(opening: u64) -> Self {
         // 2^40 leases between two openings, 2^24 openings.
         let next_epoch = (opening << 40) | 1;
-        Self { next_epoch, owners: BTreeMap::new(), leases: HashMap::new(), lanes: HashMap::new() }
+        let (leases, lanes, aside) = Default::default();
+        Self { next_epoch, owners: BTreeMap::new(), leases, lanes, aside }
     }
 
     /// Somebody holds the item: it may not be claimed.
@@ -68,6 +72,16 @@ impl LeaseTable {
         self.leases.get(&item).is_some_and(|entry| {
             entry.pinned || self.owners.get(&entry.owner).is_some_and(|holdings| !holdings.lapsed)
         })
+    }
+
+    /// Claims and heads pass this key over from now on.
+    pub(super) fn set_aside(&mut self, key: OrderKey) {
+        self.aside.insert(key);
+    }
+
+    /// A claim may take what lies at this key.
+    pub(super) fn is_free(&self, key: &OrderKey) -> bool {
+        !self.aside.contains(key) && !self.is_held(key.spot.1)
     }
 
     /// The lease of `item`, if `owner` has it and no change under it is on its way.
@@ -116,6 +130,13 @@ impl LeaseTable {
         if let Some(place) = free {
             self.freed(item, place);
         }
+    }
+
+    /// Takes back what was granted from `first` on.
+    pub(super) fn take_back(&mut self, first: Lease) {
+        let granted = self.leases.iter().filter(|(_, entry)| entry.lease >= first);
+        let granted: Vec<_> = granted.map(|(item, entry)| (*item, entry.place)).collect();
+        granted.into_iter().for_each(|(item, place)| self.end(item, Some(place)));
     }
 
     /// An item that nobody has leased lies at `place`: cursors may not be beyond it.

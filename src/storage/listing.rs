@@ -1,11 +1,16 @@
-//! Lists and counts: items found without a lease.
+//! What is read without a lease: lists and counts of items, state rows, the outbox.
 
 use std::collections::BinaryHeap;
 
+use bytes::Bytes;
+use uuid::Uuid;
+
 use super::lease::LeaseTable;
 use super::order::{Axis, LaneId, OrderKey, START};
-use super::rows::{ItemRow, Result, Rows};
-use super::{Filter, ItemId, ItemSummary, Lane};
+use super::rows::{ItemRow, Result, Rows, corrupt};
+use super::select::lane_of;
+use super::{Filter, ItemId, ItemSummary, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
+use crate::message::EventId;
 
 /// Rows that a list reads before it lets go of the store, for others to get on.
 const PORTION: usize = 1024;
@@ -56,18 +61,28 @@ pub(super) fn portion<R: Rows>(
     match filter {
         Filter::Message(id) => {
             let Some(message) = rows.message(*id)? else { return Ok(Portion::default()) };
-            if let Some(sole) = message.sole.filter(|sole| after < Some(*sole)).filter(|_| limit > 0) {
-                found.push_id(sole)?;
+            let sole = message.sole.filter(|sole| after < Some(*sole)).map(Ok);
+            let mut damage = None;
+            for item in sole.into_iter().chain(rows.parts_after(*id, after)?) {
+                if found.list.len() >= limit {
+                    break;
+                }
+                damage = damage.or(found.push_if(item?, |row| row.envelope.id == *id)?);
             }
-            for item in rows.parts_after(*id, after)?.take(limit) {
-                found.push_id(item?)?;
+            // Not to be taken for a message that is not there.
+            if let Some(damage) = damage.filter(|_| found.list.is_empty() && after.is_none()) {
+                return Err(damage);
             }
         }
         Filter::Lane(lane) => {
             let Some(lane) = rows.lane_id(lane)? else { return Ok(Portion::default()) };
-            for item in smallest_in_lane(rows, lane, after, limit)? {
-                found.push_id(item)?;
+            let items = smallest_in_lane(rows, lane, after, limit)?;
+            // Others follow in place of those that can not be read.
+            go_on = items.last().copied().filter(|_| items.len() == limit);
+            for item in items {
+                found.push_if(item, |row| row.lane == lane)?;
             }
+            go_on = go_on.filter(|_| found.list.len() < limit);
         }
         Filter::All | Filter::Tag { .. } => {
             let mut last = after;
@@ -81,6 +96,7 @@ pub(super) fn portion<R: Rows>(
                 }
                 let (id, row) = entry?;
                 last = Some(id);
+                let Some(row) = rows.readable(row)? else { continue };
                 let matches = match filter {
                     Filter::Tag { name, value } => row.envelope.tags.get(name) == Some(value),
                     _ => true,
@@ -94,6 +110,23 @@ pub(super) fn portion<R: Rows>(
     Ok(Portion { list: found.list, go_on })
 }
 
+/// State rows in order. One that is damaged is left aside: it is written anew when there is something to say.
+pub(super) fn state<R: Rows>(rows: &R, after: Option<&[u8]>, limit: usize) -> Result<Vec<StateRow>> {
+    rows.state_after(after)?.filter_map(|row| rows.sound(row)).take(limit).collect()
+}
+
+/// The outbox in order. An entry that is damaged keeps its place, without what it held: it is taken and acknowledged as
+/// the others are.
+pub(super) fn outbox<R: Rows>(rows: &R, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
+    let mut list = Vec::new();
+    for entry in rows.outbox_after(after)?.take(limit) {
+        let (position, entry) = entry?;
+        let lost = OutboxEntry { position, event: EventId::from_uuid(Uuid::nil()), payload: Bytes::new() };
+        list.push(rows.readable(entry)?.unwrap_or(lost));
+    }
+    Ok(list)
+}
+
 /// How many items lie in a lane. Reads its keys only.
 pub(super) fn count<R: Rows>(rows: &R, lane: &Lane) -> Result<u64> {
     let Some(lane) = rows.lane_id(lane)? else { return Ok(0) };
@@ -104,6 +137,7 @@ pub(super) fn count<R: Rows>(rows: &R, lane: &Lane) -> Result<u64> {
 fn lane_items<R: Rows>(rows: &R, lane: LaneId) -> Result<impl Iterator<Item = Result<ItemId>>> {
     let on = |axis| -> Result<_> {
         let keys = rows.order_from(OrderKey { lane, axis, spot: START })?;
+        let keys = keys.filter_map(|key| rows.sound(key));
         let is_on = move |key: &Result<OrderKey>| {
             key.as_ref().map_or(true, |key| (key.lane, key.axis) == (lane, axis))
         };
@@ -145,18 +179,24 @@ struct Found<'a, R> {
 }
 
 impl<R: Rows> Found<'_, R> {
-    fn push_id(&mut self, id: ItemId) -> Result<()> {
-        match self.rows.item(id)? {
-            Some(row) => self.push(id, row),
-            None => Ok(()),
+    /// An item that an index names. It counts if its row says the same. Returns what is damaged.
+    fn push_if(&mut self, id: ItemId, agrees: impl Fn(&ItemRow) -> bool) -> Result<Option<StorageError>> {
+        let read = self.rows.item(id).and_then(|row| {
+            row.filter(agrees).ok_or_else(|| corrupt(format!("the row of item {} is not as listed", id.0)))
+        });
+        let damage = read.as_ref().err().cloned();
+        if let Some(row) = self.rows.readable(read)? {
+            self.push(id, row)?;
         }
+        Ok(damage)
     }
 
     fn push(&mut self, id: ItemId, row: ItemRow) -> Result<()> {
         let lane = match &self.last_lane {
             Some((known, lane)) if *known == row.lane => lane.clone(),
             _ => {
-                let Some(lane) = self.rows.lane(row.lane)? else { return Ok(()) };
+                let read = lane_of(self.rows, id, &row);
+                let Some(lane) = self.rows.readable(read)? else { return Ok(()) };
                 self.last_lane = Some((row.lane, lane.clone()));
                 lane
             }

@@ -14,7 +14,7 @@ use crate::message::{EventId, MessageId};
 use super::apply::{self, Effects};
 use super::lease::LeaseTable;
 use super::order::{LaneId, OrderKey};
-use super::rows::{Counters, ItemHead, ItemRow, MessageRow, Result, Rows, RowsMut};
+use super::rows::{Counters, ItemHead, ItemRow, MessageRow, Met, Result, Rows, RowsMut};
 use super::upkeep::Upkeep;
 use super::{
     BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
@@ -137,11 +137,11 @@ impl Storage for MemoryStorage {
     }
 
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>> {
-        self.lock().tables.state_after(after.as_deref())?.take(limit).collect()
+        listing::state(&self.lock().tables, after.as_deref(), limit)
     }
 
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
-        self.lock().tables.outbox_after(after)?.take(limit).collect()
+        listing::outbox(&self.lock().tables, after, limit)
     }
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
@@ -163,9 +163,16 @@ impl Storage for MemoryStorage {
     }
 
     async fn maintain(&self, now: Timestamp) -> Result<()> {
-        let mut state = self.lock();
-        let State { tables, leases, upkeep } = &mut *state;
-        upkeep.run(tables, leases, now)
+        // In portions, for others to get on.
+        let portion = || {
+            let mut state = self.lock();
+            let State { tables, leases, upkeep } = &mut *state;
+            upkeep.run(tables, leases, now)
+        };
+        while portion()? {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 }
 
@@ -193,6 +200,11 @@ struct Tables {
 impl Rows for Tables {
     type Body = Bytes;
 
+    fn leave_aside(&self, damage: StorageError) {
+        // Memory is not damaged: only a mistake in this crate comes here.
+        tracing::error!(%damage, "an entry can not be read and is left aside");
+    }
+
     fn head(&self, item: ItemId) -> Result<Option<ItemHead>> {
         Ok(self.items.get(&item).map(ItemRow::head))
     }
@@ -201,9 +213,12 @@ impl Rows for Tables {
         Ok(self.items.get(&item).cloned())
     }
 
-    fn items_after(&self, after: Option<ItemId>) -> Result<impl Iterator<Item = Result<(ItemId, ItemRow)>>> {
+    fn items_after(
+        &self,
+        after: Option<ItemId>,
+    ) -> Result<impl Iterator<Item = Result<(ItemId, Result<ItemRow>)>>> {
         let from = after.map_or(Unbounded, Excluded);
-        Ok(self.items.range((from, Unbounded)).map(|(id, row)| Ok((*id, row.clone()))))
+        Ok(self.items.range((from, Unbounded)).map(|(id, row)| Ok((*id, Ok(row.clone())))))
     }
 
     fn message(&self, id: MessageId) -> Result<Option<MessageRow<Bytes>>> {
@@ -226,9 +241,9 @@ impl Rows for Tables {
     fn finished_after(
         &self,
         after: Option<MessageId>,
-    ) -> Result<impl Iterator<Item = Result<(MessageId, u64)>>> {
+    ) -> Result<impl Iterator<Item = Result<(MessageId, Result<u64>)>>> {
         let from = after.map_or(Unbounded, Excluded);
-        Ok(self.finished.range((from, Unbounded)).map(|(id, generation)| Ok((*id, *generation))))
+        Ok(self.finished.range((from, Unbounded)).map(|(id, generation)| Ok((*id, Ok(*generation)))))
     }
 
     fn lane_id(&self, lane: &Lane) -> Result<Option<LaneId>> {
@@ -239,25 +254,29 @@ impl Rows for Tables {
         Ok(self.lane_names.get(&id).cloned())
     }
 
-    fn lanes_after(&self, after: Option<&Lane>) -> Result<impl Iterator<Item = Result<(Lane, LaneId)>>> {
+    fn lanes_after(&self, after: Option<&Lane>) -> Result<impl Iterator<Item = Met<(Lane, LaneId)>>> {
         let from = after.map_or(Unbounded, Excluded);
-        Ok(self.lanes.range((from, Unbounded)).map(|(lane, id)| Ok((lane.clone(), *id))))
+        Ok(self.lanes.range((from, Unbounded)).map(|(lane, id)| Ok(Ok((lane.clone(), *id)))))
     }
 
-    fn order_from(&self, from: OrderKey) -> Result<impl Iterator<Item = Result<OrderKey>>> {
-        Ok(self.order.range(from..).map(|key| Ok(*key)))
+    fn order_from(&self, from: OrderKey) -> Result<impl Iterator<Item = Met<OrderKey>>> {
+        Ok(self.order.range(from..).map(|key| Ok(Ok(*key))))
     }
 
-    fn state_after(&self, after: Option<&[u8]>) -> Result<impl Iterator<Item = Result<StateRow>>> {
+    fn state_after(&self, after: Option<&[u8]>) -> Result<impl Iterator<Item = Met<StateRow>>> {
         let from = after.map_or(Unbounded, Excluded);
         let row =
-            |(key, value): (&Vec<u8>, &Vec<u8>)| Ok(StateRow { key: key.clone(), value: value.clone() });
+            |(key, value): (&Vec<u8>, &Vec<u8>)| Ok(Ok(StateRow { key: key.clone(), value: value.clone() }));
         Ok(self.state.range::<[u8], _>((from, Unbounded)).map(row))
     }
 
-    fn outbox_after(&self, after: OutboxPosition) -> Result<impl Iterator<Item = Result<OutboxEntry>>> {
+    fn outbox_after(
+        &self,
+        after: OutboxPosition,
+    ) -> Result<impl Iterator<Item = Result<(OutboxPosition, Result<OutboxEntry>)>>> {
         let entry = |(position, (event, payload)): (&OutboxPosition, &(EventId, Bytes))| {
-            Ok(OutboxEntry { position: *position, event: *event, payload: payload.clone() })
+            let entry = OutboxEntry { position: *position, event: *event, payload: payload.clone() };
+            Ok((*position, Ok(entry)))
         };
         Ok(self.outbox.range((Excluded(after), Unbounded)).map(entry))
     }
@@ -291,6 +310,11 @@ impl RowsMut for Tables {
     fn remove_message(&mut self, id: MessageId, row: &MessageRow<Bytes>) -> Result<()> {
         self.messages.remove(&id);
         self.octets = self.octets.saturating_sub(row.body.len() as u64);
+        Ok(())
+    }
+
+    fn forget_message(&mut self, id: MessageId) -> Result<()> {
+        self.messages.remove(&id);
         Ok(())
     }
 

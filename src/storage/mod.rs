@@ -44,9 +44,10 @@ pub use types::*;
 ///   [`ChangeOutcome::Stale`]; the rest of its batch is applied. Two claimers never hold the same item.
 ///   A lease that ran out is current until somebody else takes the item.
 /// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first.
-/// - **Damage is told.** A body, an item or a row that can not be read is never passed over in silence: whoever names it,
-///   and a list that meets it, fails with [`StorageErrorKind::Corrupt`]. Only a claim by due time, age or expiry leaves
-///   such an item aside, logs it, and returns the others of its lane, which else could not be claimed at all.
+/// - **Damage is told and costs nothing else.** What can not be read is left aside: claims, heads, lists and state are
+///   answered with the rest, in pages as full as they would be without it, and a damaged outbox entry keeps its place
+///   with an empty payload. Each is told by [`take_damage`](Storage::take_damage). A call about damaged entries alone fails
+///   with [`StorageErrorKind::Corrupt`]: a body, a message's items if none can be read, a message of the same id.
 /// - **Bounded.** Memory does not grow with what is stored, only with leases held.
 ///
 /// `storage_conformance!`, with the feature `testing`, makes tests of all this save the bound.
@@ -114,10 +115,19 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         count_by_listing(self, lane).await
     }
 
+    /// What was met damaged and left aside, each entry once as long as the store is open, and not told here before. The
+    /// engine asks about once a minute, and makes events of it.
+    ///
+    /// Without an implementation of its own a store has nothing to tell.
+    async fn take_damage(&self) -> Vec<StorageError> {
+        Vec::new()
+    }
+
     /// How much is stored. Costs no scan.
     async fn usage(&self) -> Result<Usage, StorageError>;
 
-    /// Called when the engine has little to do: give back space, forget old ids. May do nothing.
+    /// Called once a minute: give back space, forget old ids. May do nothing. While it goes on it is not called again,
+    /// and other calls are to be answered.
     async fn maintain(&self, now: Timestamp) -> Result<(), StorageError>;
 }
 

@@ -15,7 +15,7 @@ use super::{Envelope, ItemId};
 pub(super) type LaneId = u64;
 
 /// What an [`OrderKey`] sorts by, within its lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(super) enum Axis {
     /// Items whose due time is their `age_from`, and which have no expiry of their own: one key stands for both.
@@ -48,7 +48,7 @@ pub(super) type Spot = (Timestamp, ItemId);
 pub(super) const START: Spot = (Timestamp::EPOCH, ItemId(0));
 
 /// An entry of the order. Sorts as its bytes do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct OrderKey {
     pub(super) lane: LaneId,
     pub(super) axis: Axis,

@@ -10,9 +10,16 @@ use crate::clock::Timestamp;
 use crate::message::{EventId, MessageId};
 
 use super::order::{LaneId, OrderKey, Place};
-use super::{Envelope, ItemId, Lane, OutboxEntry, OutboxPosition, Recipient, StateRow, StorageError};
+use super::{
+    Envelope, ItemId, Lane, OutboxEntry, OutboxPosition, Recipient, StateRow, StorageError, StorageErrorKind,
+};
 
 pub(super) type Result<T> = std::result::Result<T, StorageError>;
+
+/// A row is damaged, or not there though others say it is.
+pub(super) fn corrupt(message: impl Into<String>) -> StorageError {
+    StorageError::new(StorageErrorKind::Corrupt, message)
+}
 
 /// An item.
 #[derive(Clone, Debug)]
@@ -91,14 +98,40 @@ fn take(next: &mut u64) -> u64 {
     taken
 }
 
+/// What a walk over rows meets. The outer error ends the walk; the inner one is a row that is damaged, after which it
+/// goes on.
+pub(super) type Met<T> = Result<Result<T>>;
+
 /// Reading. `after` is exclusive everywhere.
 pub(super) trait Rows {
     /// Where a body is.
     type Body;
 
+    /// Takes note of damage that does not fail the call: what it is about is left aside, the rest is served.
+    fn leave_aside(&self, damage: StorageError);
+
+    /// What could be read. Damage is left aside, any other error ends the call.
+    fn readable<T>(&self, read: Result<T>) -> Result<Option<T>> {
+        match read {
+            Err(error) if error.kind() == StorageErrorKind::Corrupt => {
+                self.leave_aside(error);
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    }
+
+    /// As [`Rows::readable`], for walks: `None` is passed over.
+    fn sound<T>(&self, met: Met<T>) -> Option<Result<T>> {
+        met.and_then(|row| self.readable(row)).transpose()
+    }
+
     fn head(&self, item: ItemId) -> Result<Option<ItemHead>>;
     fn item(&self, item: ItemId) -> Result<Option<ItemRow>>;
-    fn items_after(&self, after: Option<ItemId>) -> Result<impl Iterator<Item = Result<(ItemId, ItemRow)>>>;
+    fn items_after(
+        &self,
+        after: Option<ItemId>,
+    ) -> Result<impl Iterator<Item = Result<(ItemId, Result<ItemRow>)>>>;
     fn message(&self, id: MessageId) -> Result<Option<MessageRow<Self::Body>>>;
     fn parts_after(
         &self,
@@ -110,13 +143,16 @@ pub(super) trait Rows {
     fn finished_after(
         &self,
         after: Option<MessageId>,
-    ) -> Result<impl Iterator<Item = Result<(MessageId, u64)>>>;
+    ) -> Result<impl Iterator<Item = Result<(MessageId, Result<u64>)>>>;
     fn lane_id(&self, lane: &Lane) -> Result<Option<LaneId>>;
     fn lane(&self, id: LaneId) -> Result<Option<Lane>>;
-    fn lanes_after(&self, after: Option<&Lane>) -> Result<impl Iterator<Item = Result<(Lane, LaneId)>>>;
-    fn order_from(&self, from: OrderKey) -> Result<impl Iterator<Item = Result<OrderKey>>>;
-    fn state_after(&self, after: Option<&[u8]>) -> Result<impl Iterator<Item = Result<StateRow>>>;
-    fn outbox_after(&self, after: OutboxPosition) -> Result<impl Iterator<Item = Result<OutboxEntry>>>;
+    fn lanes_after(&self, after: Option<&Lane>) -> Result<impl Iterator<Item = Met<(Lane, LaneId)>>>;
+    fn order_from(&self, from: OrderKey) -> Result<impl Iterator<Item = Met<OrderKey>>>;
+    fn state_after(&self, after: Option<&[u8]>) -> Result<impl Iterator<Item = Met<StateRow>>>;
+    fn outbox_after(
+        &self,
+        after: OutboxPosition,
+    ) -> Result<impl Iterator<Item = Result<(OutboxPosition, Result<OutboxEntry>)>>>;
 }
 
 /// Writing. Removing what is not there is no error.
@@ -128,6 +164,8 @@ pub(super) trait RowsMut: Rows {
     fn put_message(&mut self, id: MessageId, row: &MessageRow<Self::Body>) -> Result<()>;
     /// Removes the message and its body.
     fn remove_message(&mut self, id: MessageId, row: &MessageRow<Self::Body>) -> Result<()>;
+    /// Removes a message of which it is not known where its body is.
+    fn forget_message(&mut self, id: MessageId) -> Result<()>;
     fn put_part(&mut self, id: MessageId, item: ItemId) -> Result<()>;
     fn remove_part(&mut self, id: MessageId, item: ItemId) -> Result<()>;
     fn put_finished(&mut self, id: MessageId, generation: u64) -> Result<()>;

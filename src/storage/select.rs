@@ -2,21 +2,21 @@
 
 use super::lease::LeaseTable;
 use super::order::{Axis, LaneId, OrderKey, Place, START, Spot};
-use super::rows::{Result, Rows};
-use super::{ClaimPart, ClaimRequest, Claimed, Item, ItemId, Lane, LaneHead, Owner};
+use super::rows::{ItemRow, Result, Rows, corrupt};
+use super::{ClaimPart, ClaimRequest, Claimed, Item, ItemId, Lane, LaneHead, Lease, Owner};
 use crate::clock::Timestamp;
 
 /// What follows the last key of all.
 const END: OrderKey = OrderKey { lane: LaneId::MAX, axis: Axis::AgeWithExpiry, spot: START };
 
-/// The items of one lane and axis that nobody holds, in order.
+/// The items of one lane and axis that are free, in order.
 struct Walk<I> {
     keys: I,
     lane: LaneId,
     axis: Axis,
     /// The first free one not yet taken.
     next: Option<Spot>,
-    /// Everything before it is held.
+    /// Everything before it is held or set aside.
     passed: Spot,
     /// What follows in the order, once the axis has ended.
     beyond: Option<OrderKey>,
@@ -31,7 +31,7 @@ impl<I: Iterator<Item = Result<OrderKey>>> Walk<I> {
                 self.beyond = Some(key);
                 break;
             }
-            if !leases.is_held(key.spot.1) {
+            if leases.is_free(&key) {
                 self.next = Some(key.spot);
                 self.passed = key.spot;
                 break;
@@ -49,7 +49,7 @@ fn walk<'a, R: Rows>(
     axis: Axis,
 ) -> Result<Walk<impl Iterator<Item = Result<OrderKey>> + use<'a, R>>> {
     let start = leases.cursor(lane, axis);
-    let keys = rows.order_from(OrderKey { lane, axis, spot: start })?;
+    let keys = rows.order_from(OrderKey { lane, axis, spot: start })?.filter_map(|key| rows.sound(key));
     let mut walk = Walk { keys, lane, axis, next: None, passed: start, beyond: None };
     walk.step(leases)?;
     Ok(walk)
@@ -64,9 +64,7 @@ pub(super) fn claim<R: Rows>(rows: &R, leases: &mut LeaseTable, request: &ClaimR
     let mut claimed = Claimed::default();
     let done = claim_parts(rows, leases, request, &mut claimed);
     if let Err(error) = done {
-        for item in claimed.items.iter().filter(|item| item.lease >= first) {
-            leases.end(item.id, leases.place(item.id));
-        }
+        leases.take_back(first);
         return Err(error);
     }
     Ok(claimed)
@@ -97,7 +95,7 @@ fn claim_parts<R: Rows>(
             }
         };
         lanes.push(lane);
-        if let Some(id) = rows.lane_id(lane)? {
+        if let Some(id) = rows.readable(rows.lane_id(lane))?.flatten() {
             let mut claim = LaneClaim { owner: request.owner, lane, before: *before, limit: *limit };
             claim.run(rows, leases, id, axes, &mut claimed.items)?;
         }
@@ -105,7 +103,7 @@ fn claim_parts<R: Rows>(
     lanes.sort_unstable();
     lanes.dedup();
     for lane in lanes {
-        let head = match rows.lane_id(lane)? {
+        let head = match rows.readable(rows.lane_id(lane))?.flatten() {
             Some(id) => head(rows, leases, id, lane)?,
             None => None,
         };
@@ -137,10 +135,13 @@ impl LaneClaim<'_> {
         while self.limit > 0 {
             let first = walks.iter_mut().filter(|walk| walk.next.is_some()).min_by_key(|walk| walk.next);
             let Some(walk) = first else { break };
-            let Some((_, id)) = walk.next.filter(|(time, _)| *time <= self.before) else { break };
-            if let Some(item) = take(rows, leases, self.owner, id, lane, self.lane, walk.spot_place(lane)) {
-                items.push(item);
+            let Some(spot) = walk.next.filter(|(time, _)| *time <= self.before) else { break };
+            let key = OrderKey { lane, axis: walk.axis, spot };
+            if let Some(row) = rows.readable(find(rows, key))? {
+                items.push(lease(leases, self.owner, None, self.lane.clone(), (spot.1, row)));
                 self.limit -= 1;
+            } else {
+                leases.set_aside(key);
             }
             walk.step(leases)?;
         }
@@ -151,38 +152,30 @@ impl LaneClaim<'_> {
     }
 }
 
-impl<I> Walk<I> {
-    /// Good enough a place for an item whose row can not be read: it is never freed again.
-    fn spot_place(&self, lane: LaneId) -> Place {
-        let time = self.next.unwrap_or(START).0;
-        Place { lane, age: time, due: time, expiry: None }
+/// The item that a key of the order leads to. The key has no checksum: it counts if the row says the same.
+fn find<R: Rows>(rows: &R, key: OrderKey) -> Result<ItemRow> {
+    let id = key.spot.1;
+    let Some(row) = rows.item(id)? else {
+        return Err(corrupt(format!("lane {}: the row of item {} is not there", key.lane, id.0)));
+    };
+    let place = Place::new(row.lane, row.due, &row.envelope);
+    if place.keys(id).any(|expected| expected == key) {
+        return Ok(row);
     }
+    Err(corrupt(format!("lane {}: an entry of the order for item {} is not from its row", key.lane, id.0)))
 }
 
-/// Leases one item. One that can not be read is leased too and not returned: left free, it would stay the head of
-/// its lane and be claimed for ever.
-fn take<R: Rows>(
-    rows: &R,
+/// Leases an item to `owner`, unless it has the lease `own`.
+fn lease(
     leases: &mut LeaseTable,
     owner: Owner,
-    id: ItemId,
-    lane_id: LaneId,
-    lane: &Lane,
-    fallback: Place,
-) -> Option<Item> {
-    match rows.item(id) {
-        Ok(Some(row)) => {
-            let lease = leases.grant(id, Place::new(lane_id, row.due, &row.envelope), owner);
-            let (due, envelope, recipients) = (row.due, row.envelope, row.recipients);
-            Some(Item { id, lease, lane: lane.clone(), due, envelope, recipients })
-        }
-        damaged => {
-            let error = damaged.err().map_or_else(|| "its row is not there".to_owned(), |e| e.to_string());
-            tracing::error!(item = id.0, %lane, error, "an item can not be read and is left aside");
-            leases.grant(id, fallback, owner);
-            None
-        }
-    }
+    own: Option<Lease>,
+    lane: Lane,
+    (id, row): (ItemId, ItemRow),
+) -> Item {
+    let place = Place::new(row.lane, row.due, &row.envelope);
+    let lease = own.unwrap_or_else(|| leases.grant(id, place, owner));
+    Item { id, lease, lane, due: row.due, envelope: row.envelope, recipients: row.recipients }
 }
 
 fn claim_items<R: Rows>(
@@ -197,14 +190,20 @@ fn claim_items<R: Rows>(
         if own.is_none() && leases.is_held(id) {
             continue;
         }
-        let Some(row) = rows.item(id)? else { continue };
-        let Some(lane) = rows.lane(row.lane)? else { continue };
-        let place = Place::new(row.lane, row.due, &row.envelope);
-        let lease = own.unwrap_or_else(|| leases.grant(id, place, owner));
-        let (due, envelope, recipients) = (row.due, row.envelope, row.recipients);
-        items.push(Item { id, lease, lane, due, envelope, recipients });
+        // One that is not there has ended.
+        let named =
+            rows.item(id).and_then(|row| row.map(|row| Ok((lane_of(rows, id, &row)?, row))).transpose());
+        if let Some((lane, row)) = rows.readable(named)?.flatten() {
+            items.push(lease(leases, owner, own, lane, (id, row)));
+        }
     }
     Ok(())
+}
+
+/// The lane that an item's row says it is in.
+pub(super) fn lane_of<R: Rows>(rows: &R, id: ItemId, row: &ItemRow) -> Result<Lane> {
+    let not_there = || corrupt(format!("item {}: its lane {} is not there", id.0, row.lane));
+    rows.lane(row.lane)?.ok_or_else(not_there)
 }
 
 /// The heads of lanes after `after`, in lane order.
@@ -218,7 +217,7 @@ pub(super) fn heads<R: Rows>(
     if limit == 0 {
         return Ok(heads);
     }
-    for entry in rows.lanes_after(after)? {
+    for entry in rows.lanes_after(after)?.filter_map(|entry| rows.sound(entry)) {
         let (lane, id) = entry?;
         if let Some(head) = head(rows, leases, id, &lane)? {
             heads.push(head);

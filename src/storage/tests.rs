@@ -17,4 +17,9 @@ impl StorageUnderTest for InMemory {
     }
 }
 
-crate::storage_conformance!(memory: InMemory, without damaged_bodies, without damaged_items);
+crate::storage_conformance!(
+    memory: InMemory,
+    without damaged_bodies,
+    without damaged_items,
+    without damaged_rows
+);

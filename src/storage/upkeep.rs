@@ -10,7 +10,7 @@ use super::order::{Axis, LaneId, OrderKey, START};
 use super::rows::{Counters, Result, RowsMut};
 use super::{ID_MEMORY, Lane};
 
-/// Rows looked at in one call.
+/// Rows looked at without letting go of the store.
 const PORTION: usize = 4096;
 /// How long a generation of finished ids lasts: ids are remembered up to this much longer than [`ID_MEMORY`].
 const GENERATION: Duration = Duration::from_secs(3600);
@@ -25,54 +25,64 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Forgets old ids and empty lanes.
+    /// Forgets old ids and empty lanes. `true`: there was something to forget, and there may be more.
     pub(super) fn run<R: RowsMut>(
         &mut self,
         rows: &mut R,
         leases: &LeaseTable,
         now: Timestamp,
-    ) -> Result<()> {
-        self.forget_ids(rows, now)?;
-        self.drop_lanes(rows, leases)
+    ) -> Result<bool> {
+        let more_ids = self.forget_ids(rows, now)?;
+        let more_lanes = self.drop_lanes(rows, leases)?;
+        Ok(more_ids || more_lanes)
     }
 
-    fn forget_ids<R: RowsMut>(&mut self, rows: &mut R, now: Timestamp) -> Result<()> {
-        let Some(oldest_kept) = end_generation(rows.counters(), now) else { return Ok(()) };
-        let mut old = Vec::new();
+    fn forget_ids<R: RowsMut>(&mut self, rows: &mut R, now: Timestamp) -> Result<bool> {
+        let Some(oldest_kept) = end_generation(rows.counters(), now) else { return Ok(false) };
+        let (mut old, mut damaged) = (Vec::new(), Vec::new());
         let mut seen = 0;
         let mut last = None;
         for entry in rows.finished_after(self.ids)?.take(PORTION) {
             let (id, generation) = entry?;
             seen += 1;
             last = Some(id);
-            if generation < oldest_kept {
-                old.push(id);
+            match rows.readable(generation)? {
+                Some(generation) if generation < oldest_kept => old.push(id),
+                Some(_) => {}
+                None => damaged.push(id),
             }
         }
         self.ids = last.filter(|_| seen == PORTION);
-        old.into_iter().try_for_each(|id| rows.remove_finished(id))
+        let generation = rows.counters().generation;
+        damaged.into_iter().try_for_each(|id| rows.put_finished(id, generation))?;
+        let more = self.ids.is_some() && !old.is_empty();
+        old.into_iter().try_for_each(|id| rows.remove_finished(id))?;
+        Ok(more)
     }
 
-    fn drop_lanes<R: RowsMut>(&mut self, rows: &mut R, leases: &LeaseTable) -> Result<()> {
+    fn drop_lanes<R: RowsMut>(&mut self, rows: &mut R, leases: &LeaseTable) -> Result<bool> {
         let mut empty = Vec::new();
         let mut seen = 0;
         let mut last = None;
         for entry in rows.lanes_after(self.lanes.as_ref())?.take(PORTION) {
-            let (lane, id) = entry?;
             seen += 1;
+            let Some((lane, id)) = rows.readable(entry?)? else { continue };
             if !leases.has_lane(id) && is_empty(rows, id)? {
                 empty.push((id, lane.clone()));
             }
             last = Some(lane);
         }
         self.lanes = last.filter(|_| seen == PORTION);
-        empty.into_iter().try_for_each(|(id, lane)| rows.remove_lane(id, &lane))
+        let more = self.lanes.is_some() && !empty.is_empty();
+        empty.into_iter().try_for_each(|(id, lane)| rows.remove_lane(id, &lane))?;
+        Ok(more)
     }
 }
 
 fn is_empty<R: RowsMut>(rows: &R, lane: LaneId) -> Result<bool> {
     let first = rows.order_from(OrderKey { lane, axis: Axis::Fresh, spot: START })?.next().transpose()?;
-    Ok(first.is_none_or(|key| key.lane != lane))
+    // One that can not be read may be this lane's.
+    Ok(first.is_none_or(|key| key.is_ok_and(|key| key.lane != lane)))
 }
 
 /// Ends the current generation if it has lasted long enough. Returns the oldest one that must still be kept, if any

@@ -19,7 +19,7 @@ use postrider::testing::conformance::{Damage, NotSupported, StorageUnderTest};
 
 use crate::faults::Fault;
 
-type Result<T> = std::result::Result<T, StorageError>;
+pub(crate) type Result<T> = std::result::Result<T, StorageError>;
 
 thread_local! {
     static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
@@ -42,16 +42,16 @@ pub(crate) struct Faulty {
 
 /// What outlives a reopen.
 #[derive(Default)]
-struct Kept {
+pub(crate) struct Kept {
     openings: usize,
     last_message: Option<MessageId>,
-    damaged: Vec<Damage>,
+    pub(crate) damaged: Vec<Damage>,
     bodies: HashMap<MessageId, Bytes>,
 }
 
 /// What does not.
 #[derive(Default)]
-struct Open {
+pub(crate) struct Open {
     last_claimed: Option<Item>,
     leases: HashMap<ItemId, Lease>,
     owners: HashMap<Lease, Owner>,
@@ -61,6 +61,9 @@ struct Open {
     acknowledged: OutboxPosition,
     told: HashSet<EventId>,
     in_flight: Vec<Item>,
+    /// Damage that was met, and what of it is not told yet.
+    pub(crate) met: HashSet<String>,
+    pub(crate) damage: Vec<StorageError>,
 }
 
 impl StorageUnderTest for Faulty {
@@ -89,13 +92,13 @@ impl StorageUnderTest for Faulty {
 }
 
 pub(crate) struct FaultyStore {
-    fault: Fault,
+    pub(crate) fault: Fault,
     storage: MemoryStorage,
     kept: Arc<Mutex<Kept>>,
     open: Mutex<Open>,
 }
 
-fn error(kind: StorageErrorKind) -> StorageError {
+pub(crate) fn error(kind: StorageErrorKind) -> StorageError {
     StorageError::new(kind, "put in")
 }
 
@@ -104,15 +107,15 @@ fn to_seconds(time: Timestamp) -> Timestamp {
 }
 
 impl FaultyStore {
-    fn has(&self, fault: Fault) -> bool {
+    pub(crate) fn has(&self, fault: Fault) -> bool {
         self.fault == fault
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    pub(crate) fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap()
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    pub(crate) fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap()
     }
 
@@ -123,10 +126,6 @@ impl FaultyStore {
     fn is_renewed(&self, lease: Lease) -> bool {
         let open = self.open();
         open.owners.get(&lease).is_some_and(|owner| open.renewed.contains(owner))
-    }
-
-    fn is_damaged(&self, what: Damage) -> bool {
-        self.kept().damaged.contains(&what)
     }
 
     /// What is not there any more after a reopen.
@@ -183,6 +182,7 @@ impl FaultyStore {
 
     /// The change as this store understands it; `None`: it does nothing.
     fn changed(&self, change: Change) -> Option<Change> {
+        self.written(&change);
         match change {
             Change::Update { item, mut lease, mut settled, mut released } => {
                 match self.fault {
@@ -252,15 +252,6 @@ impl FaultyStore {
             .collect())
     }
 
-    /// Refuses what names a damaged item.
-    fn check(&self, items: impl IntoIterator<Item = ItemId>) -> Result<()> {
-        match items.into_iter().any(|item| self.is_damaged(Damage::Item(item))) {
-            true if self.has(Fault::SaysTemporaryForCorrupt) => Err(error(StorageErrorKind::Temporary)),
-            true => Err(error(StorageErrorKind::Corrupt)),
-            false => Ok(()),
-        }
-    }
-
     fn changed_request(&self, mut request: ClaimRequest) -> ClaimRequest {
         let mut more = Vec::new();
         for part in &mut request.what {
@@ -284,24 +275,6 @@ impl FaultyStore {
             _ => {}
         }
         request
-    }
-
-    fn damage_bodies(&self, keys: &[BodyKey], bodies: &mut Vec<Result<Bytes>>) -> Result<()> {
-        let damaged = |key: &BodyKey| self.is_damaged(Damage::Body(key.0));
-        for (key, body) in
-            keys.iter().zip(bodies.iter_mut()).filter(|(key, body)| damaged(key) && body.is_ok())
-        {
-            *body = match self.fault {
-                Fault::ServesDamagedBodies => Ok(Bytes::from_static(b"something else")),
-                Fault::FailsWithADamagedBody => return Err(error(StorageErrorKind::Corrupt)),
-                Fault::SaysTemporaryForCorrupt => Err(error(StorageErrorKind::Temporary)),
-                _ => Err(StorageError::new(StorageErrorKind::Corrupt, format!("the body of {}", key.0))),
-            };
-        }
-        if self.has(Fault::SkipsDamagedBodies) {
-            bodies.retain(|body| !matches!(body, Err(error) if error.kind() == StorageErrorKind::Corrupt));
-        }
-        Ok(())
     }
 }
 
@@ -376,16 +349,11 @@ impl Storage for FaultyStore {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
         let request = self.changed_request(request);
-        for part in &request.what {
-            if let ClaimPart::Items(items) = part {
-                self.check(items.iter().copied())?;
-            }
-        }
         let before = self.storage.heads(None, 99).await?;
         let owner = request.owner;
         let is_named = request.what.iter().any(|part| matches!(part, ClaimPart::Items(_)));
         let mut claimed = self.storage.claim(request).await?;
-        claimed.items.retain(|item| !self.is_damaged(Damage::Item(item.id)));
+        self.whole_claims(&mut claimed.items);
         for item in &claimed.items {
             let mut open = self.open();
             open.leases.insert(item.id, item.lease);
@@ -500,7 +468,8 @@ impl Storage for FaultyStore {
     }
 
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>> {
-        let mut rows = self.storage.state(after, limit).await?;
+        let mut rows = self.storage.state(after, limit + self.damaged()).await?;
+        self.whole_state(limit, &mut rows)?;
         if self.has(Fault::StateHasAnotherOrder) {
             rows.sort_by_key(|row| row.key.len());
         }
@@ -510,6 +479,7 @@ impl Storage for FaultyStore {
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
         let acknowledged = self.open().acknowledged;
         let mut entries = self.storage.outbox(after.max(acknowledged), limit).await?;
+        self.whole_outbox(&mut entries);
         match self.fault {
             Fault::OutboxHasAnotherOrder => entries.sort_by_key(|entry| entry.event),
             Fault::OutboxTellsOnce => entries.retain(|entry| self.open().told.insert(entry.event)),
@@ -528,22 +498,21 @@ impl Storage for FaultyStore {
             Fault::ListsHalfPages if limit > 1 => limit = limit.div_ceil(2),
             _ => {}
         }
+        let more = limit + self.damaged();
         let mut items = match (&filter, self.fault) {
             (Filter::Tag { .. }, Fault::ListsTagsByName) => {
-                self.storage.list(Filter::All, after, limit).await?
+                self.storage.list(Filter::All, after, more).await?
             }
             (Filter::Tag { .. }, Fault::ListsTagsOfTheFirstThousand) => {
-                let items = self.storage.list(filter, after, limit).await?;
+                let items = self.storage.list(filter.clone(), after, more).await?;
                 items.into_iter().filter(|item| item.id.0 < 1_000).collect()
             }
-            _ => self.storage.list(filter, after, limit).await?,
+            _ => self.storage.list(filter.clone(), after, more).await?,
         };
-        match self.fault {
-            Fault::ListsNothingAsLeased => items.iter_mut().for_each(|item| item.leased = false),
-            Fault::SkipsDamagedItems => items.retain(|item| !self.is_damaged(Damage::Item(item.id))),
-            _ => {}
+        if self.has(Fault::ListsNothingAsLeased) {
+            items.iter_mut().for_each(|item| item.leased = false);
         }
-        self.check(items.iter().map(|item| item.id))?;
+        self.whole_items(&filter, limit, &mut items)?;
         Ok(items)
     }
 
@@ -553,6 +522,10 @@ impl Storage for FaultyStore {
             return Ok(items.iter().filter(|item| !item.leased).count() as u64);
         }
         self.storage.count(lane).await
+    }
+
+    async fn take_damage(&self) -> Vec<StorageError> {
+        std::mem::take(&mut self.open().damage)
     }
 
     async fn usage(&self) -> Result<Usage> {

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use redb::{Builder, Database, ReadableDatabase, ReadableTableMetadata};
 
@@ -14,13 +13,15 @@ use crate::storage::order::OrderKey;
 use crate::storage::rows::{ItemRow, MessageRow, Result, Rows};
 use crate::storage::{Envelope, ItemId, Lane, OutboxPosition, Recipient, StorageError, StorageErrorKind};
 
+use super::DiskOptions;
 use super::codec::Location;
+use super::damage::guarded;
 use super::error::{self, corrupt, db};
-use super::files::{Mode, OpenFile};
+use super::files::Mode;
 use super::open::{self, METADATA, UNFINISHED};
+use super::overlay::Overlay;
 use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
-use super::{DiskOptions, lock};
 
 /// Problems that are told one by one; the others are counted.
 const MOST_TOLD: usize = 100;
@@ -125,34 +126,46 @@ pub(super) fn run(
     let file = files.open(&name, Mode::Read).map_err(opening)?;
     let mut report = CheckReport { octets: file.length().unwrap_or_default(), ..CheckReport::default() };
     let open = || -> Result<Database> {
-        let backend = Overlay { file: file.clone(), state: Mutex::default() };
-        let opened = Builder::new().set_cache_size(options.cache_size).create_with_backend(backend);
-        opened.map_err(|error| {
+        let backend = Overlay::new(file.clone());
+        let opened = || Ok(Builder::new().set_cache_size(options.cache_size).create_with_backend(backend));
+        guarded(METADATA, opened)?.map_err(|error| {
             corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error)
         })
     };
-    match open()?.check_integrity() {
-        Ok(true) => {}
-        Ok(false) => report.tell(METADATA, "its pages do not agree with each other"),
+    let mut database = open()?;
+    match guarded(METADATA, || Ok(database.check_integrity())) {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false)) => report.tell(METADATA, "its pages do not agree with each other"),
+        Ok(Err(error)) => report.tell(METADATA, error),
         Err(error) => report.tell(METADATA, error),
     }
     // Anew: after an error it refuses all.
+    drop(database);
     let database = open()?;
     let transaction = database.begin_read().map_err(db)?;
-    open::check_format(&transaction.open_table(tables::META).map_err(db)?)?;
-    let rows = Tables::open(&transaction)?;
+    let rows = guarded(METADATA, || {
+        let meta = transaction.open_table(tables::META).map_err(db)?;
+        let has_format = open::check_format(&meta)?;
+        let numbers = open::counters(&meta);
+        if report.told(METADATA, numbers).is_some_and(|numbers| numbers.is_none()) || !has_format {
+            report.tell(METADATA, "its format version or its row of counters is lost");
+        }
+        Tables::open(&transaction, Arc::default())
+    })?;
     let folder = path.join("bodies");
     let body_files = open::body_files(files, &folder)?;
     report.body_files = body_files.len() as u64;
     report.octets = report.octets.saturating_add(body_files.values().sum());
     let bodies = Bodies::new(options.files.clone(), folder);
     let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
-    check.messages(visit)?;
-    check.items()?;
-    check.order()?;
-    check.lanes()?;
-    check.segments(&body_files);
-    check.others()?;
+    check.table("messages", |check| check.messages(visit));
+    check.table("items", Check::items);
+    check.table("the order", Check::order);
+    check.table("lanes", Check::lanes);
+    check.table("body files", |check| check.segments(&body_files));
+    check.table("state rows", Check::state);
+    check.table("outbox", Check::outbox);
+    check.table("finished messages", Check::finished);
     Ok(check.report)
 }
 
@@ -167,13 +180,22 @@ struct Check {
 }
 
 impl Check {
+    /// A table that can not be read to its end is told, and the others are checked all the same.
+    fn table(&mut self, place: &str, check: impl FnOnce(&mut Self) -> Result<()>) {
+        if let Err(error) = guarded(place, || check(self)) {
+            self.report.tell(place, error);
+        }
+    }
+
     fn messages(&mut self, visit: &mut dyn FnMut(StoredMessage)) -> Result<()> {
-        let ids: Vec<_> = {
-            let range = self.rows.messages.range::<&[u8; 16]>(..).map_err(db)?;
-            range.map(|entry| entry.map(|(id, _)| tables::id_from(id.value())).map_err(db)).collect()
-        };
+        let mut ids = Vec::new();
+        let read = guarded("messages", || {
+            for entry in self.rows.messages()? {
+                ids.push(entry?.0);
+            }
+            Ok(())
+        });
         for id in ids {
-            let Some(id) = self.report.told("messages", id) else { continue };
             self.report.messages += 1;
             let place = format!("message {id}");
             let row = self.rows.message(id);
@@ -198,7 +220,7 @@ impl Check {
                 visit(StoredMessage { envelope, items });
             }
         }
-        Ok(())
+        read
     }
 
     fn body(&mut self, id: MessageId, place: &str, body: Location) {
@@ -231,8 +253,9 @@ impl Check {
 
     fn items(&mut self) -> Result<()> {
         for entry in self.rows.items_after(None)? {
+            let (item, row) = entry?;
             self.report.items += 1;
-            let Some((item, row)) = self.report.told("items", entry) else { continue };
+            let Some(row) = self.report.told("items", row) else { continue };
             self.report.recipients += row.recipients.len() as u64;
             let place = format!("item {}", item.0);
             let head = row.head();
@@ -259,7 +282,8 @@ impl Check {
     }
 
     fn order(&mut self) -> Result<()> {
-        if self.rows.order.len().map_err(db)? == self.keys {
+        // None is missing and there are as many: then none is wrong.
+        if self.rows.order.len().map_err(db)? == self.keys && self.report.is_clean() {
             return Ok(());
         }
         for entry in self.rows.order.range::<&[u8; OrderKey::OCTETS]>(..).map_err(db)? {
@@ -281,11 +305,14 @@ impl Check {
 
     fn lanes(&mut self) -> Result<()> {
         for entry in self.rows.lanes_after(None)? {
-            let Some((lane, id)) = self.report.told("lanes", entry) else { continue };
+            let Some((lane, id)) = self.report.told("lanes", entry?) else { continue };
             if self.rows.lane(id).ok().flatten().as_ref() != Some(&lane) {
                 self.report
                     .tell(format_args!("lane {lane}"), format_args!("its number {id} does not name it"));
             }
+        }
+        for entry in self.rows.names()? {
+            self.report.told("lanes", entry?.1);
         }
         if self.rows.lanes.len().map_err(db)? != self.rows.lane_names.len().map_err(db)? {
             self.report.tell("lanes", "there are not as many names as numbers");
@@ -296,9 +323,11 @@ impl Check {
         Ok(())
     }
 
-    fn segments(&mut self, files: &BTreeMap<u64, u64>) {
-        let told = self.rows.segments();
-        let Some(told) = self.report.told("body files", told) else { return };
+    fn segments(&mut self, files: &BTreeMap<u64, u64>) -> Result<()> {
+        let mut told = BTreeMap::new();
+        for (segment, alive) in self.rows.segments()? {
+            told.extend(self.report.told("body files", alive).map(|alive| (segment, alive)));
+        }
         let numbers: std::collections::BTreeSet<u64> =
             told.keys().chain(self.alive.keys()).copied().collect();
         for segment in numbers {
@@ -317,112 +346,31 @@ impl Check {
                 self.report.tell(&place, "it is shorter than what is alive in it");
             }
         }
+        Ok(())
     }
 
-    fn others(&mut self) -> Result<()> {
+    fn state(&mut self) -> Result<()> {
         for entry in self.rows.state_after(None)? {
+            let row = entry?;
             self.report.state_rows += 1;
-            self.report.told("state rows", entry);
+            self.report.told("state rows", row);
         }
+        Ok(())
+    }
+
+    fn outbox(&mut self) -> Result<()> {
         for entry in self.rows.outbox_after(OutboxPosition::default())? {
+            let (_, entry) = entry?;
             self.report.outbox += 1;
             self.report.told("outbox", entry);
         }
+        Ok(())
+    }
+
+    fn finished(&mut self) -> Result<()> {
         for entry in self.rows.finished_after(None)? {
-            self.report.told("finished messages", entry);
+            self.report.told("finished messages", entry?.1);
         }
         Ok(())
-    }
-}
-
-/// A file that is read; what is written stays in memory.
-#[derive(Debug)]
-struct Overlay {
-    file: Arc<dyn OpenFile>,
-    state: Mutex<Written>,
-}
-
-#[derive(Debug, Default)]
-struct Written {
-    length: Option<u64>,
-    /// Pages by their numbers.
-    pages: BTreeMap<u64, Vec<u8>>,
-}
-
-const PAGE: u64 = 4096;
-
-impl Overlay {
-    fn page(&self, written: &Written, number: u64) -> io::Result<Vec<u8>> {
-        if let Some(page) = written.pages.get(&number) {
-            return Ok(page.clone());
-        }
-        let start = number.saturating_mul(PAGE);
-        let there = self.file.length()?.saturating_sub(start).min(PAGE) as usize;
-        let mut page = vec![0; PAGE as usize];
-        if let Some(part) = page.get_mut(..there) {
-            self.file.read_exact_at(part, start)?;
-        }
-        Ok(page)
-    }
-
-    /// Hands out each touched page with the part of it and the part of the data.
-    fn each(
-        offset: u64,
-        length: usize,
-        mut each: impl FnMut(u64, usize, usize, usize) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut done = 0;
-        while done < length {
-            let at = offset.saturating_add(done as u64);
-            let within = (at % PAGE) as usize;
-            let part = (PAGE as usize - within).min(length - done);
-            each(at / PAGE, within, done, part)?;
-            done += part;
-        }
-        Ok(())
-    }
-}
-
-impl redb::StorageBackend for Overlay {
-    fn len(&self) -> io::Result<u64> {
-        lock(&self.state).length.map_or_else(|| self.file.length(), Ok)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        if offset.saturating_add(out.len() as u64) > redb::StorageBackend::len(self)? {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let written = lock(&self.state);
-        let length = out.len();
-        Self::each(offset, length, |number, within, done, part| {
-            let page = self.page(&written, number)?;
-            if let (Some(to), Some(from)) = (out.get_mut(done..done + part), page.get(within..within + part))
-            {
-                to.copy_from_slice(from);
-            }
-            Ok(())
-        })
-    }
-
-    fn set_len(&self, length: u64) -> io::Result<()> {
-        lock(&self.state).length = Some(length);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut written = lock(&self.state);
-        Self::each(offset, data.len(), |number, within, done, part| {
-            let mut page = self.page(&written, number)?;
-            if let (Some(to), Some(from)) = (page.get_mut(within..within + part), data.get(done..done + part))
-            {
-                to.copy_from_slice(from);
-            }
-            written.pages.insert(number, page);
-            Ok(())
-        })
     }
 }

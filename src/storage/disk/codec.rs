@@ -3,14 +3,15 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::MessageId;
+use crate::message::{EventId, MessageId};
 use crate::storage::order::{LaneId, Place};
 use crate::storage::rows::{ItemHead, ItemRow, MessageRow, Result};
-use crate::storage::{Envelope, ItemId, Lane, Recipient, StorageError};
+use crate::storage::{Envelope, ItemId, Lane, OutboxEntry, OutboxPosition, Recipient, StorageError};
 
 use super::error::corrupt;
 
@@ -56,6 +57,33 @@ pub(super) fn checksum(parts: &[&[u8]]) -> u32 {
     hasher.finalize()
 }
 
+/// A value that is kept as it is, after its checksum.
+pub(super) fn raw_row(key: &[u8], value: &[u8]) -> Vec<u8> {
+    [&checksum(&[key, value]).to_le_bytes(), value].concat()
+}
+
+pub(super) fn raw_value<'a>(what: impl Display, key: &[u8], row: &'a [u8]) -> Result<&'a [u8]> {
+    let Some((checksum, value)) = row.split_first_chunk() else { return Err(cut_off(what)) };
+    verify(what, u32::from_le_bytes(*checksum), &[key, value])?;
+    Ok(value)
+}
+
+pub(super) fn outbox_to_row(position: OutboxPosition, event: EventId, payload: &[u8]) -> Vec<u8> {
+    raw_row(&position.0.to_le_bytes(), &[event.as_uuid().as_bytes(), payload].concat())
+}
+
+pub(super) fn outbox_from_row(position: OutboxPosition, row: &[u8]) -> Result<OutboxEntry> {
+    let what = format_args!("the outbox entry {}", position.0);
+    let value = raw_value(what, &position.0.to_le_bytes(), row)?;
+    let Some((event, payload)) = value.split_first_chunk() else { return Err(cut_off(what)) };
+    let event = EventId::from_uuid(uuid::Uuid::from_bytes(*event));
+    Ok(OutboxEntry { position, event, payload: Bytes::copy_from_slice(payload) })
+}
+
+fn cut_off(what: impl Display) -> StorageError {
+    corrupt(format!("{what} is cut off"))
+}
+
 /// For rows that keep their checksum beside them.
 pub(super) fn verify(what: impl Display, checksum: u32, parts: &[&[u8]]) -> Result<()> {
     if self::checksum(parts) == checksum { Ok(()) } else { Err(mismatch(what)) }
@@ -92,7 +120,7 @@ fn body<'a>(what: &impl Display, key: &[u8], bytes: &'a [u8]) -> Result<&'a [u8]
         Some(([other, ..], _)) => {
             Err(corrupt(format!("{what} has version {other}, this program knows version {ROW_VERSION}")))
         }
-        None => Err(corrupt(format!("{what} is cut off"))),
+        None => Err(cut_off(what)),
     }
 }
 

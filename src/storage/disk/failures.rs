@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized};
 use super::simulated::{Disk, Survival};
 use super::*;
-use crate::message::MessageId;
+use crate::message::{EventId, MessageId};
 use crate::testing::conformance::{A, at, due, id, settle};
 
 const MIB: u64 = 1024 * 1024;
@@ -50,54 +50,74 @@ async fn nothing_is_lost(disk: &Disk, originals: &BTreeMap<MessageId, NewMessage
     dump(&store).await.unwrap()
 }
 
+/// Settles, with reports of so many octets.
+async fn settle_some(
+    store: &DiskStorage,
+    originals: &mut BTreeMap<MessageId, NewMessage>,
+    (domain, limit, octets): (&str, usize, usize),
+) {
+    let what = vec![due(domain, 1_000_000, limit)];
+    let request = ClaimRequest { owner: A, now: at(1), until: at(9), what };
+    for item in store.claim(request).await.unwrap().items {
+        let event = EventId::from_uuid(*item.envelope.id.as_uuid());
+        let report = Change::Report { event, payload: vec![1; octets].into() };
+        store.commit(vec![settle(&item, &[0]), report]).await.unwrap();
+        originals.remove(&item.envelope.id);
+    }
+}
+
 #[test]
-fn a_disk_of_20_mb_fills_up_and_recovers() {
+fn a_disk_of_20_mb_fills_up_settles_out_of_the_reserve_and_recovers() {
     run(async {
         let disk = Disk::default();
         disk.plan(|plan| plan.capacity = Some(20 * MIB));
         let mut options = options(&disk).with_segment_size(MIB).with_reserve(2 * MIB);
         options.files = Arc::new(disk.clone());
         let store = DiskStorage::open_with(STORE, options).await.unwrap();
+        let has_reserve = || disk.paths().contains(&Path::new(STORE).join("reserve"));
         let mut originals = BTreeMap::new();
         let mut number = 0;
         let refused = loop {
             number += 1;
-            if let Err(error) = put(&store, &mut originals, sized(number, "a.example", 100_000)).await {
+            // Every body file has some of each.
+            let domain = if number % 3 == 0 { "a.example" } else { "b.example" };
+            if let Err(error) = put(&store, &mut originals, sized(number, domain, 100_000)).await {
                 break error;
             }
         };
         assert_eq!(refused.kind(), StorageErrorKind::Full, "{refused}");
         assert!(refused.to_string().contains("no storage space"), "{refused}");
         assert!(disk.used() > 19 * MIB && originals.len() > 100, "{} of {}", originals.len(), disk.used());
-        let what = vec![due("a.example", 1_000_000, 60)];
-        let request = ClaimRequest { owner: A, now: at(1), until: at(9), what };
-        for item in store.claim(request).await.unwrap().items {
-            let payload = vec![1; 2000].into();
-            let report = Change::Report {
-                event: crate::message::EventId::from_uuid(*item.envelope.id.as_uuid()),
-                payload,
-            };
-            store.commit(vec![settle(&item, &[0]), report]).await.unwrap();
-            originals.remove(&item.envelope.id);
-        }
+        assert!(has_reserve());
+        // No body file becomes free by it.
+        settle_some(&store, &mut originals, ("a.example", 30, 30_000)).await;
+        assert!(!has_reserve(), "settling took it");
+        let refused = put(&store, &mut originals, sized(8_000, "a.example", 10)).await.unwrap_err();
+        assert_eq!(refused.kind(), StorageErrorKind::Full, "{refused}");
+        assert!(refused.to_string().contains("new mail is refused"), "{refused}");
+        settle_some(&store, &mut originals, ("a.example", 2, 100)).await;
+        assert!(!has_reserve(), "settling goes on");
+        settle_some(&store, &mut originals, ("b.example", 60, 100)).await;
         store.maintain(at(5)).await.unwrap();
         // There is room again.
         put(&store, &mut originals, sized(9_000, "a.example", 100_000)).await.unwrap();
+        assert!(has_reserve(), "it is there again before new mail is taken");
         drop(store);
         nothing_is_lost(&disk, &originals).await;
     });
 }
 
 #[test]
-fn a_failed_flush_is_never_tried_again() {
-    for ending in [".bodies", ".redb"] {
+fn a_failed_flush_is_never_tried_again_whatever_of_it_is_written() {
+    for (ending, may_write) in [(".bodies", false), (".redb", false), (".bodies", true), (".redb", true)] {
         run(async {
             let disk = Disk::default();
             let mut originals = BTreeMap::new();
             let store = open(&disk).await;
             put(&store, &mut originals, sized(1, "a.example", 500)).await.unwrap();
-            disk.plan(|plan| plan.fail_sync = Some(ending));
-            let error = store.insert(vec![sized(2, "a.example", 500)]).await.unwrap_err();
+            disk.plan(|plan| (plan.fail_sync, plan.failed_sync_may_write) = (Some(ending), may_write));
+            let unknown = sized(2, "a.example", 500);
+            let error = store.insert(vec![unknown.clone()]).await.unwrap_err();
             assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown, "{error}");
             let syncs = disk.syncs();
             for number in 3..6 {
@@ -107,7 +127,18 @@ fn a_failed_flush_is_never_tried_again() {
             assert_eq!(store.maintain(at(9)).await.unwrap_err().kind(), StorageErrorKind::Poisoned);
             assert_eq!(disk.syncs(), syncs, "{ending}");
             drop(store);
-            nothing_is_lost(&disk.reboot(Survival::Nothing, 1), &originals).await;
+            for (survival, seed) in Survival::ALL.into_iter().flat_map(|one| (0..5).map(move |n| (one, n))) {
+                let disk = disk.reboot(survival, seed);
+                let store = open(&disk).await;
+                let found = dump(&store).await.unwrap().items;
+                drop(store);
+                let mut originals = originals.clone();
+                if found.iter().any(|item| item.message == id(2)) {
+                    assert!(may_write && ending == ".redb", "{ending}: bodies are flushed first");
+                    originals.insert(id(2), unknown.clone());
+                }
+                nothing_is_lost(&disk, &originals).await;
+            }
         });
     }
 }
@@ -186,7 +217,10 @@ fn a_flipped_bit_in_an_address_is_told_and_the_rest_served() {
         let report = check(&disk);
         assert!(report.problems.iter().any(|problem| problem.damage.contains("item 2")), "{report:?}");
         let store = open(&disk).await;
-        assert_eq!(dump(&store).await.unwrap_err().kind(), StorageErrorKind::Corrupt);
+        let listed = dump(&store).await.unwrap().items;
+        assert_eq!(listed.iter().map(|item| item.message).collect::<Vec<_>>(), [id(1), id(3)]);
+        let told = store.take_damage().await;
+        assert!(told.len() == 1 && told[0].to_string().contains("item 2"), "{told:?}");
         let what = vec![due("a.example", 1_000_000, 9)];
         let claimed = store.claim(ClaimRequest { owner: A, now: at(1), until: at(9), what }).await.unwrap();
         assert_eq!(claimed.items.iter().map(|item| item.envelope.id).collect::<Vec<_>>(), [id(1), id(3)]);

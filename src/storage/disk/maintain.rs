@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use redb::ReadableTableMetadata;
 
 use crate::clock::Timestamp;
 use crate::storage::rows::{MessageRow, Result, Rows};
 
 use super::codec::Location;
-use super::error::{self, db};
+use super::error::{self, corrupt, db};
 use super::segment::{FILE_HEADER, RECORD_HEADER, RecordHeader};
-use super::tables::{Tables, Writer};
+use super::table_writer::Writer;
+use super::tables::Tables;
 use super::writer::WriterState;
 use super::{Shared, lock};
 use crate::message::MessageId;
@@ -20,28 +22,31 @@ const SMALL_METADATA: u64 = 16 * 1024 * 1024;
 /// What a row takes at least, roughly: to see without reading whether a file may be nearly empty.
 const ROW_OCTETS: u64 = 256;
 
-/// A body that is alive, and its row.
-type Living = (MessageId, MessageRow<Location>);
+/// A body that is alive: its row, and its record as it is. A damaged one stays damaged and is found by whoever reads it.
+type Living = (MessageId, MessageRow<Location>, Bytes);
 
 impl Shared {
     /// Forgets what is old, then rewrites one body file in which under a quarter is alive, then the metadata file
-    /// under the same condition.
-    pub(super) fn maintain(&self, state: &mut WriterState, now: Timestamp) -> Result<()> {
+    /// under the same condition. `true`: there is more to forget.
+    pub(super) fn maintain(&self, state: &mut WriterState, now: Timestamp) -> Result<bool> {
         let done = self.forget_and_move(state, now);
         state.bodies.rollback();
-        let dead = done?;
+        let (dead, more) = done?;
         state.bodies.delete(&dead, &self.bodies);
-        self.compact(state)
+        if !more {
+            self.compact(state)?;
+        }
+        Ok(more)
     }
 
-    fn forget_and_move(&self, state: &mut WriterState, now: Timestamp) -> Result<Vec<u64>> {
+    fn forget_and_move(&self, state: &mut WriterState, now: Timestamp) -> Result<(Vec<u64>, bool)> {
         let database = self.database();
         let mut transaction = database.begin_write().map_err(db)?;
         transaction.set_quick_repair(true);
         let writing = state.bodies.writing();
         let sizes = state.bodies.sizes().clone();
-        let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies)?;
-        state.upkeep.run(&mut writer, &lock(&self.leases), now)?;
+        let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, self.damage.clone())?;
+        let more = state.upkeep.run(&mut writer, &lock(&self.leases), now)?;
         let segments = writer.segments()?;
         // An idle store should not hold on to a file of settled mail.
         if segments.get(&writing).is_some_and(|(_, records)| *records == 0) {
@@ -57,18 +62,21 @@ impl Shared {
         if let Some(segment) = sparse(&segments, &sizes, writing, &state.unreadable) {
             let records = segments.get(&segment).map_or(0, |(_, records)| *records);
             let size = sizes.get(&segment).copied().unwrap_or_default();
-            let living = self.living(&writer, segment, size)?;
+            let living = writer.readable(self.living(&writer, segment, size))?.unwrap_or_default();
             if living.len() as u64 == records {
-                self.move_bodies(&mut writer, living)?;
+                move_bodies(&mut writer, living)?;
             } else {
-                tracing::warn!(segment, found = living.len(), records, "a body file can not be followed");
+                let found = living.len();
+                let damage =
+                    format!("body file {segment:016x}: {found} of {records} bodies are found, it is kept");
+                writer.leave_aside(corrupt(damage));
                 state.unreadable.insert(segment);
             }
         }
         let (counters, changed, dead) = writer.finish(&transaction)?;
         if !changed {
             transaction.abort().map_err(db)?;
-            return Ok(Vec::new());
+            return Ok((Vec::new(), more));
         }
         state.bodies.flush()?;
         transaction
@@ -76,7 +84,7 @@ impl Shared {
             .map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
         state.counters = counters;
         state.unreadable.retain(|segment| !dead.contains(segment));
-        Ok(dead)
+        Ok((dead, more))
     }
 
     /// The living bodies of a file, found by following its records.
@@ -86,25 +94,15 @@ impl Shared {
         while offset + RECORD_HEADER as u64 <= size {
             let Some(bytes) = self.bodies.read_at(segment, offset, 0)? else { break };
             let Some(header) = RecordHeader::parse(&bytes) else { break };
-            if let Some(row) = writer.message(header.id)?
+            if let Some(row) = writer.readable(writer.message(header.id))?.flatten()
                 && (row.body.segment, row.body.offset) == (segment, offset)
+                && let Some(record) = self.bodies.read_at(segment, offset, row.body.length as usize)?
             {
-                living.push((header.id, row));
+                living.push((header.id, row, record));
             }
             offset += RECORD_HEADER as u64 + u64::from(header.length);
         }
         Ok(living)
-    }
-
-    /// Copies records as they are: a damaged one stays damaged and is found by whoever reads it.
-    fn move_bodies(&self, writer: &mut Writer<'_, '_>, living: Vec<Living>) -> Result<()> {
-        for (id, row) in living {
-            let Location { segment, offset, length } = row.body;
-            let Some(record) = self.bodies.read_at(segment, offset, length as usize)? else { continue };
-            let to = writer.bodies.append_record(record);
-            writer.move_body(id, row, to)?;
-        }
-        Ok(())
     }
 
     fn compact(&self, state: &mut WriterState) -> Result<()> {
@@ -131,7 +129,7 @@ impl Shared {
     fn is_nearly_empty(&self, length: u64) -> Result<bool> {
         let database = self.database();
         let transaction = redb::ReadableDatabase::begin_read(&*database).map_err(db)?;
-        let tables = Tables::open(&transaction)?;
+        let tables = Tables::open(&transaction, self.damage.clone())?;
         let rows = tables.items.len().map_err(db)?.saturating_add(tables.outbox.len().map_err(db)?);
         if rows.saturating_mul(ROW_OCTETS) > length / 4 {
             return Ok(false);
@@ -143,6 +141,15 @@ impl Shared {
         transaction.abort().map_err(db)?;
         Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()) < length / 4)
     }
+}
+
+/// Copies records to the end of the bodies.
+fn move_bodies(writer: &mut Writer<'_, '_>, living: Vec<Living>) -> Result<()> {
+    for (id, row, record) in living {
+        let to = writer.bodies.append_record(record);
+        writer.move_body(id, row, to)?;
+    }
+    Ok(())
 }
 
 /// The first closed body file of which under a quarter is alive, though something is.

@@ -8,6 +8,9 @@ mod check;
 mod codec;
 #[cfg(test)]
 mod cuts;
+mod damage;
+#[cfg(test)]
+mod damaged;
 mod error;
 #[cfg(test)]
 mod failures;
@@ -15,12 +18,15 @@ mod failures;
 mod faults;
 mod files;
 mod maintain;
+mod mend;
 mod open;
 mod options;
+mod overlay;
 mod reserve;
 mod segment;
 #[cfg(test)]
 mod simulated;
+mod table_writer;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -31,13 +37,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 use tokio::sync::Semaphore;
 
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 
 use super::lease::LeaseTable;
 use super::rows::{Result, Rows};
@@ -47,6 +54,7 @@ use super::{
     StorageErrorKind, Usage, apply, listing, select,
 };
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
+use damage::{Damage, guarded};
 use error::db;
 use files::OpenFile;
 pub use options::DiskOptions;
@@ -54,6 +62,9 @@ use reserve::Reserve;
 use segment::Bodies;
 use tables::{Reading, Tables};
 use writer::{Queue, Work, WriterState};
+
+/// How long one call of maintenance goes on while there is something to do.
+const MAINTAINED: Duration = Duration::from_secs(20);
 
 /// The embedded durable store: a folder that one process has at a time.
 ///
@@ -99,6 +110,7 @@ struct Shared {
     body_octets: Arc<AtomicU64>,
     reserve: Arc<Reserve>,
     poisoned: OnceLock<String>,
+    damage: Arc<Damage>,
     /// Held while the store is open. Declared last: released last.
     _lock: Box<dyn Any + Send + Sync>,
 }
@@ -156,7 +168,7 @@ impl DiskStorage {
         let job = self.job();
         let done = tokio::task::spawn_blocking(move || {
             let shared = job.shared();
-            shared.check().and_then(|()| read(shared))
+            shared.check().and_then(|()| guarded("it", || read(shared)))
         });
         done.await.unwrap_or_else(|error| Err(broken(error)))
     }
@@ -203,8 +215,15 @@ impl Storage for DiskStorage {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed> {
-        self.read(move |shared| shared.with_leases(|rows, leases| select::claim(rows, leases, &request)))
-            .await
+        self.read(move |shared| {
+            shared.with_leases(|rows, leases| {
+                let first = leases.next();
+                let claimed = guarded("mail", || select::claim(rows, leases, &request));
+                // Nobody would give back what a panic has claimed.
+                claimed.inspect_err(|_| leases.take_back(first))
+            })
+        })
+        .await
     }
 
     async fn renew(&self, owner: Owner, until: Timestamp) -> Result<()> {
@@ -225,12 +244,11 @@ impl Storage for DiskStorage {
     }
 
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>> {
-        self.read(move |shared| shared.with(|rows| rows.state_after(after.as_deref())?.take(limit).collect()))
-            .await
+        self.read(move |shared| shared.with(|rows| listing::state(rows, after.as_deref(), limit))).await
     }
 
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
-        self.read(move |shared| shared.with(|rows| rows.outbox_after(after)?.take(limit).collect())).await
+        self.read(move |shared| shared.with(|rows| listing::outbox(rows, after, limit))).await
     }
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
@@ -258,8 +276,15 @@ impl Storage for DiskStorage {
         .await
     }
 
+    async fn take_damage(&self) -> Vec<StorageError> {
+        self.shared.damage.take()
+    }
+
     async fn maintain(&self, now: Timestamp) -> Result<()> {
-        self.write(|answer| Work::Maintain(now, answer)).await
+        let end = clock::instant() + MAINTAINED;
+        // In portions: other calls have theirs in between.
+        while self.write(|answer| Work::Maintain(now, answer)).await? && clock::instant() < end {}
+        Ok(())
     }
 }
 
@@ -272,7 +297,7 @@ impl Shared {
     fn with<T>(&self, read: impl FnOnce(&Tables<Reading>) -> Result<T>) -> Result<T> {
         let database = self.database();
         let transaction = database.begin_read().map_err(db)?;
-        read(&Tables::open(&transaction)?)
+        read(&Tables::open(&transaction, self.damage.clone())?)
     }
 
     /// Reads under the lock of the leases. It is taken first: a lease ends only after the commit that ended it, so

@@ -16,17 +16,19 @@ use crate::storage::upkeep::Upkeep;
 use crate::storage::{StorageError, StorageErrorKind};
 
 use super::backend::MetadataFile;
+use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, Mode, OpenFile};
 use super::reserve::Reserve;
 use super::segment::{Bodies, SegmentWriter, number_of};
-use super::tables::{COUNTERS, META, Writer};
+use super::table_writer::Writer;
+use super::tables::{COUNTERS, META, RECOUNT};
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec};
+use super::{DiskOptions, Shared, codec, mend};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 1;
-const FORMAT_KEY: &str = "format";
+const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";
 /// An empty file that is there until a store was opened for the first time: what a crash before that left of the
@@ -44,13 +46,14 @@ impl Shared {
             tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
         }
         let is_new = begin_metadata(path, &**files)?;
-        let (database, metadata) = open_metadata(path, options, reserve.clone())?;
+        let (database, metadata) = guarded(METADATA, || open_metadata(path, options, reserve.clone()))?;
         let known = body_files(&**files, &folder)?;
         let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
         let octets = Arc::new(AtomicU64::new(0));
         let mut bodies = SegmentWriter::new(folder.clone(), options, known, next, octets.clone());
         let reader = Bodies::new(files.clone(), folder);
-        let counters = begin(&database, &mut bodies, &reader)?;
+        let damage = Arc::new(Damage::default());
+        let counters = guarded(METADATA, || begin(&database, is_new, &mut bodies, &reader, &damage))?;
         files.sync_folder(path).map_err(|error| error::io("flushing", path, error))?;
         if is_new {
             let removed = files.remove(&path.join(UNFINISHED)).and_then(|()| files.sync_folder(path));
@@ -76,6 +79,7 @@ impl Shared {
             body_octets: octets,
             reserve,
             poisoned: OnceLock::new(),
+            damage,
             _lock: folder_lock,
         })
     }
@@ -153,7 +157,7 @@ pub(super) fn body_files(files: &dyn FileSystem, folder: &Path) -> Result<BTreeM
 }
 
 /// Refuses other versions. `false`: there is none yet.
-pub(super) fn check_format(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<bool> {
+pub(super) fn check_format(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<bool> {
     let Some(row) = meta.get(FORMAT_KEY).map_err(db)? else { return Ok(false) };
     match <[u8; 4]>::try_from(row.value()).map(u32::from_le_bytes) {
         Ok(FORMAT) => Ok(true),
@@ -164,33 +168,48 @@ pub(super) fn check_format(meta: &impl ReadableTable<&'static str, &'static [u8]
     }
 }
 
-/// Checks the version, counts the opening, and deletes body files in which nothing is alive.
-fn begin(database: &Database, bodies: &mut SegmentWriter, reader: &Bodies) -> Result<Counters> {
+/// The numbers that go on. `None`: there are none yet.
+pub(super) fn counters(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<Counters>> {
+    let row = meta.get(COUNTERS).map_err(db)?;
+    row.map(|row| codec::from_row("the row of counters", COUNTERS, row.value())).transpose()
+}
+
+/// Checks the version, counts the opening, makes good what can be, and deletes body files in which nothing is alive.
+fn begin(
+    database: &Database,
+    is_new: bool,
+    bodies: &mut SegmentWriter,
+    reader: &Bodies,
+    damage: &Arc<Damage>,
+) -> Result<Counters> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
-    let mut counters = {
+    let (found, recount) = {
         let mut meta = transaction.open_table(META).map_err(db)?;
-        if !check_format(&meta)? {
+        let (has_format, counters) = (check_format(&meta)?, counters(&meta)?);
+        // With numbers that begin anew new mail would take the place of old.
+        if !is_new && (!has_format || counters.is_none()) {
+            return Err(corrupt("the store's format version or its row of counters is lost"));
+        }
+        if is_new {
             meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map_err(db)?;
         }
-        let row = meta.get(COUNTERS).map_err(db)?;
-        row.map(|row| codec::from_row::<Counters>("the row of counters", COUNTERS.as_bytes(), row.value()))
-            .transpose()?
-            .unwrap_or_default()
+        let recount = meta.remove(RECOUNT).map_err(db)?.is_some();
+        (counters.unwrap_or_default(), recount)
     };
-    let found = counters.clone();
+    let mut counters = found.clone();
     counters.openings = counters.openings.saturating_add(1);
-    let mut writer = Writer::new(&transaction, &found, bodies)?;
+    let mut writer = Writer::new(&transaction, &found, bodies, damage.clone())?;
     *crate::storage::rows::RowsMut::counters(&mut writer) = counters;
-    let known = writer.segments()?;
-    for segment in known.keys() {
-        writer.recheck(*segment);
-        if !writer.bodies.sizes().contains_key(segment) {
-            tracing::error!(segment, "a body file is missing: its messages have lost their bodies");
-        }
-    }
-    let unknown: Vec<_> =
+    mend::lanes(&mut writer)?;
+    let (known, whole) = mend::body_files(&mut writer, recount)?;
+    mend::missing(&writer, &known);
+    known.keys().for_each(|segment| writer.recheck(*segment));
+    let mut unknown: Vec<_> =
         writer.bodies.sizes().keys().copied().filter(|segment| !known.contains_key(segment)).collect();
+    if !whole {
+        unknown.clear();
+    }
     let (counters, _, mut dead) = writer.finish(&transaction)?;
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
     dead.extend(unknown);

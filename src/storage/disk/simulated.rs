@@ -43,6 +43,10 @@ pub(super) struct Plan {
     pub(super) short_at: Option<usize>,
     /// The next flush of a file whose name ends so fails, and what it was to write is lost.
     pub(super) fail_sync: Option<&'static str>,
+    /// What a failed flush was to write may get to the disk all the same.
+    pub(super) failed_sync_may_write: bool,
+    /// The power goes after so many steps: nothing can be read or written any more.
+    pub(super) off_at: Option<usize>,
     /// Octets there is room for.
     pub(super) capacity: Option<u64>,
 }
@@ -192,7 +196,13 @@ struct State {
 }
 
 impl State {
+    fn has_power(&self) -> io::Result<()> {
+        let off = self.plan.off_at.is_some_and(|at| self.history.len() >= at);
+        if off { Err(io::Error::other("the power is off")) } else { Ok(()) }
+    }
+
     fn step(&mut self, step: Step) -> io::Result<()> {
+        self.has_power()?;
         let number = self.history.len();
         self.syncs += usize::from(matches!(step, Step::Sync(_)));
         if let Step::Sync(file) = &step
@@ -205,7 +215,9 @@ impl State {
         {
             self.plan.fail_sync = None;
             // What the program reads is there until the next start; it is clean and will not be written again.
-            self.image.files[*file].pending.clear();
+            if !self.plan.failed_sync_may_write {
+                self.image.files[*file].pending.clear();
+            }
             return Err(io::Error::other("input/output error"));
         }
         let (step, done) = match step {
@@ -342,13 +354,16 @@ impl FileSystem for Disk {
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
-        let image = &self.state().image;
+        let state = self.state();
+        state.has_power()?;
+        let image = &state.image;
         let inside = image.names.iter().filter(|(path, _)| path.parent() == Some(folder));
         Ok(inside.map(|(path, file)| (path.clone(), image.files[*file].octets.len() as u64)).collect())
     }
 
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn OpenFile>> {
         let mut state = self.state();
+        state.has_power()?;
         let id = match state.image.names.get(path).copied() {
             Some(id) if mode == Mode::Fresh => {
                 state.step(Step::Edit(id, Edit::Length(0)))?;
@@ -396,7 +411,9 @@ impl Drop for Locked {
 
 impl OpenFile for SimulatedFile {
     fn length(&self) -> io::Result<u64> {
-        Ok(self.disk.state().image.files[self.id].octets.len() as u64)
+        let state = self.disk.state();
+        state.has_power()?;
+        Ok(state.image.files[self.id].octets.len() as u64)
     }
 
     fn set_length(&self, octets: u64) -> io::Result<()> {
@@ -405,6 +422,7 @@ impl OpenFile for SimulatedFile {
 
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
         let state = self.disk.state();
+        state.has_power()?;
         let octets = &state.image.files[self.id].octets;
         let end = (offset as usize).saturating_add(out.len());
         let part = octets.get(offset as usize..end).ok_or(ErrorKind::UnexpectedEof)?;

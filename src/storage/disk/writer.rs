@@ -16,7 +16,7 @@ use crate::storage::{
 
 use super::error::{self, db};
 use super::segment::SegmentWriter;
-use super::tables::Writer;
+use super::table_writer::Writer;
 use super::{Job, Shared, lock};
 
 /// A round takes no more calls once it has this many octets of bodies.
@@ -56,7 +56,8 @@ type Answer<T> = oneshot::Sender<Result<T>>;
 pub(super) enum Work {
     Insert(Vec<NewMessage>, Answer<Vec<Inserted>>),
     Commit(Vec<Change>, Answer<Vec<ChangeOutcome>>),
-    Maintain(Timestamp, Answer<()>),
+    /// `true`: there is more to do.
+    Maintain(Timestamp, Answer<bool>),
 }
 
 /// What a call gets if its round succeeds.
@@ -279,7 +280,7 @@ impl Shared {
         let database = self.database();
         let mut transaction = database.begin_write().map_err(db)?;
         transaction.set_quick_repair(true);
-        let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies)?;
+        let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, self.damage.clone())?;
         let mut done = Vec::with_capacity(round.len());
         for work in round {
             done.push(match work {

@@ -116,8 +116,12 @@ macro_rules! __storage_rules {
         damage {
             [damaged_bodies] a_damaged_body_fails_alone: "a damaged body is Corrupt; other bodies in the same call are \
                 served, and its mail can be claimed and settled";
-            [damaged_items] a_damaged_item_is_reported: "lists and claims that name a damaged item are Corrupt, it is \
-                counted, and a claim by time returns the others of its lane";
+            [damaged_items] a_damaged_item_is_left_aside: "lists and claims answer with the other items, in pages as full \
+                as ever; a list of a message of which nothing can be read is Corrupt; it is counted, and told once";
+            [damaged_rows] a_damaged_state_row_is_left_aside: "state is answered with the other rows, in pages as full as \
+                ever; it is told once, and can be written anew";
+            [damaged_rows] a_damaged_outbox_entry_keeps_its_place: "an outbox entry that can not be read has an empty \
+                payload in its place, is told once, and can be acknowledged as others";
         }
     } };
 }
@@ -127,7 +131,7 @@ macro_rules! __storage_rules {
 ///
 /// ```text
 /// postrider::storage_conformance!(my_store: MyFixture);
-/// postrider::storage_conformance!(my_store: MyFixture, without damaged_bodies, without damaged_items);
+/// postrider::storage_conformance!(my_store: MyFixture, without damaged_bodies, without damaged_rows);
 /// ```
 ///
 /// `without` is for what the fixture can not damage: the rule is then shown as ignored.
@@ -151,6 +155,7 @@ macro_rules! storage_conformance {
 macro_rules! __storage_without {
     (damaged_bodies) => {};
     (damaged_items) => {};
+    (damaged_rows) => {};
 }
 
 #[doc(hidden)]
@@ -174,6 +179,13 @@ macro_rules! __storage_test {
     ([damaged_items] [damaged_items $($rest:ident)*] [$fixture:ty] $rule:ident) => {
         #[test]
         #[ignore = "the fixture can not damage an item"]
+        fn $rule() {
+            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
+        }
+    };
+    ([damaged_rows] [damaged_rows $($rest:ident)*] [$fixture:ty] $rule:ident) => {
+        #[test]
+        #[ignore = "the fixture can not damage a row"]
         fn $rule() {
             $crate::testing::conformance::run::<$fixture>(stringify!($rule));
         }

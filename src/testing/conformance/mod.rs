@@ -21,7 +21,12 @@
 //!     }
 //! }
 //!
-//! postrider::storage_conformance!(in_memory: InMemory, without damaged_bodies, without damaged_items);
+//! postrider::storage_conformance!(
+//!     in_memory: InMemory,
+//!     without damaged_bodies,
+//!     without damaged_items,
+//!     without damaged_rows
+//! );
 //! # // The tests of the line are not compiled here. This is what each of them does.
 //! # use postrider::testing::conformance::{rules, run};
 //! # run::<InMemory>("settling_twice_does_no_harm");
@@ -48,8 +53,8 @@
 //! # Damage
 //!
 //! What a store does about an entry that was damaged can only be seen if one is. [`StorageUnderTest::damage`] is asked to
-//! do that. Where it can not be done, the macro is told: `without damaged_bodies`, `without damaged_items`. The rules in
-//! question are then shown as ignored, with the reason; they are never passed unseen.
+//! do that. Where it can not be done, the macro is told: `without damaged_bodies`, `without damaged_items`,
+//! `without damaged_rows`. The rules in question are then shown as ignored, with the reason; they are never passed unseen.
 //!
 //! # Beyond the rules
 //!
@@ -83,7 +88,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::message::MessageId;
-use crate::storage::{ItemId, Storage};
+use crate::storage::{ItemId, OutboxPosition, Storage};
 
 use subject::*;
 pub(crate) use support::*;
@@ -123,6 +128,10 @@ pub enum Damage {
     Body(MessageId),
     /// What is stored for an item, such that it can not be read: its recipients, its due time.
     Item(ItemId),
+    /// The value of a state row of this key.
+    State(&'static [u8]),
+    /// The payload of an outbox entry.
+    Outbox(OutboxPosition),
 }
 
 /// The fixture can not do this.

@@ -41,8 +41,8 @@ impl<F: StorageUnderTest> Subject<F> {
         drop(store);
         if let Err(error) = place.damage(what).await {
             panic!(
-                "{error}: {what:?}. `StorageUnderTest::damage` must do it, or the macro be told `without damaged_bodies` or \
-                 `without damaged_items`"
+                "{error}: {what:?}. `StorageUnderTest::damage` must do it, or the macro be told `without damaged_bodies`, \
+                 `without damaged_items` or `without damaged_rows`"
             );
         }
         Self { store: Arc::new(place.open().await), place }

@@ -1,11 +1,27 @@
 //! `DiskStorage` keeps the rules of a store.
 
-use redb::{ReadableTable, TableDefinition};
+use redb::{Key, ReadableTable, TableDefinition};
 
 use super::*;
 use crate::testing::conformance::{Damage, NotSupported, StorageUnderTest};
 
 struct OnDisk(TempDir);
+
+impl OnDisk {
+    /// Flips a bit in the middle of a row.
+    fn damage_row<'k, K: Key + 'static>(&self, table: &str, key: K::SelfType<'k>) {
+        let table: TableDefinition<'_, K, &[u8]> = TableDefinition::new(table);
+        let database = Database::open(self.0.path().join(open::METADATA)).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let mut rows = transaction.open_table(table).unwrap();
+        let mut row = rows.get(&key).unwrap().unwrap().value().to_vec();
+        let middle = row.len() / 2;
+        row[middle] ^= 1;
+        rows.insert(&key, row.as_slice()).unwrap();
+        drop(rows);
+        transaction.commit().unwrap();
+    }
+}
 
 impl StorageUnderTest for OnDisk {
     type Store = DiskStorage;
@@ -33,16 +49,9 @@ impl StorageUnderTest for OnDisk {
                     }
                 }
             }
-            Damage::Item(item) => {
-                const ITEMS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("items");
-                let database = Database::open(self.0.path().join(open::METADATA)).unwrap();
-                let transaction = database.begin_write().unwrap();
-                let mut items = transaction.open_table(ITEMS).unwrap();
-                let row = items.get(item.0).unwrap().unwrap().value().to_vec();
-                items.insert(item.0, &row[..row.len() / 2]).unwrap();
-                drop(items);
-                transaction.commit().unwrap();
-            }
+            Damage::Item(item) => self.damage_row::<u64>("items", item.0),
+            Damage::State(key) => self.damage_row::<&[u8]>("state", key),
+            Damage::Outbox(position) => self.damage_row::<u64>("outbox", position.0),
         }
         Ok(())
     }

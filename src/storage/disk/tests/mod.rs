@@ -225,7 +225,11 @@ async fn another_version_is_refused_by_number() {
     drop(rig.open().await);
     let database = Database::open(rig.folder.path().join(open::METADATA)).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction.open_table(tables::META).unwrap().insert("format", 9u32.to_le_bytes().as_slice()).unwrap();
+    transaction
+        .open_table(tables::META)
+        .unwrap()
+        .insert(b"format".as_slice(), 9u32.to_le_bytes().as_slice())
+        .unwrap();
     transaction.commit().unwrap();
     drop(database);
     let error = rig.try_open().await.unwrap_err();
@@ -366,4 +370,26 @@ async fn empty_lanes_are_removed() {
     store.maintain(at(2)).await.unwrap();
     assert_eq!(lanes(&store), 10);
     assert_eq!(store.heads(None, 99).await.unwrap().len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_lanes_are_empty_they_go_while_others_are_served() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    let in_lane = |number: u128| message(number, &format!("d{number}.example"), 1);
+    store.insert((1..=10_000).map(in_lane).collect()).await.unwrap();
+    let what = (1..=10_000).map(|number| due(&format!("d{number}.example"), 1, 1)).collect();
+    let request = ClaimRequest { owner: A, now: at(1), until: at(9), what };
+    let items = store.claim(request).await.unwrap().items;
+    store.commit(items.iter().map(|item| settle(item, &[0])).collect()).await.unwrap();
+    let lanes = || store.shared.with(|rows| Ok(rows.lanes_after(None)?.count())).unwrap();
+    assert_eq!(lanes(), 10_000);
+    let left_at_insert = async {
+        store.insert(vec![in_lane(20_000)]).await.unwrap();
+        lanes()
+    };
+    let (maintained, left_at_insert) = tokio::join!(store.maintain(at(2)), left_at_insert);
+    maintained.unwrap();
+    assert!(left_at_insert > 1, "it did not wait for all of them: {left_at_insert}");
+    assert_eq!(lanes(), 1);
 }

@@ -1,0 +1,83 @@
+//! Damage that a store met while it is open: each entry is told once.
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+
+use crate::storage::StorageError;
+use crate::storage::rows::Result;
+
+use super::error::corrupt;
+use super::lock;
+
+/// Entries told one by one. What is found beyond them is told once, as a whole.
+const MOST_TOLD: usize = 1_000;
+
+/// What is to be told, and what was. Its size has a bound, whatever is damaged.
+#[derive(Debug, Default)]
+pub(super) struct Damage(Mutex<Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    told: HashSet<String>,
+    waiting: Vec<StorageError>,
+}
+
+impl Damage {
+    /// Damage was met, and what it is about left aside.
+    pub(super) fn tell(&self, damage: StorageError) {
+        let mut found = lock(&self.0);
+        let damage = match found.told.len() {
+            MOST_TOLD.. => corrupt(format!("more than {MOST_TOLD} entries are damaged: check the store")),
+            _ => damage,
+        };
+        if found.told.insert(damage.to_string()) {
+            tracing::error!(%damage, "damage was met and is left aside");
+            found.waiting.push(damage);
+        }
+    }
+
+    /// What was not taken yet.
+    pub(super) fn take(&self) -> Vec<StorageError> {
+        std::mem::take(&mut lock(&self.0).waiting)
+    }
+}
+
+/// Runs what reads the metadata: over some kinds of damage to its pages, redb panics.
+pub(super) fn guarded<T>(reading: impl Display, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |panic: Box<dyn Any + Send>| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words =
+            words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
+        Err(corrupt(format!("reading {reading}: the metadata has damaged pages: {words}")))
+    };
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_entry_is_told_once_and_not_too_many() {
+        let damage = Damage::default();
+        for number in 0..3 * MOST_TOLD {
+            damage.tell(corrupt(format!("entry {number}")));
+            damage.tell(corrupt("entry 0"));
+        }
+        let told = damage.take();
+        assert_eq!(told.len(), MOST_TOLD + 1);
+        assert!(told[MOST_TOLD].to_string().contains("more than"), "{}", told[MOST_TOLD]);
+        assert!(damage.take().is_empty());
+        damage.tell(corrupt("entry 0"));
+        assert!(damage.take().is_empty(), "it was told");
+    }
+
+    #[test]
+    fn a_panic_is_damage() {
+        let error = guarded("a row", || -> Result<()> { panic!("page {}", 7) }).unwrap_err();
+        assert!(error.to_string().contains("a row") && error.to_string().contains("page 7"), "{error}");
+    }
+}

@@ -1,0 +1,106 @@
+//! What opening makes good: what is said twice, or can be counted, need not be lost with one damaged row.
+
+use std::collections::BTreeMap;
+
+use crate::storage::order::LaneId;
+use crate::storage::rows::{Result, Rows, RowsMut};
+use crate::storage::{Lane, StorageError};
+
+use super::error::{corrupt, db};
+use super::segment;
+use super::table_writer::Writer;
+use super::tables::named_lane;
+
+/// A lane has its name under its number and its number under its name, each with both: where one row is damaged, it is
+/// written anew from the other.
+pub(super) fn lanes(writer: &mut Writer<'_, '_>) -> Result<()> {
+    let (mut by_name, mut by_number) = (Vec::new(), Vec::new());
+    for entry in redb::ReadableTable::range::<&[u8]>(&writer.tables().lanes, ..).map_err(db)? {
+        let (key, row) = entry.map_err(db)?;
+        if let Err(damage) = named_lane(key.value(), row.value()) {
+            by_name.push((key.value().to_vec(), damage));
+        }
+    }
+    for entry in writer.tables().names()? {
+        let (id, lane) = entry?;
+        by_number.extend(lane.err().map(|damage| (id, damage)));
+    }
+    if by_name.is_empty() && by_number.is_empty() {
+        return Ok(());
+    }
+    let mut sound: BTreeMap<LaneId, Lane> = BTreeMap::new();
+    for entry in writer.tables().names()? {
+        let (id, lane) = entry?;
+        sound.extend(lane.ok().map(|lane| (id, lane)));
+    }
+    for entry in writer.lanes_after(None)? {
+        sound.extend(entry?.ok().map(|(lane, id)| (id, lane)));
+    }
+    for (key, damage) in by_name {
+        writer.leave_aside(note(&damage, "a lane's name"));
+        writer.remove_name(&key)?;
+    }
+    for (id, damage) in by_number {
+        writer.leave_aside(note(&damage, "a lane's number"));
+        writer.remove_number(id)?;
+    }
+    for (id, lane) in sound {
+        // Under a name that has another number mail was stored since.
+        if writer.lane_id(&lane)?.is_none_or(|known| known == id) {
+            writer.put_lane(id, &lane)?;
+        }
+    }
+    Ok(())
+}
+
+fn note(damage: &StorageError, what: &str) -> StorageError {
+    corrupt(format!("{what} is written anew from its other row, if that is there: {damage}"))
+}
+
+/// What is alive in each body file: octets and records.
+pub(super) type Alive = BTreeMap<u64, (u64, u64)>;
+
+/// Body files with what is alive in them. It is counted anew if `recount` says so or a row about
+/// them is damaged. `false`: a message's row is damaged, so that any file may hold a body that is alive.
+pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(Alive, bool)> {
+    let rows = writer.tables().segments()?;
+    let damaged: Vec<_> = rows.iter().filter_map(|(_, alive)| alive.as_ref().err()).cloned().collect();
+    if damaged.is_empty() && !recount {
+        return Ok((
+            rows.into_iter().filter_map(|(segment, alive)| Some((segment, alive.ok()?))).collect(),
+            true,
+        ));
+    }
+    for damage in damaged {
+        writer.leave_aside(corrupt(format!("what is alive in body files is counted anew: {damage}")));
+    }
+    let mut alive = Alive::new();
+    let mut whole = true;
+    for entry in writer.tables().messages()? {
+        let (_, row) = entry?;
+        match writer.readable(row)? {
+            Some(row) => {
+                let file = alive.entry(row.body.segment).or_default();
+                file.0 = file.0.saturating_add(u64::from(row.body.length));
+                file.1 = file.1.saturating_add(1);
+            }
+            None => whole = false,
+        }
+    }
+    writer.set_segments(&alive)?;
+    if !whole {
+        // Until that message has ended.
+        writer.recount();
+    }
+    Ok((alive, whole))
+}
+
+/// Takes note of body files that are not there.
+pub(super) fn missing(writer: &Writer<'_, '_>, known: &Alive) {
+    let missing = known.iter().filter(|(segment, _)| !writer.bodies.sizes().contains_key(segment));
+    for (segment, (_, records)) in missing {
+        let name = segment::path_of("bodies".as_ref(), *segment);
+        let damage = format!("{} is missing: {records} messages have lost their bodies", name.display());
+        writer.leave_aside(corrupt(damage));
+    }
+}
