@@ -158,8 +158,15 @@ impl EngineBuilder {
         let (submissions, submitted) = tokio::sync::mpsc::channel(SUBMISSIONS);
         let (requests, requested) = tokio::sync::mpsc::channel(REQUESTS);
         let streams = Streams::default();
-        let parts =
-            Parts { storage: storage.clone(), resolver, transport: self.transport, clock, hostname, owner };
+        let parts = Parts {
+            storage: storage.clone(),
+            resolver,
+            transport: self.transport,
+            clock,
+            hostname,
+            owner,
+            random: seeds,
+        };
         let (driver, handover) =
             Driver::new(scheduler, parts, self.policy, (submitted, requested), usage.outbox);
         let reporter = Reporter::new(storage, self.sink, streams.clone(), handover, !outbox.is_empty());

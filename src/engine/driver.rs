@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -19,8 +20,8 @@ use super::{ShutdownReport, Stats};
 use crate::clock::{self, Clock, Timestamp};
 use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
-use crate::event::DeliveryEvent;
-use crate::message::{Message, MessageId};
+use crate::event::{DeliveryEvent, StorageTrouble};
+use crate::message::{EventId, Message, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
@@ -38,6 +39,8 @@ const ROUND: usize = 256;
 /// How long leases hold, and how often they are renewed.
 const LEASE: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(60);
+/// Lanes of which heads are read at a time.
+pub(super) const HEADS_PAGE: usize = 1_000;
 /// How long the reporter's last round may take.
 const LAST_ROUND: Duration = Duration::from_secs(10);
 /// Items of a message listed at a time.
@@ -107,6 +110,10 @@ pub(super) enum Input {
     Event(Event),
     /// So many outcomes were taken by the sink and acknowledged.
     Acknowledged(u64),
+    /// The outbox was found empty, read after so many commits of outcomes.
+    OutboxEmpty(u64),
+    /// The store met damage and left it aside.
+    Damage(Vec<StorageError>),
     /// The items of a message, of which the host asked what they wait for.
     Why {
         items: Result<Vec<ItemSummary>, StorageError>,
@@ -122,6 +129,8 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) hostname: Arc<str>,
     pub(super) owner: Owner,
+    /// For the ids of the driver's own events.
+    pub(super) random: fastrand::Rng,
 }
 
 enum Waiter {
@@ -143,6 +152,8 @@ pub(super) struct Driver {
     /// Events the reporter had no room for.
     unsent: VecDeque<DeliveryEvent>,
     committed: Arc<Notify>,
+    /// How many commits of outcomes there were.
+    commits: Arc<AtomicU64>,
     /// Outcomes in the commit under way, and outcomes committed and not yet acknowledged.
     committing_outcomes: u64,
     /// An acknowledgement may come before the commit's own answer: below zero for that moment.
@@ -155,6 +166,8 @@ pub(super) struct Driver {
     pub(super) storage_tasks: JoinSet<()>,
     look_ups: JoinSet<()>,
     next_renewal: Instant,
+    /// When the heads of all lanes are read again: leases of another engine on the same store may have run out.
+    next_heads: Instant,
     maintaining: Option<tokio::task::JoinHandle<()>>,
     shutdown: Option<Shutdown>,
     drained: bool,
@@ -185,9 +198,11 @@ impl Driver {
         let (to_driver, results) = mpsc::channel(RESULTS);
         let (events, reported) = mpsc::channel(REPORTS);
         let committed = Arc::new(Notify::new());
+        let commits = Arc::new(AtomicU64::new(0));
+        let (notified, count, results_in) = (committed.clone(), commits.clone(), to_driver.clone());
         let handover =
-            Handover { events: reported, committed: committed.clone(), results: to_driver.clone() };
-        let next_renewal = clock::instant() + RENEW;
+            Handover { events: reported, committed: notified, commits: count, results: results_in };
+        let (next_renewal, next_heads) = (clock::instant() + RENEW, clock::instant() + LEASE);
         let driver = Self {
             scheduler,
             parts,
@@ -200,6 +215,7 @@ impl Driver {
             events,
             unsent: VecDeque::new(),
             committed,
+            commits,
             committing_outcomes: 0,
             outcomes: i64::try_from(outcomes).unwrap_or(i64::MAX),
             waiters: HashMap::new(),
@@ -210,6 +226,7 @@ impl Driver {
             storage_tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
             next_renewal,
+            next_heads,
             maintaining: None,
             shutdown: None,
             drained: false,
@@ -309,6 +326,7 @@ impl Driver {
                         let outcomes = std::mem::take(&mut self.committing_outcomes);
                         if result.is_ok() && outcomes > 0 {
                             self.outcomes = self.outcomes.saturating_add_unsigned(outcomes);
+                            self.commits.fetch_add(1, Ordering::AcqRel);
                             self.committed.notify_one();
                         }
                     }
@@ -325,6 +343,12 @@ impl Driver {
                 self.scheduler.handle(self.parts.clock.now(), event);
             }
             Input::Acknowledged(count) => self.outcomes = self.outcomes.saturating_sub_unsigned(count),
+            // Another engine on the same store may have taken this one's outcomes, or this one its.
+            Input::OutboxEmpty(commits) if commits == self.commits.load(Ordering::Acquire) => {
+                self.outcomes = 0
+            }
+            Input::OutboxEmpty(_) => {}
+            Input::Damage(damage) => self.report_damage(damage),
             Input::Why { items, reply } => {
                 let now = self.parts.clock.now();
                 let _ = reply.send(items.map(|items| self.scheduler.why(now, items)));
@@ -407,6 +431,10 @@ impl Driver {
             }
             self.renew_and_maintain(self.parts.clock.now());
         }
+        if self.next_heads <= clock::instant() && self.shutdown.is_none() {
+            self.next_heads = clock::instant() + LEASE;
+            self.read_heads();
+        }
         self.reap();
     }
 
@@ -418,13 +446,43 @@ impl Driver {
             }
         });
         if self.maintaining.as_ref().is_none_or(|task| task.is_finished()) {
-            let storage = self.parts.storage.clone();
+            let (storage, results) = (self.parts.storage.clone(), self.to_driver.clone());
             self.maintaining = Some(tokio::spawn(async move {
+                let damage = storage.take_damage().await;
+                if !damage.is_empty() {
+                    let _ = results.send(Input::Damage(damage)).await;
+                }
                 if let Err(error) = storage.maintain(now).await {
                     tracing::warn!(%error, "the store could not be maintained");
                 }
             }));
         }
+    }
+
+    /// Reads the heads of all lanes once more, a page at a time. What the engine leased itself is not among them.
+    fn read_heads(&mut self) {
+        let (storage, results) = (self.parts.storage.clone(), self.to_driver.clone());
+        let now = self.parts.clock.now();
+        // Of nothing: it ends leases that have run out.
+        let nothing = ClaimRequest { owner: self.parts.owner, now, until: now + LEASE, what: Vec::new() };
+        self.storage_tasks.spawn(async move {
+            if let Err(error) = storage.claim(nothing).await {
+                return tracing::error!(%error, "leases that ran out could not be ended");
+            }
+            let mut after = None;
+            loop {
+                let heads = match unless_panicked(storage.heads(after, HEADS_PAGE)).await {
+                    Some(Ok(heads)) => heads,
+                    Some(Err(error)) => return tracing::error!(%error, "heads of lanes could not be read"),
+                    None => return,
+                };
+                let Some(last) = heads.last() else { return };
+                after = Some(last.lane.clone());
+                if results.send(Input::Event(Event::Heads(heads))).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Finished tasks; their results came over the channel.
@@ -538,6 +596,15 @@ impl Driver {
         });
     }
 
+    fn report_damage(&mut self, damage: Vec<StorageError>) {
+        let time = self.parts.clock.now();
+        for error in damage {
+            let event = EventId::generate(time, self.parts.random.u128(..));
+            let trouble = StorageTrouble { event, time, error: error.to_string(), stopped: false };
+            self.report(DeliveryEvent::StorageTrouble(trouble));
+        }
+    }
+
     fn report(&mut self, event: DeliveryEvent) {
         if !self.unsent.is_empty() {
             self.unsent.push_back(event);
@@ -583,14 +650,23 @@ impl Driver {
         self.scheduler.handle(self.parts.clock.now(), Event::Interrupted);
         // Writes are not cut: their outcome would be unknown. What they settle is taken note of.
         self.finish_writes().await;
+        if let Some(task) = self.maintaining.take() {
+            // It may have much to do, and is in no hurry.
+            task.abort();
+            let _ = task.await;
+        }
+        while let Ok(input) = self.results.try_recv() {
+            if let Input::Damage(damage) = input {
+                self.report_damage(damage);
+            }
+        }
+        let damage = self.parts.storage.take_damage().await;
+        self.report_damage(damage);
         // What is not final and finds no room is not waited for.
         for event in std::mem::take(&mut self.unsent) {
             if self.events.try_send(event).is_err() {
                 break;
             }
-        }
-        if let Some(task) = self.maintaining.take() {
-            let _ = task.await;
         }
         let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
         let unsettled = self.scheduler.unsettled() as u64;

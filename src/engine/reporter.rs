@@ -1,6 +1,7 @@
 //! Takes events to the host's sink and streams; final ones from the durable outbox, acknowledged once kept.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub(super) struct Handover {
     pub(super) events: mpsc::Receiver<DeliveryEvent>,
     /// Something was committed to the outbox.
     pub(super) committed: Arc<Notify>,
+    /// How often that was.
+    pub(super) commits: Arc<AtomicU64>,
     pub(super) results: mpsc::Sender<Input>,
 }
 
@@ -146,6 +149,7 @@ impl Reporter {
         if !self.acknowledge().await {
             return false;
         }
+        let commits = self.handover.commits.load(Ordering::Acquire);
         let entries = match self.storage.outbox(self.position, PAGE).await {
             Ok(entries) => entries,
             Err(error) => {
@@ -159,7 +163,10 @@ impl Reporter {
             self.tell(&event).await;
         }
         self.more = entries.len() == PAGE;
-        let Some(last) = entries.last().map(|entry| entry.position) else { return true };
+        let Some(last) = entries.last().map(|entry| entry.position) else {
+            let _ = self.handover.results.send(Input::OutboxEmpty(commits)).await;
+            return true;
+        };
         let count = entries.len() as u64;
         let mut events = Vec::with_capacity(entries.len());
         for entry in &entries {

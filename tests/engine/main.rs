@@ -9,5 +9,6 @@ mod failures;
 mod lifecycle;
 mod regressions;
 mod retry;
+mod storage;
 mod support;
 mod why;
