@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
+use crate::storage::rows::MessageRow;
 use crate::storage::{ClaimPart, Item, MemoryStorage, Release};
 use crate::testing::conformance::{A, at, id, item, lane, message, message_of, settle};
 
@@ -191,14 +192,28 @@ impl Recording {
         self.insert(sized(60, "c.example", 5000)).await;
         // One stays in each file.
         self.settle("a.example", 4).await;
+        let before = self.locations();
         for _ in 0..3 {
             self.one(Call::Maintain).await;
         }
+        let after = self.locations();
+        assert!(before.keys().eq(after.keys()) && before != after, "bodies are moved: {before:?} {after:?}");
         let held = self.claim("c.example", 1).await;
         let late = Call::Commit(vec![settle(&held[0], &[0]), report(30)]);
         self.together(vec![late, Call::Insert(vec![sized(61, "c.example", 10)]), Call::Maintain]).await;
         self.reopen().await;
         self.insert(sized(62, "b.example", 700)).await;
+    }
+
+    /// The file and place of each body.
+    fn locations(&self) -> BTreeMap<MessageId, (u64, u64)> {
+        let place = |(id, row): (MessageId, Result<MessageRow<codec::Location>>)| {
+            let body = row.unwrap().body;
+            (id, (body.segment, body.offset))
+        };
+        let shared = &self.store.as_ref().unwrap().shared;
+        let read = shared.with(|rows| rows.messages()?.map(|entry| Ok(place(entry?))).collect());
+        read.unwrap()
     }
 
     async fn settle(&mut self, domain: &str, count: usize) {

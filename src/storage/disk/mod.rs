@@ -17,6 +17,8 @@ mod failures;
 #[cfg(test)]
 mod faults;
 mod files;
+#[cfg(test)]
+mod live;
 mod maintain;
 mod mend;
 mod open;
