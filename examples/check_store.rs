@@ -73,6 +73,7 @@ fn print(report: &CheckReport) -> io::Result<()> {
     }
     match report.problem_count {
         0 => writeln!(out, "nothing is damaged"),
+        1 => writeln!(out, "1 problem"),
         count => writeln!(out, "{count} problems, {} of them above", report.problems.len()),
     }
 }

@@ -136,7 +136,9 @@ pub(super) fn run(
     match guarded(METADATA, || Ok(database.check_integrity())) {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => report.tell(METADATA, "its pages do not agree with each other"),
-        Ok(Err(error)) => report.tell(METADATA, error),
+        Ok(Err(error)) => {
+            report.tell(METADATA, format_args!("its pages are not as they were written: {error}"))
+        }
         Err(error) => report.tell(METADATA, error),
     }
     // Anew: after an error it refuses all.
@@ -205,15 +207,16 @@ impl Check {
             let mut envelope = None;
             for item in self.items_of(id, &row)? {
                 let read = self.rows.item(item);
-                match self.report.told(&place, read) {
-                    Some(Some(read)) => {
+                match read {
+                    Ok(Some(read)) => {
                         let lane = self.rows.lane(read.lane).ok().flatten();
                         let ItemRow { due, recipients, .. } = read;
                         items.push(StoredItem { id: item, lane, due, recipients });
                         envelope = Some(read.envelope);
                     }
-                    Some(None) => self.report.tell(&place, format_args!("its item {} is not there", item.0)),
-                    None => {}
+                    Ok(None) => self.report.tell(&place, format_args!("its item {} is not there", item.0)),
+                    // Told with the items.
+                    Err(_) => {}
                 }
             }
             if let Some(envelope) = envelope {
@@ -293,7 +296,8 @@ impl Check {
                 continue;
             };
             let item = key.spot.1;
-            let known = self.rows.head(item).is_ok_and(|head| {
+            // A damaged row was told with the items.
+            let known = self.rows.head(item).map_or(true, |head| {
                 head.is_some_and(|head| head.place.keys(item).any(|expected| expected == key))
             });
             if !known {

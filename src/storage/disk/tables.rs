@@ -27,7 +27,7 @@ type Name = &'static [u8];
 /// Generation.
 type Finished = (u64, u32);
 /// Octets and records.
-type Alive = (u64, u64, u32);
+type AliveRow = (u64, u64, u32);
 
 pub(super) const META: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("meta");
 const ITEMS: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("items");
@@ -39,7 +39,7 @@ const LANE_NAMES: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new
 const ORDER: TableDefinition<'_, OrderBytes, ()> = TableDefinition::new("order");
 const STATE: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("state");
 const OUTBOX: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("outbox");
-const SEGMENTS: TableDefinition<'_, u64, Alive> = TableDefinition::new("segments");
+const SEGMENTS: TableDefinition<'_, u64, AliveRow> = TableDefinition::new("segments");
 
 pub(super) const COUNTERS: &[u8] = b"counters";
 /// There as long as what is alive in body files is to be counted at the next opening.
@@ -73,7 +73,7 @@ pub(super) struct Tables<A: Access> {
     pub(super) order: A::Table<OrderBytes, ()>,
     pub(super) state: A::Table<Name, &'static [u8]>,
     pub(super) outbox: A::Table<u64, &'static [u8]>,
-    pub(super) segments: A::Table<u64, Alive>,
+    pub(super) segments: A::Table<u64, AliveRow>,
     pub(super) damage: Arc<Damage>,
 }
 
@@ -109,8 +109,8 @@ impl<'t> Tables<Writing<'t>> {
 
 impl<A: Access> Tables<A> {
     /// Body files with what is alive in them: octets and records.
-    pub(super) fn segments(&self) -> Result<Vec<(u64, Result<(u64, u64)>)>> {
-        let row = |entry: Entry<'_, u64, Alive>| {
+    pub(super) fn segments(&self) -> Result<Vec<(u64, Alive)>> {
+        let row = |entry: Entry<'_, u64, AliveRow>| {
             let (segment, alive) = entry.map_err(db)?;
             Ok((segment.value(), codec::alive_in(segment.value(), alive.value())))
         };
@@ -138,6 +138,7 @@ impl<A: Access> Tables<A> {
 }
 
 type Message = Result<MessageRow<Location>>;
+type Alive = Result<(u64, u64)>;
 type Entry<'a, K, V> =
     std::result::Result<(redb::AccessGuard<'a, K>, redb::AccessGuard<'a, V>), redb::StorageError>;
 
