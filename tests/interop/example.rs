@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
@@ -39,4 +39,11 @@ pub(crate) fn executable(example: &'static str) -> PathBuf {
             .expect("cargo names the executable")
     });
     path.clone()
+}
+
+/// Starts the mailer, all of its streams at hand.
+pub(crate) fn mailer(config: &Path, args: &[&str]) -> Child {
+    let mut mailer = Command::new(executable("mailer"));
+    mailer.arg("--config").arg(config).args(args);
+    mailer.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }

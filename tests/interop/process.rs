@@ -2,14 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::example::executable;
+use crate::example::mailer;
 
 /// No test waits longer for a single record.
 const RECORD: Duration = Duration::from_secs(30);
@@ -49,15 +49,7 @@ impl Mailer {
     }
 
     fn spawn(config: &Path, args: &[&str], heard: bool) -> Self {
-        let mut child = Command::new(executable("mailer"))
-            .arg("--config")
-            .arg(config)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = mailer(config, args);
         let (line, lines) = channel();
         if let Some(stdout) = child.stdout.take().filter(|_| heard) {
             let mut texts = BufReader::new(stdout).lines().map_while(Result::ok);

@@ -2,14 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::example::executable;
+use crate::example::mailer;
 
 pub(crate) struct Mailer {
     child: Child,
@@ -21,15 +21,7 @@ pub(crate) struct Mailer {
 
 impl Mailer {
     pub(crate) fn start(config: &Path, args: &[&str]) -> Self {
-        let mut child = Command::new(executable("mailer"))
-            .arg("--config")
-            .arg(config)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = mailer(config, args);
         let (end, ended) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let records = std::thread::spawn(move || read_records(stdout, end));
