@@ -431,9 +431,11 @@ impl Driver {
             }
             self.renew_and_maintain(self.parts.clock.now());
         }
-        if self.next_heads <= clock::instant() && self.shutdown.is_none() {
+        if self.next_heads <= clock::instant() {
             self.next_heads = clock::instant() + LEASE;
-            self.read_heads();
+            if self.shutdown.is_none() && !self.parts.storage.is_exclusive() {
+                self.read_heads();
+            }
         }
         self.reap();
     }

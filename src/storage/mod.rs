@@ -123,6 +123,12 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether no other engine can use it as long as this one does. Else an engine reads the heads of all lanes again
+    /// every five minutes, since another one may have died and left its mail.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
     /// How much is stored. Costs no scan.
     async fn usage(&self) -> Result<Usage, StorageError>;
 

@@ -268,6 +268,11 @@ impl Storage for DiskStorage {
         self.read(move |shared| shared.with(|rows| listing::count(rows, &lane))).await
     }
 
+    /// Its folder is locked.
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
     async fn usage(&self) -> Result<Usage> {
         self.read(|shared| {
             let (items, outbox) =

@@ -221,6 +221,14 @@ impl Storage for FaultyStorage {
         self.call(StoreCall::Count, self.inner.count(lane)).await
     }
 
+    fn is_exclusive(&self) -> bool {
+        self.inner.is_exclusive()
+    }
+
+    async fn take_damage(&self) -> Vec<StorageError> {
+        self.inner.take_damage().await
+    }
+
     async fn usage(&self) -> Result<Usage, StorageError> {
         self.call(StoreCall::Usage, self.inner.usage()).await
     }
