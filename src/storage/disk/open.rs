@@ -45,9 +45,9 @@ impl Shared {
         if !reserve.ensure() {
             tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
         }
-        let is_new = begin_metadata(path, &**files)?;
-        let (database, metadata) = guarded(METADATA, || open_metadata(path, options, reserve.clone()))?;
         let known = body_files(&**files, &folder)?;
+        let is_new = begin_metadata(path, &**files, known.values().any(|&length| length > 0))?;
+        let (database, metadata) = guarded(METADATA, || open_metadata(path, options, reserve.clone()))?;
         let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
         let octets = Arc::new(AtomicU64::new(0));
         let mut bodies = SegmentWriter::new(folder.clone(), options, known, next, octets.clone());
@@ -99,23 +99,34 @@ pub(super) fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn
     }
 }
 
-/// Marks a store that is to be made as unfinished, and empties one that never was finished.
-fn begin_metadata(path: &Path, files: &dyn FileSystem) -> Result<bool> {
+/// Marks a store that is to be made as unfinished, and empties one that never was finished. Where there are bodies there
+/// was one, whose metadata is lost: they are not to be deleted for it.
+fn begin_metadata(path: &Path, files: &dyn FileSystem, has_bodies: bool) -> Result<bool> {
     let (name, mark) = (path.join(METADATA), path.join(UNFINISHED));
-    let begin = || -> io::Result<bool> {
-        let metadata = files.open(&name, Mode::Write)?;
-        if is_there(files, &mark)? {
-            metadata.set_length(0)?;
-            return Ok(true);
+    let opening = |error| error::io("opening", &name, error);
+    let metadata = files.open(&name, Mode::Write).map_err(opening)?;
+    let is_unfinished = is_there(files, &mark).map_err(opening)?;
+    let is_new = is_unfinished || metadata.length().map_err(opening)? == 0;
+    if is_new && has_bodies {
+        let lost = if is_unfinished { "marked as unfinished" } else { "missing or empty" };
+        return Err(corrupt(format!(
+            "{} is {lost}, and there are bodies of messages beside it, which nothing leads to: restore it, or move \
+             the whole folder away to begin anew",
+            name.display()
+        )));
+    }
+    let begin = || -> io::Result<()> {
+        if is_unfinished {
+            return metadata.set_length(0);
         }
-        let is_new = metadata.length()? == 0;
         if is_new {
             files.open(&mark, Mode::Fresh)?;
             files.sync_folder(path)?;
         }
-        Ok(is_new)
+        Ok(())
     };
-    begin().map_err(|error| error::io("opening", &name, error))
+    begin().map_err(opening)?;
+    Ok(is_new)
 }
 
 pub(super) fn is_there(files: &dyn FileSystem, path: &Path) -> io::Result<bool> {

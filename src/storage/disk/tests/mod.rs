@@ -393,3 +393,30 @@ async fn however_many_lanes_are_empty_they_go_while_others_are_served() {
     assert!(left_at_insert > 1, "it did not wait for all of them: {left_at_insert}");
     assert_eq!(lanes(), 1);
 }
+
+#[tokio::test]
+async fn bodies_without_their_metadata_are_not_deleted() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    insert_each(&store, 1..=3).await;
+    drop(store);
+    let [metadata, aside, mark] =
+        ["metadata.redb", "aside", "unfinished"].map(|name| rig.folder.path().join(name));
+    let bodies = || rig.body_files().iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>();
+    let before = bodies();
+    let refuses = async |why: &str| {
+        let error = rig.try_open().await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Corrupt);
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!(bodies(), before);
+    };
+    fs::rename(&metadata, &aside).unwrap();
+    refuses("missing or empty").await;
+    refuses("missing or empty").await;
+    fs::rename(&aside, &metadata).unwrap();
+    fs::write(&mark, "").unwrap();
+    refuses("marked as unfinished").await;
+    fs::remove_file(&mark).unwrap();
+    let store = rig.open().await;
+    assert_eq!(store.usage().await.unwrap().items, 3);
+}
