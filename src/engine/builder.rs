@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::DeliveryEngine;
-use super::driver::{Driver, Parts};
+use super::driver::{Driver, HEADS_PAGE, Parts};
 use super::reporter::{Reporter, Streams};
 use crate::clock::Clock;
 use crate::dns::Resolver;
@@ -18,7 +18,7 @@ use crate::transport::smtp::SmtpTransport;
 /// Submissions, and other requests of the host, that wait for the driver.
 const SUBMISSIONS: usize = 256;
 const REQUESTS: usize = 64;
-/// Rows and heads read at a time on starting.
+/// Rows read at a time on starting.
 const PAGE: usize = 1_000;
 
 /// Configures a [`DeliveryEngine`].
@@ -186,7 +186,7 @@ async fn recover(scheduler: &mut Scheduler, storage: &dyn Storage, clock: &Clock
     }
     let mut after = None;
     loop {
-        let heads = storage.heads(after, PAGE).await?;
+        let heads = storage.heads(after, HEADS_PAGE).await?;
         let Some(last) = heads.last() else { break };
         after = Some(last.lane.clone());
         scheduler.handle(clock.now(), Event::Heads(heads));

@@ -81,49 +81,38 @@ pub(crate) struct Work {
     pub(super) waits: Waits,
 }
 
-impl Work {
-    const fn at_rest() -> Self {
-        Self {
-            wants_fresh: false,
-            asked: Freshness::Cached,
-            next_interval: None,
-            ring: Ring { levels: [const { Level { lanes: FewDeque::new(), credit: 0 } }; 3] },
-            suspects: FewDeque::new(),
-            suspected: FewDeque::new(),
-            in_doubt: false,
-            hungry: FewDeque::new(),
-            expiring: FewDeque::new(),
-            claiming: false,
-            suspended: None,
-            skipped: Vec::new(),
-            grant: None,
-            idle: Idle::new(),
-            working: FewSet::new(),
-            opening: 0,
-            connections: 0,
-            claimed: 0,
-            ready: 0,
-            waits: Waits {
-                connect: Vec::new(),
-                rate: Vec::new(),
-                look_up: false,
-                body: false,
-                settle: false,
-                claim: false,
-                window: false,
-            },
-        }
-    }
-}
-
-impl Default for Work {
-    fn default() -> Self {
-        Self::at_rest()
-    }
-}
-
 impl AtRest for Work {
-    const AT_REST: &'static Self = &Self::at_rest();
+    const NEW: Self = Self {
+        wants_fresh: false,
+        asked: Freshness::Cached,
+        next_interval: None,
+        ring: Ring { levels: [const { Level { lanes: FewDeque::new(), credit: 0 } }; 3] },
+        suspects: FewDeque::new(),
+        suspected: FewDeque::new(),
+        in_doubt: false,
+        hungry: FewDeque::new(),
+        expiring: FewDeque::new(),
+        claiming: false,
+        suspended: None,
+        skipped: Vec::new(),
+        grant: None,
+        idle: Idle::new(),
+        working: FewSet::new(),
+        opening: 0,
+        connections: 0,
+        claimed: 0,
+        ready: 0,
+        waits: Waits {
+            connect: Vec::new(),
+            rate: Vec::new(),
+            look_up: false,
+            body: false,
+            settle: false,
+            claim: false,
+            window: false,
+        },
+    };
+    const AT_REST: &'static Self = &Self::NEW;
 
     fn is_at_rest(&self) -> bool {
         let Self {

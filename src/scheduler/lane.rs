@@ -48,36 +48,35 @@ pub(crate) struct Work {
     pub(super) expiring: bool,
 }
 
-impl Work {
-    const fn at_rest() -> Self {
-        Self {
-            claiming: None,
-            fresh: FewDeque::new(),
-            again: FewDeque::new(),
-            again_next: false,
-            deadlines: FewSet::new(),
-            claimed: 0,
-            pending: 0,
-            in_ring: false,
-            hungry: false,
-            expiring: false,
-        }
-    }
-}
-
-impl Default for Work {
-    fn default() -> Self {
-        Self::at_rest()
-    }
-}
-
 impl AtRest for Work {
-    const AT_REST: &'static Self = &Self::at_rest();
+    const NEW: Self = Self {
+        claiming: None,
+        fresh: FewDeque::new(),
+        again: FewDeque::new(),
+        again_next: false,
+        deadlines: FewSet::new(),
+        claimed: 0,
+        pending: 0,
+        in_ring: false,
+        hungry: false,
+        expiring: false,
+    };
+    const AT_REST: &'static Self = &Self::NEW;
 
     /// Whose turn it would be means nothing without items.
     fn is_at_rest(&self) -> bool {
-        let Self { claiming, fresh, again, again_next: _, deadlines, claimed, pending, .. } = self;
-        let Self { in_ring, hungry, expiring, .. } = self;
+        let Self {
+            claiming,
+            fresh,
+            again,
+            again_next: _,
+            deadlines,
+            claimed,
+            pending,
+            in_ring,
+            hungry,
+            expiring,
+        } = self;
         (claiming.is_none() && fresh.is_empty() && again.is_empty() && deadlines.is_empty())
             && (*claimed, *pending) == (0, 0)
             && !(*in_ring || *hungry || *expiring)

@@ -35,7 +35,7 @@ pub(crate) struct Queue {
 }
 
 /// What is not as the settings have it. Kept over restarts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mode {
     pub(super) backoff: Option<Backoff>,
     /// In retry mode as a whole, by a reply rule: no attempt before this.
@@ -61,7 +61,7 @@ impl Mode {
 }
 
 impl AtRest for Mode {
-    const AT_REST: &'static Self = &Self {
+    const NEW: Self = Self {
         backoff: None,
         held_until: None,
         held_steps: 0,
@@ -70,6 +70,7 @@ impl AtRest for Mode {
         rate_cap: None,
         fuse_blown: false,
     };
+    const AT_REST: &'static Self = &Self::NEW;
 
     fn is_at_rest(&self) -> bool {
         self == Self::AT_REST

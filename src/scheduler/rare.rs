@@ -7,11 +7,12 @@ use std::ops::{Deref, DerefMut};
 pub(super) struct Rare<T>(Option<Box<T>>);
 
 /// What may be at rest.
-pub(super) trait AtRest: Default + 'static {
-    /// The same as the default.
+pub(super) trait AtRest: Sized + 'static {
+    const NEW: Self;
+    /// A [`NEW`](Self::NEW) one, to be read.
     const AT_REST: &'static Self;
 
-    /// It is as the default is, or means the same.
+    /// It is as a new one is, or means the same.
     fn is_at_rest(&self) -> bool;
 }
 
@@ -31,7 +32,7 @@ impl<T: AtRest> Rare<T> {
 
     /// As it is, and at rest from here on.
     pub(super) fn take(&mut self) -> T {
-        self.0.take().map_or_else(T::default, |it| *it)
+        self.0.take().map_or(T::NEW, |it| *it)
     }
 }
 
@@ -45,7 +46,7 @@ impl<T: AtRest> Deref for Rare<T> {
 
 impl<T: AtRest> DerefMut for Rare<T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.get_or_insert_default()
+        self.0.get_or_insert_with(|| Box::new(T::NEW))
     }
 }
 
@@ -53,11 +54,11 @@ impl<T: AtRest> DerefMut for Rare<T> {
 mod tests {
     use super::*;
 
-    #[derive(Default)]
     struct Count(u32);
 
     impl AtRest for Count {
-        const AT_REST: &'static Self = &Self(0);
+        const NEW: Self = Self(0);
+        const AT_REST: &'static Self = &Self::NEW;
 
         fn is_at_rest(&self) -> bool {
             self.0 == 0
