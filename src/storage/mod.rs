@@ -129,6 +129,13 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         false
     }
 
+    /// What there is room for. The engine asks often: the answer must be at hand.
+    ///
+    /// Without an implementation of its own a store has room for everything, until a call says otherwise.
+    fn room(&self) -> Room {
+        Room::Ample
+    }
+
     /// How much is stored. Costs no scan.
     async fn usage(&self) -> Result<Usage, StorageError>;
 

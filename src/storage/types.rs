@@ -383,6 +383,20 @@ pub struct Usage {
     pub octets: u64,
 }
 
+/// What a store has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Room {
+    /// For everything.
+    #[default]
+    Ample,
+    /// For outcomes of what is in flight. The engine starts the next transactions only once all outcomes are stored and
+    /// the sink has taken them: what is delivered gives room back.
+    Scarce,
+    /// For nothing for certain. The engine starts no transaction, whose outcome it might have to forget.
+    Exhausted,
+}
+
 /// What went wrong in a store, as far as the engine acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -1,7 +1,9 @@
 //! Verifying a store without changing it.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,8 +19,8 @@ use super::DiskOptions;
 use super::codec::Location;
 use super::damage::guarded;
 use super::error::{self, corrupt, db};
-use super::files::Mode;
-use super::open::{self, METADATA, UNFINISHED};
+use super::files::{FileSystem, Mode};
+use super::open::{self, LOCK, METADATA, UNFINISHED};
 use super::overlay::Overlay;
 use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
@@ -122,7 +124,7 @@ pub(super) fn run(
         let message = format!("there is no store in {}", path.display());
         return Err(StorageError::new(StorageErrorKind::NotFound, message));
     }
-    let _lock = open::lock_folder(files, path)?;
+    let _lock = lock(files, path)?;
     let file = files.open(&name, Mode::Read).map_err(opening)?;
     let mut report = CheckReport { octets: file.length().unwrap_or_default(), ..CheckReport::default() };
     let open = || -> Result<Database> {
@@ -155,7 +157,13 @@ pub(super) fn run(
         Tables::open(&transaction, Arc::default())
     })?;
     let folder = path.join("bodies");
-    let body_files = open::body_files(files, &folder)?;
+    let body_files = match files.list(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            report.tell(folder.display(), "the folder of bodies is missing");
+            BTreeMap::new()
+        }
+        _ => open::body_files(files, &folder)?,
+    };
     report.body_files = body_files.len() as u64;
     report.octets = report.octets.saturating_add(body_files.values().sum());
     let bodies = Bodies::new(options.files.clone(), folder);
@@ -169,6 +177,15 @@ pub(super) fn run(
     check.table("outbox", Check::outbox);
     check.table("finished messages", Check::finished);
     Ok(check.report)
+}
+
+/// On a disk that nobody can write to nobody has the store open.
+fn lock(files: &dyn FileSystem, path: &Path) -> Result<Option<Box<dyn Any + Send + Sync>>> {
+    let locked = files.lock(&path.join(LOCK));
+    match locked {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(None),
+        locked => open::locked(path, locked).map(Some),
+    }
 }
 
 struct Check {

@@ -174,6 +174,13 @@ pub(super) fn message_from_row(id: MessageId, bytes: &[u8]) -> Result<MessageRow
     Ok(MessageRow { body: Location { segment, offset, length }, items, host_id, sole })
 }
 
+/// Under which generation a message that has ended is remembered.
+pub(super) fn generation_from_row(id: MessageId, (generation, checksum): (u64, u32)) -> Result<u64> {
+    let parts: [&[u8]; 2] = [id.as_uuid().as_bytes(), &generation.to_le_bytes()];
+    verify(format_args!("the row of finished message {id}"), checksum, &parts)?;
+    Ok(generation)
+}
+
 /// What is alive in a body file, from its row: octets and records.
 pub(super) fn alive_in(segment: u64, (octets, records, checksum): (u64, u64, u32)) -> Result<(u64, u64)> {
     let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];

@@ -4,12 +4,14 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use crate::storage::StorageError;
 use crate::storage::rows::Result;
 
 use super::error::corrupt;
+use super::files::{FileSystem, Mode};
 use super::lock;
 
 /// Entries told one by one. What is found beyond them is told once, as a whole.
@@ -17,7 +19,17 @@ const MOST_TOLD: usize = 1_000;
 
 /// What is to be told, and what was. Its size has a bound, whatever is damaged.
 #[derive(Debug, Default)]
-pub(super) struct Damage(Mutex<Found>);
+pub(super) struct Damage {
+    found: Mutex<Found>,
+    mark: Option<Mark>,
+}
+
+/// An empty file to be made once damage was met.
+#[derive(Debug)]
+struct Mark {
+    files: Arc<dyn FileSystem>,
+    path: PathBuf,
+}
 
 #[derive(Debug, Default)]
 struct Found {
@@ -26,9 +38,26 @@ struct Found {
 }
 
 impl Damage {
+    /// Marks the store with an empty file at `path` once damage was met.
+    pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf) -> Self {
+        Self { found: Mutex::default(), mark: Some(Mark { files, path }) }
+    }
+
+    /// Has the metadata verified at the next opening.
+    pub(super) fn mark(&self) {
+        if let Some(Mark { files, path }) = &self.mark
+            && let Err(error) = files.open(path, Mode::Fresh)
+        {
+            tracing::warn!(%error, path = %path.display(), "the store can not be marked as damaged");
+        }
+    }
+
     /// Damage was met, and what it is about left aside.
     pub(super) fn tell(&self, damage: StorageError) {
-        let mut found = lock(&self.0);
+        let mut found = lock(&self.found);
+        if found.told.is_empty() {
+            self.mark();
+        }
         let damage = match found.told.len() {
             MOST_TOLD.. => corrupt(format!("more than {MOST_TOLD} entries are damaged: check the store")),
             _ => damage,
@@ -41,7 +70,7 @@ impl Damage {
 
     /// What was not taken yet.
     pub(super) fn take(&self) -> Vec<StorageError> {
-        std::mem::take(&mut lock(&self.0).waiting)
+        std::mem::take(&mut lock(&self.found).waiting)
     }
 }
 

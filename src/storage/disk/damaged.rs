@@ -166,15 +166,24 @@ async fn serve(disk: &Disk, what: &str) -> (usize, usize, Vec<StorageError>) {
 }
 
 #[test]
-fn a_damaged_row_of_numbers_or_of_the_version_keeps_the_store_shut() {
+fn damaged_numbers_are_found_again_and_another_version_keeps_the_store_shut() {
+    let (mut refused, mut served) = (0, 0);
     each("meta", async |disk, what| {
-        let error = DiskStorage::open_with(STORE, options(&disk)).await.unwrap_err();
-        assert_eq!(error.kind(), StorageErrorKind::Corrupt, "{what}: {error}");
-        let words = error.to_string();
-        assert!(words.contains("version") || words.contains("counters"), "{what}: {error}");
-        let checked = check::run(Path::new(STORE), &options(&disk), &mut |_| {});
-        assert!(checked.is_err() || !checked.unwrap().is_clean(), "{what}");
+        let copy = disk.reboot(Survival::All, 1);
+        if let Err(error) = DiskStorage::open_with(STORE, options(&copy)).await {
+            assert_eq!(error.kind(), StorageErrorKind::Corrupt, "{what}: {error}");
+            assert!(error.to_string().contains("version"), "{what}: {error}");
+            let checked = check::run(Path::new(STORE), &options(&disk), &mut |_| {});
+            assert!(checked.is_err() || !checked.unwrap().is_clean(), "{what}");
+            refused += 1;
+            return;
+        }
+        let (claimed, bodies, told) = serve(&disk, &what).await;
+        assert_eq!((claimed, bodies), (ITEMS, ITEMS), "{what}");
+        assert!(told.iter().any(|told| told.to_string().contains("is written anew")), "{what}: {told:?}");
+        served += 1;
     });
+    assert!(refused > 0 && served > 0, "{refused} {served}");
 }
 
 #[test]
@@ -323,7 +332,7 @@ fn checking_finds_sound_rows_that_do_not_agree() {
     }
 }
 
-/// Bits anywhere in the file: of rows, of redb's own pages, of what it does not use.
+/// Bits anywhere in the file: of rows, of redb's own pages, of what it does not use. Only its header may keep the store shut.
 fn flip_anywhere(seeds: std::ops::Range<u64>) {
     run(async {
         let whole = filled().await;
@@ -334,6 +343,7 @@ fn flip_anywhere(seeds: std::ops::Range<u64>) {
             let store = open(&whole.reboot(Survival::All, 1)).await;
             dump(&store).await.unwrap()
         };
+        let mut rebuilt = 0;
         for seed in seeds {
             let mut random = fastrand::Rng::with_seed(seed);
             let disk = whole.reboot(Survival::All, 1);
@@ -353,34 +363,123 @@ fn flip_anywhere(seeds: std::ops::Range<u64>) {
                 Ok(store) => store,
                 Err(error) => {
                     assert!(error.kind() == StorageErrorKind::Corrupt && told, "{what}: {error}");
+                    assert!(at < HEADER, "{what}: {error}");
                     continue;
                 }
             };
-            match dump(&store).await {
-                Ok(found) => assert!(told || found == sound, "{what}: {found:?}"),
-                Err(error) => assert!(error.kind() == StorageErrorKind::Corrupt && told, "{what}: {error}"),
-            }
-            for domain in DOMAINS {
-                let what = vec![due(domain, 1_000_000, 99)];
-                let request = ClaimRequest { owner: A, now: now(), until: now(), what };
-                if let Err(error) = store.claim(request).await {
-                    assert!(error.kind() == StorageErrorKind::Corrupt && told, "{error}");
-                }
-            }
+            let found = dump(&store).await.unwrap();
+            let lost = sound.items.len() - found.items.len();
+            assert!(found.items.iter().all(|item| sound.items.contains(item)), "{what}: {found:?}");
+            let words: Vec<String> = store.take_damage().await.iter().map(ToString::to_string).collect();
+            assert!(told || words.is_empty() && found == sound, "{what}: {words:?} {found:?}");
+            assert!(lost == 0 || words.iter().any(|words| words.contains("has lost")), "{what}: {words:?}");
+            rebuilt += usize::from(words.iter().any(|words| words.contains("is written anew")));
+            serve_all(&store, found.items.len(), &what).await;
+            drop(store);
+            let report = check(&disk);
+            assert!(report.is_clean() && report.items == 1, "{what}: {report:?}");
+            let store = open(&disk).await;
+            assert_eq!(dump(&store).await.unwrap().items.len(), 1, "{what}");
         }
+        assert!(rebuilt > 0);
     });
 }
 
-fn now() -> Timestamp {
-    at(1)
+/// What comes before the first page of redb's.
+const HEADER: usize = 4096;
+
+/// Claims, reads and settles all, and stores something new.
+async fn serve_all(store: &DiskStorage, items: usize, what: &str) {
+    let mut claimed = 0;
+    for domain in DOMAINS {
+        for item in claim(store, due(domain, 1_000_000, 99)).await {
+            let all: Vec<u32> = item.recipients.iter().map(|recipient| recipient.index).collect();
+            store.bodies(vec![BodyKey(item.envelope.id)]).await.unwrap().remove(0).unwrap();
+            store.commit(vec![settle(&item, &all)]).await.unwrap();
+            claimed += 1;
+        }
+    }
+    assert_eq!(claimed, items, "{what}");
+    store.insert(vec![sized(50, "a.example", 500)]).await.unwrap();
+    let state = store.state(None, 99).await.unwrap();
+    let changes = state.into_iter().map(|row| Change::DeleteState(row.key)).collect();
+    store.commit(changes).await.unwrap();
+    store.maintain(at(1_000_000)).await.unwrap();
 }
 
 #[test]
-fn a_flipped_bit_anywhere_is_told_and_nothing_panics_1() {
+fn a_flipped_bit_anywhere_costs_no_more_than_what_it_is_in_1() {
     flip_anywhere(0..150);
 }
 
 #[test]
-fn a_flipped_bit_anywhere_is_told_and_nothing_panics_2() {
+fn a_flipped_bit_anywhere_costs_no_more_than_what_it_is_in_2() {
     flip_anywhere(150..300);
+}
+
+/// A disk whose metadata has a damaged page, so that the next opening writes it anew.
+async fn with_a_damaged_page() -> Disk {
+    let whole = filled().await;
+    let path = Path::new(STORE).join(open::METADATA);
+    let content = whole.content(&path);
+    let name = b"b.example";
+    let places = (0..content.len()).filter(|at| content[*at..].starts_with(name));
+    let mut damaged = places.map(|at| {
+        let disk = whole.reboot(Survival::All, 1);
+        disk.flip(&path, at, 0);
+        // Flipped from its first step on.
+        disk.reboot(Survival::All, 1)
+    });
+    // Pages of earlier commits have it too.
+    let is_item = |disk: &Disk| {
+        let report = check(disk);
+        report.problems.iter().any(|problem| problem.damage.contains("the row of item"))
+    };
+    damaged.find(is_item).unwrap()
+}
+
+#[test]
+fn a_rebuild_that_is_cut_off_is_made_again_or_was_made() {
+    run(async {
+        let recorded = with_a_damaged_page().await;
+        let store = open(&recorded).await;
+        let expected = dump(&store).await.unwrap();
+        assert!(store.take_damage().await.iter().any(|told| told.to_string().contains("is written anew")));
+        drop(store);
+        let mut replay = recorded.replay();
+        let mut steps = 0;
+        loop {
+            for (seed, survival) in (0..).zip(Survival::ALL) {
+                let disk = replay.reboot(survival, seed * 1_000 + steps);
+                let store = open(&disk).await;
+                assert_eq!(dump(&store).await.unwrap(), expected, "{survival:?} after step {steps}");
+                drop(store);
+                assert!(check(&disk).is_clean(), "{survival:?} after step {steps}");
+            }
+            steps += 1;
+            if !replay.advance() {
+                break;
+            }
+        }
+        assert!(steps > 10, "{steps}");
+    });
+}
+
+#[test]
+fn metadata_too_large_to_verify_is_verified_once_damage_was_met() {
+    run(async {
+        let disk = with_a_damaged_page().await;
+        let unverified = || options(&disk).with_verified_metadata(0);
+        let store = DiskStorage::open_with(STORE, unverified()).await.unwrap();
+        // Meets the damaged row.
+        dump(&store).await.unwrap();
+        let told = store.take_damage().await;
+        assert!(!told.is_empty() && !told.iter().any(|told| told.to_string().contains("anew")), "{told:?}");
+        drop(store);
+        let store = DiskStorage::open_with(STORE, unverified()).await.unwrap();
+        let told = store.take_damage().await;
+        assert!(told.iter().any(|told| told.to_string().contains("is written anew")), "{told:?}");
+        drop(store);
+        assert!(check(&disk).is_clean());
+    });
 }

@@ -15,6 +15,8 @@ pub(super) struct Faults {
     pub(super) bodies_full: AtomicBool,
     /// So many writes of metadata find the disk full.
     pub(super) metadata_full: AtomicU32,
+    /// Writing the reserve finds the disk full.
+    pub(super) reserve_full: AtomicBool,
     /// Flushing bodies fails.
     pub(super) body_sync: AtomicBool,
     /// Flushing metadata fails.
@@ -34,6 +36,7 @@ struct FaultyFile {
     faults: Arc<Faults>,
     is_body: bool,
     is_metadata: bool,
+    is_reserve: bool,
 }
 
 impl FileSystem for FaultyFiles {
@@ -48,12 +51,17 @@ impl FileSystem for FaultyFiles {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn OpenFile>> {
         let ends = |with: &str| path.extension().is_some_and(|extension| extension == with);
         let (is_body, is_metadata) = (ends("bodies"), ends("redb"));
+        let is_reserve = path.ends_with("reserve");
         let file = SystemFiles.open(path, mode)?;
-        Ok(Arc::new(FaultyFile { file, faults: self.0.clone(), is_body, is_metadata }))
+        Ok(Arc::new(FaultyFile { file, faults: self.0.clone(), is_body, is_metadata, is_reserve }))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         SystemFiles.remove(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        SystemFiles.rename(from, to)
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
@@ -82,6 +90,9 @@ impl OpenFile for FaultyFile {
         let full = io::ErrorKind::StorageFull;
         if self.is_body {
             fail_if(&self.faults.bodies_full, full)?;
+        }
+        if self.is_reserve {
+            fail_if(&self.faults.reserve_full, full)?;
         }
         let less = |left: u32| left.checked_sub(1);
         if self.is_metadata

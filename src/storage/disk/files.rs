@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Folders and files by their paths. What is created or removed is durable once its folder was flushed.
+/// Folders and files by their paths. What is created, removed or renamed is durable once its folder was flushed.
 pub(super) trait FileSystem: Debug + Send + Sync {
     /// Makes the folder and those it lies in, durable on return.
     fn create_folder(&self, folder: &Path) -> io::Result<()>;
@@ -18,7 +18,9 @@ pub(super) trait FileSystem: Debug + Send + Sync {
     fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>>;
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn OpenFile>>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Makes creations and removals in a folder durable.
+    /// Names a file otherwise, in the same folder, in place of what has that name: at once, or not at all.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes creations, removals and renamings in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// Keeps others out until the answer is dropped. `WouldBlock`: somebody else has it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
@@ -74,6 +76,10 @@ impl FileSystem for SystemFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
 
     #[cfg(unix)]

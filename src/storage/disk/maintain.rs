@@ -33,6 +33,7 @@ impl Shared {
         state.bodies.rollback();
         let (dead, more) = done?;
         state.bodies.delete(&dead, &self.bodies);
+        self.reserve.ensure();
         if !more {
             self.compact(state)?;
         }

@@ -24,6 +24,7 @@ mod mend;
 mod open;
 mod options;
 mod overlay;
+mod rebuild;
 mod reserve;
 mod segment;
 #[cfg(test)]
@@ -52,7 +53,7 @@ use super::lease::LeaseTable;
 use super::rows::{Result, Rows};
 use super::{
     BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
+    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
     StorageErrorKind, Usage, apply, listing, select,
 };
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
@@ -71,7 +72,9 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 /// The embedded durable store: a folder that one process has at a time.
 ///
 /// The folder holds `metadata.redb`, body files in `bodies`, the file `reserve` and the file `lock`; while it is opened for
-/// the first time also an empty file `unfinished`. It must lie on a local file system that keeps what it has flushed.
+/// the first time also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was
+/// written anew for it the damaged file as `metadata.damaged`, which may be deleted. It must lie on a local file system that
+/// keeps what it has flushed.
 ///
 /// # Writing
 ///
@@ -82,7 +85,7 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 /// # Full disk
 ///
 /// Inserts fail with [`StorageErrorKind::Full`]. Commits go on as long as the metadata file has room inside, and then
-/// out of the reserve; see [`DiskOptions::with_reserve`]. On file systems that find out only while flushing that they
+/// out of the reserve; see [`DiskOptions::with_reserve`] and [`Room`]. On file systems that find out only while flushing that they
 /// are full, the flush fails, with the consequence below.
 ///
 /// # Failed flush
@@ -273,6 +276,10 @@ impl Storage for DiskStorage {
         true
     }
 
+    fn room(&self) -> Room {
+        self.shared.reserve.room()
+    }
+
     async fn usage(&self) -> Result<Usage> {
         self.read(|shared| {
             let (items, outbox) =
@@ -344,6 +351,7 @@ impl Shared {
 
     fn poison(&self, error: &StorageError) {
         if self.poisoned.set(error.to_string()).is_ok() {
+            self.damage.mark();
             tracing::error!(path = %self.path.display(), %error, "the store refuses from now on");
         }
     }

@@ -1,13 +1,12 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
-use std::any::Any;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use redb::{Builder, Database, DatabaseError, ReadableTable};
+use redb::{Builder, Database, DatabaseError, ReadableTable, WriteTransaction};
 use tokio::sync::Semaphore;
 
 use crate::storage::lease::LeaseTable;
@@ -24,36 +23,58 @@ use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, META, RECOUNT};
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec, mend};
+use super::{DiskOptions, Shared, codec, mend, rebuild};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 1;
 const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";
+pub(super) const LOCK: &str = "lock";
 /// An empty file that is there until a store was opened for the first time: what a crash before that left of the
 /// metadata is no store yet and holds nothing.
 pub(super) const UNFINISHED: &str = "unfinished";
+/// An empty file that is there once damage was met: the metadata is verified at the next opening, whatever its size.
+const SUSPECT: &str = "suspect";
 
 impl Shared {
     pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
         let folder = path.join("bodies");
         let files = &options.files;
+        has_bodies(path, &folder, &**files)?;
         files.create_folder(&folder).map_err(|error| error::io("creating", &folder, error))?;
-        let folder_lock = lock_folder(&**files, path)?;
+        let folder_lock = locked(path, files.lock(&path.join(LOCK)))?;
         let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
         if !reserve.ensure() {
             tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
         }
+        rebuild::finish(path, &**files)?;
         let known = body_files(&**files, &folder)?;
         let is_new = begin_metadata(path, &**files, known.values().any(|&length| length > 0))?;
-        let (database, metadata) = guarded(METADATA, || open_metadata(path, options, reserve.clone()))?;
-        let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
         let octets = Arc::new(AtomicU64::new(0));
-        let mut bodies = SegmentWriter::new(folder.clone(), options, known, next, octets.clone());
-        let reader = Bodies::new(files.clone(), folder);
-        let damage = Arc::new(Damage::default());
-        let counters = guarded(METADATA, || begin(&database, is_new, &mut bodies, &reader, &damage))?;
+        let reader = Bodies::new(files.clone(), folder.clone());
+        let suspicion = path.join(SUSPECT);
+        let damage = Arc::new(Damage::new(files.clone(), suspicion.clone()));
+        let is_suspect =
+            is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
+        let attempt = || {
+            let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
+            let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
+            let mut bodies = SegmentWriter::new(folder.clone(), options, known.clone(), next, octets.clone());
+            let counters = begin(&database, is_new, &mut bodies, &reader, &damage)?;
+            Ok((database, metadata, bodies, counters))
+        };
+        let mut opened = guarded(METADATA, attempt);
+        if let Err(error) = &opened
+            && error.kind() == StorageErrorKind::Corrupt
+        {
+            rebuild::rebuild(path, options, reserve.clone(), &damage, error)?;
+            opened = guarded(METADATA, attempt);
+        }
+        let (database, metadata, bodies, counters) = opened?;
+        if is_suspect {
+            files.remove(&suspicion).map_err(|error| error::io("removing", &suspicion, error))?;
+        }
         files.sync_folder(path).map_err(|error| error::io("flushing", path, error))?;
         if is_new {
             let removed = files.remove(&path.join(UNFINISHED)).and_then(|()| files.sync_folder(path));
@@ -85,9 +106,9 @@ impl Shared {
     }
 }
 
-pub(super) fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn Any + Send + Sync>> {
-    let name = path.join("lock");
-    match files.lock(&name) {
+/// What came of locking the folder.
+pub(super) fn locked<L>(path: &Path, locked: io::Result<L>) -> Result<L> {
+    match locked {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let message = format!(
                 "the store in {} is in use: one process, and one handle in it, at a time",
@@ -95,8 +116,28 @@ pub(super) fn lock_folder(files: &dyn FileSystem, path: &Path) -> Result<Box<dyn
             );
             Err(StorageError::new(StorageErrorKind::Locked, message))
         }
-        locked => locked.map_err(|error| error::io("locking", &name, error)),
+        locked => locked.map_err(|error| error::io("locking", &path.join(LOCK), error)),
     }
+}
+
+/// Refuses a store whose folder of bodies is gone: each of its messages would bounce for it.
+fn has_bodies(path: &Path, folder: &Path, files: &dyn FileSystem) -> Result<()> {
+    let name = path.join(METADATA);
+    let found = || match files.list(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            is_there(files, &path.join(UNFINISHED)).and_then(|new| Ok(new || !is_there(files, &name)?))
+        }
+        listed => listed.map(|_| true),
+    };
+    if found().map_err(|error| error::io("listing", folder, error))? {
+        return Ok(());
+    }
+    Err(corrupt(format!(
+        "{} is there and {} is not, without which all its messages would bounce: restore it, or make an empty folder of \
+         this name to have them bounce",
+        name.display(),
+        folder.display()
+    )))
 }
 
 /// Marks a store that is to be made as unfinished, and empties one that never was finished. Where there are bodies there
@@ -141,16 +182,19 @@ fn open_metadata(
     path: &Path,
     options: &DiskOptions,
     reserve: Arc<Reserve>,
+    is_suspect: bool,
 ) -> Result<(Database, Arc<dyn OpenFile>)> {
     let name = path.join(METADATA);
-    let opened = options.files.open(&name, Mode::Write);
-    let file = opened.map_err(|error| error::io("opening", &name, error))?;
+    let opening = |error| error::io("opening", &name, error);
+    let file = options.files.open(&name, Mode::Write).map_err(opening)?;
+    let verified = is_suspect || file.length().map_err(opening)? <= options.verified_octets;
     let backend = MetadataFile { file: file.clone(), reserve };
-    let opened = Builder::new().set_cache_size(options.cache_size).create_with_backend(backend);
+    let opened = Builder::new()
+        .set_cache_size(options.cache_size)
+        .set_check_integrity_on_open(verified)
+        .create_with_backend(backend);
     let database = opened.map_err(|error| match error {
-        DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => {
-            error::io("opening", &name, error)
-        }
+        DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => opening(error),
         error => corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error),
     })?;
     Ok((database, file))
@@ -179,6 +223,11 @@ pub(super) fn check_format(meta: &impl ReadableTable<&'static [u8], &'static [u8
     }
 }
 
+pub(super) fn put_format(transaction: &WriteTransaction) -> Result<()> {
+    let mut meta = transaction.open_table(META).map_err(db)?;
+    meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map(drop).map_err(db)
+}
+
 /// The numbers that go on. `None`: there are none yet.
 pub(super) fn counters(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<Counters>> {
     let row = meta.get(COUNTERS).map_err(db)?;
@@ -195,15 +244,15 @@ fn begin(
 ) -> Result<Counters> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
+    if is_new {
+        put_format(&transaction)?;
+    }
     let (found, recount) = {
         let mut meta = transaction.open_table(META).map_err(db)?;
         let (has_format, counters) = (check_format(&meta)?, counters(&meta)?);
         // With numbers that begin anew new mail would take the place of old.
         if !is_new && (!has_format || counters.is_none()) {
             return Err(corrupt("the store's format version or its row of counters is lost"));
-        }
-        if is_new {
-            meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map_err(db)?;
         }
         let recount = meta.remove(RECOUNT).map_err(db)?.is_some();
         (counters.unwrap_or_default(), recount)

@@ -13,6 +13,7 @@ pub struct DiskOptions {
     pub(super) cache_size: usize,
     pub(super) reserve: u64,
     pub(super) waiting_calls: usize,
+    pub(super) verified_octets: u64,
     pub(super) files: Arc<dyn FileSystem>,
 }
 
@@ -23,6 +24,7 @@ impl Default for DiskOptions {
             cache_size: 32 * MIB as usize,
             reserve: 8 * MIB,
             waiting_calls: 1024,
+            verified_octets: 512 * MIB,
             files: Arc::new(SystemFiles),
         }
     }
@@ -52,8 +54,9 @@ impl DiskOptions {
 
     /// Disk space set aside for settling mail once the disk is full, in octets. Default 8 MiB; zero: none.
     ///
-    /// It is a file of this size. When the metadata file can not grow, the file is given up and new mail is refused
-    /// until it could be made again.
+    /// It is a file of this size. When the metadata file can not grow, the file is given up, and new mail is refused until
+    /// it could be made again. As long as there is room for a part of it alone, room is [`Scarce`](crate::storage::Room::Scarce),
+    /// without any [`Exhausted`](crate::storage::Room::Exhausted). Each commit and each upkeep looks again.
     pub fn with_reserve(mut self, octets: u64) -> Self {
         self.reserve = octets;
         self
@@ -63,6 +66,15 @@ impl DiskOptions {
     /// their turn before they take memory here.
     pub fn with_waiting_calls(mut self, calls: usize) -> Self {
         self.waiting_calls = calls.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// Up to which size, in octets, the metadata file is read and verified as a whole when the store is opened. Default
+    /// 512 MiB, which is about a million messages; a third of it took 0.2 seconds where it was measured.
+    ///
+    /// A larger one is verified only if damage was met before. Zero: only then, whatever its size.
+    pub fn with_verified_metadata(mut self, octets: u64) -> Self {
+        self.verified_octets = octets;
         self
     }
 }

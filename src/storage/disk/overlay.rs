@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 use super::files::OpenFile;
@@ -22,6 +23,9 @@ struct Written {
 }
 
 const PAGE: u64 = 4096;
+/// Where redb's format has its flags, of which this one says that the file was not closed.
+const STATE_OCTET: u64 = 9;
+const NOT_CLOSED: u8 = 2;
 
 impl Overlay {
     pub(super) fn new(file: Arc<dyn OpenFile>) -> Self {
@@ -59,6 +63,16 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// As one that was closed in good order: what was written for the next writer is not asked for.
+    pub(super) fn closed(self) -> io::Result<Self> {
+        let mut state = [0];
+        redb::StorageBackend::read(&self, STATE_OCTET, &mut state)?;
+        redb::StorageBackend::write(&self, STATE_OCTET, &[state[0] & !NOT_CLOSED])?;
+        Ok(self)
+    }
+}
+
 impl redb::StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {
         lock(&self.state).length.map_or_else(|| self.file.length(), Ok)
@@ -87,6 +101,32 @@ impl redb::StorageBackend for Overlay {
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    // Locks are of no use: the store's own keeps others away.
+
+    fn try_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, redb::BackendError> {
+        Ok(true)
+    }
+
+    fn try_lock_shared_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, redb::BackendError> {
+        Ok(true)
+    }
+
+    fn lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), redb::BackendError> {
+        Ok(())
+    }
+
+    fn lock_shared_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), redb::BackendError> {
+        Ok(())
+    }
+
+    fn unlock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), redb::BackendError> {
+        Ok(())
+    }
+
+    fn query_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, redb::BackendError> {
+        Ok(false)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

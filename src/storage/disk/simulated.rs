@@ -65,6 +65,7 @@ enum Step {
     Sync(FileId),
     Create(PathBuf, FileId),
     Remove(PathBuf),
+    Rename(PathBuf, PathBuf),
     SyncFolder(PathBuf),
 }
 
@@ -114,8 +115,11 @@ struct Image {
     files: Vec<Content>,
     names: BTreeMap<PathBuf, FileId>,
     durable_names: BTreeMap<PathBuf, FileId>,
-    pending_names: Vec<(PathBuf, Option<FileId>)>,
+    pending_names: Vec<Naming>,
 }
+
+/// Names that change together, in one folder.
+type Naming = Vec<(PathBuf, Option<FileId>)>;
 
 impl Image {
     fn take(&mut self, step: Step) {
@@ -125,15 +129,22 @@ impl Image {
             Step::Create(path, file) => {
                 self.files.resize_with(self.files.len().max(file + 1), Content::default);
                 self.names.insert(path.clone(), file);
-                self.pending_names.push((path, Some(file)));
+                self.pending_names.push(vec![(path, Some(file))]);
             }
             Step::Remove(path) => {
                 self.names.remove(&path);
-                self.pending_names.push((path, None));
+                self.pending_names.push(vec![(path, None)]);
+            }
+            Step::Rename(from, to) => {
+                if let Some(file) = self.names.remove(&from) {
+                    self.names.insert(to.clone(), file);
+                    self.pending_names.push(vec![(from, None), (to, Some(file))]);
+                }
             }
             Step::SyncFolder(folder) => {
+                let is_there = |(path, _): &(PathBuf, _)| path.parent() == Some(&*folder);
                 let (there, elsewhere) =
-                    self.pending_names.drain(..).partition(|(path, _)| path.parent() == Some(&*folder));
+                    self.pending_names.drain(..).partition(|naming| naming.iter().any(is_there));
                 self.pending_names = elsewhere;
                 set_names(&mut self.durable_names, there);
             }
@@ -176,8 +187,8 @@ impl Image {
     }
 }
 
-fn set_names(names: &mut BTreeMap<PathBuf, FileId>, changes: Vec<(PathBuf, Option<FileId>)>) {
-    for (path, file) in changes {
+fn set_names(names: &mut BTreeMap<PathBuf, FileId>, namings: Vec<Naming>) {
+    for (path, file) in namings.into_iter().flatten() {
         match file {
             Some(file) => drop(names.insert(path, file)),
             None => drop(names.remove(&path)),
@@ -386,6 +397,14 @@ impl FileSystem for Disk {
             return Err(ErrorKind::NotFound.into());
         }
         state.step(Step::Remove(path.to_owned()))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        if !state.image.names.contains_key(from) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        state.step(Step::Rename(from.to_owned(), to.to_owned()))
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {

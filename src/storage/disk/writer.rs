@@ -250,6 +250,8 @@ impl Shared {
         drop(leases);
         let (done, dead) = applied?;
         state.bodies.delete(&dead, &self.bodies);
+        // Whoever is answered now may ask what there is room for: it may have been given up, or there may be room again.
+        self.reserve.ensure();
         Ok(done)
     }
 

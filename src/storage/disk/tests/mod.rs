@@ -276,14 +276,16 @@ async fn full_for_metadata_gives_up_the_reserve() {
     assert!(rig.reserve().exists());
     rig.faults.metadata_full.store(1, SeqCst);
     assert_eq!(store.commit(vec![settle(&items[0], &[0])]).await.unwrap(), [ChangeOutcome::Applied]);
-    assert!(!rig.reserve().exists(), "settling took it");
-    // There is room after all: it is made again before new mail is taken.
-    insert_each(&store, 3..=3).await;
+    // There is room after all: it is made again.
     assert_eq!(fs::metadata(rig.reserve()).unwrap().len(), 64 * 1024);
+    assert_eq!(store.room(), Room::Ample);
+    insert_each(&store, 3..=3).await;
     // No reserve and no way to make one: new mail is refused, settling goes on.
     rig.faults.metadata_full.store(1, SeqCst);
+    rig.faults.reserve_full.store(true, SeqCst);
     store.commit(vec![settle(&items[1], &[0])]).await.unwrap();
-    fs::create_dir(rig.reserve()).unwrap();
+    assert!(!rig.reserve().exists());
+    assert_eq!(store.room(), Room::Exhausted);
     assert_eq!(store.insert(vec![large(4)]).await.unwrap_err().kind(), StorageErrorKind::Full);
     settle_first(&store, 1).await;
     assert_eq!(store.usage().await.unwrap().items, 0);
@@ -419,4 +421,23 @@ async fn bodies_without_their_metadata_are_not_deleted() {
     fs::remove_file(&mark).unwrap();
     let store = rig.open().await;
     assert_eq!(store.usage().await.unwrap().items, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn metadata_without_its_folder_of_bodies_is_refused_until_there_is_one() {
+    let rig = Rig::new();
+    insert_each(&rig.open().await, 1..=2).await;
+    let bodies = rig.folder.path().join("bodies");
+    fs::remove_dir_all(&bodies).unwrap();
+    for _ in 0..2 {
+        let error = rig.try_open().await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Corrupt);
+        assert!(error.to_string().contains("restore it"), "{error}");
+    }
+    let report = DiskStorage::check(rig.folder.path()).await.unwrap();
+    assert!(report.problems.iter().any(|problem| problem.damage.contains("folder of bodies")), "{report:?}");
+    fs::create_dir(bodies).unwrap();
+    let store = rig.open().await;
+    assert_eq!(body(&store, 1).await.unwrap_err().kind(), StorageErrorKind::Corrupt);
+    assert_eq!(claim(&store, 9).await.len(), 2);
 }
