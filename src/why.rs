@@ -227,6 +227,8 @@ pub enum Wait {
         /// It is tried again then.
         until: Timestamp,
     },
+    /// The disk is full: nothing is sent of which the outcome could not be stored.
+    StoreFull,
     /// Too many outcomes are not durable yet: no transaction starts.
     Settling {
         /// Items whose outcome is not durable.
@@ -234,7 +236,7 @@ pub enum Wait {
         /// How many there may be.
         limit: u64,
     },
-    /// The sink or a live stream takes no events: no transaction starts.
+    /// The sink or a live stream has not taken what there is to report: no transaction starts.
     ReportsBlocked,
     /// What was decided about it is being written.
     Writing,
@@ -356,6 +358,7 @@ impl Wait {
             | Self::FuseBlown
             | Self::LookUp { .. }
             | Self::StoreStopped
+            | Self::StoreFull
             | Self::Settling { .. }
             | Self::ReportsBlocked
             | Self::Writing

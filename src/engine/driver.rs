@@ -26,7 +26,7 @@ use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
 };
-use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Storage, StorageError};
+use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError};
 use crate::transport::Transport;
 use crate::why::{MessageWaits, QueueWaits};
 
@@ -34,6 +34,8 @@ use crate::why::{MessageWaits, QueueWaits};
 const RESULTS: usize = 1_024;
 /// Events that are not final and wait for the reporter; past it no new transaction starts.
 const REPORTS: usize = 1_024;
+/// Outcomes that are stored and that the sink has not kept yet; past it no new transaction starts.
+const OUTCOMES: i64 = 65_536;
 /// Inputs taken in one round before commands are carried out.
 const ROUND: usize = 256;
 /// How long leases hold, and how often they are renewed.
@@ -169,6 +171,8 @@ pub(super) struct Driver {
     /// When the heads of all lanes are read again: leases of another engine on the same store may have run out.
     next_heads: Instant,
     maintaining: Option<tokio::task::JoinHandle<()>>,
+    /// What the store had room for when it was last asked.
+    room: Room,
     shutdown: Option<Shutdown>,
     drained: bool,
     requests_done: bool,
@@ -228,6 +232,7 @@ impl Driver {
             next_renewal,
             next_heads,
             maintaining: None,
+            room: Room::Ample,
             shutdown: None,
             drained: false,
             requests_done: false,
@@ -498,8 +503,15 @@ impl Driver {
         while let Some(command) = self.scheduler.poll_command() {
             self.start(command);
         }
-        let blocked = !self.unsent.is_empty();
-        self.scheduler.handle(self.parts.clock.now(), Event::ReportsBlocked(blocked));
+        let (now, room) = (self.parts.clock.now(), self.parts.storage.room());
+        if room != self.room {
+            self.room = room;
+            self.scheduler.handle(now, Event::StoreRoom(room));
+        }
+        // Each outcome takes room until the sink has kept it.
+        let most = if room == Room::Ample { OUTCOMES } else { 1 };
+        let blocked = !self.unsent.is_empty() || self.outcomes >= most;
+        self.scheduler.handle(now, Event::ReportsBlocked(blocked));
         while let Some(command) = self.scheduler.poll_command() {
             self.start(command);
         }

@@ -8,7 +8,7 @@ use super::command::Token;
 use super::{ClaimId, ConnectionId, DestinationKey};
 use crate::dns::{Route, RouteFailure};
 use crate::message::{Message, MessageId};
-use crate::storage::{ChangeOutcome, Claimed, Inserted, ItemSummary, LaneHead, StateRow, StorageError};
+use crate::storage::{ChangeOutcome, Claimed, Inserted, ItemSummary, LaneHead, Room, StateRow, StorageError};
 use crate::transport::{ConnectError, SessionEnd, TransactionReport};
 
 /// Something happened outside.
@@ -53,6 +53,8 @@ pub(crate) enum Event {
     Listed { token: Token, result: Result<Vec<ItemSummary>, StorageError> },
     /// Reports can not be taken at present (`true`), or can again.
     ReportsBlocked(bool),
+    /// What the store has room for is something else now.
+    StoreRoom(Room),
     /// Take nothing up any more; let transactions end.
     Shutdown,
     /// Transactions under way were cut: what became of them is unknown.

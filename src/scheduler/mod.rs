@@ -85,7 +85,7 @@ use crate::clock::Timestamp;
 use crate::event::DeliveryEvent;
 use crate::message::{EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
-use crate::storage::Owner;
+use crate::storage::{Owner, Room};
 
 pub(crate) type LaneKey = Key<LaneState>;
 pub(crate) type DestinationKey = Key<Destination>;
@@ -103,10 +103,6 @@ type Idle = few::FewSet<(Timestamp, ConnectionId)>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClaimId(pub(crate) u64);
 
-/// So many items may wait for their outcome to become durable however few connections there are, so that a commit
-/// is worth its flush.
-const FEWEST_UNSETTLED: usize = 64;
-
 /// Destinations looked at again in one call.
 const REVISITS: usize = 64;
 
@@ -121,8 +117,7 @@ pub(crate) struct Bounds {
     pub(crate) held_octets: usize,
     /// Octets of content in transactions; one larger is admitted alone.
     pub(crate) transit_octets: usize,
-    /// Items whose outcome is not yet durable, past which no transaction starts: what a crash sends again. With
-    /// few connections fewer, see [`FEWEST_UNSETTLED`].
+    /// Items whose outcome is not yet durable, past which no transaction starts: a crash sends them again. With fewer connections fewer, see [`Scheduler::most_unsettled`].
     pub(crate) unsettled: usize,
     /// Look-ups at a time.
     pub(crate) look_ups: usize,
@@ -243,6 +238,7 @@ pub(crate) struct Scheduler {
     storage_timer: Option<Timestamp>,
     commands: VecDeque<Command>,
     reports_blocked: bool,
+    store_room: Room,
     shutting_down: bool,
     drained: bool,
 }
@@ -343,6 +339,7 @@ impl Scheduler {
             storage_timer: None,
             commands: VecDeque::new(),
             reports_blocked: false,
+            store_room: Room::Ample,
             shutting_down: false,
             drained: false,
         }
@@ -372,6 +369,7 @@ impl Scheduler {
             Event::Page { token, result } => self.on_page(now, token, result),
             Event::Listed { token, result } => self.on_listed(now, token, result),
             Event::ReportsBlocked(blocked) => self.reports_blocked = blocked,
+            Event::StoreRoom(room) => self.store_room = room,
             Event::Shutdown => self.on_shutdown(now),
             Event::Interrupted => self.on_interrupted(now),
             Event::WriteNow => self.writes.resume(),
@@ -564,14 +562,17 @@ impl Scheduler {
     fn may_start(&self) -> bool {
         !self.reports_blocked
             && !self.writes.is_stopped()
+            && self.store_room != Room::Exhausted
             && (self.writes.unsettled_items() < self.most_unsettled()
                 || fault::Fault::UnboundedUnsettled.is_there())
     }
 
     /// How many items may wait for their outcome to become durable.
     fn most_unsettled(&self) -> usize {
-        // One for each connection keeps all of them at work while a commit is under way.
-        self.open.max(FEWEST_UNSETTLED).min(self.bounds.unsettled)
+        // One for each connection keeps all of them at work while a commit is under way. If room is scarce, the next ones
+        // wait until it is sure that these could be written.
+        let most = if self.store_room == Room::Ample { self.open } else { 1 };
+        most.min(self.bounds.unsettled).max(1)
     }
 
     /// Puts a destination on the list of those to look at.

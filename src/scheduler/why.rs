@@ -17,7 +17,7 @@ use super::queue::Queue;
 use super::window::WindowItem;
 use super::{DestinationKey, Scheduler};
 use crate::clock::Timestamp;
-use crate::storage::ItemSummary;
+use crate::storage::{ItemSummary, Room};
 use crate::why::{LimitOf, MessageWaits, QueueWaits, Wait};
 
 /// Items of a message that are told.
@@ -66,6 +66,8 @@ impl Scheduler {
         let mut holds = Vec::new();
         if self.writes.is_stopped() {
             holds.push(Wait::StoreStopped);
+        } else if self.store_room == Room::Exhausted {
+            holds.push(Wait::StoreFull);
         }
         if let Some(selector) = self.pauses.of_queue(&queue.name, &queue.source) {
             holds.push(Wait::Paused { selector: Some(selector) });

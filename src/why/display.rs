@@ -117,13 +117,18 @@ impl Display for Wait {
             Self::StoreStopped => {
                 f.write_str("the store has failed: nothing is sent until it is opened anew")
             }
+            Self::StoreFull => {
+                f.write_str("the store has no room for outcomes: nothing is sent until it has")
+            }
             Self::StorePaused { until } => {
                 write!(f, "the store refused for the moment, next try at {until}")
             }
             Self::Settling { unsettled, limit } => {
                 write!(f, "{unsettled} of {limit} outcomes are not durable yet")
             }
-            Self::ReportsBlocked => f.write_str("the sink or a live stream takes no events"),
+            Self::ReportsBlocked => {
+                f.write_str("the sink or a live stream has not taken what there is to report")
+            }
             Self::Writing => f.write_str("what was decided about it is being written"),
             Self::Claim { under_way: true } => f.write_str("being taken out of the store"),
             Self::Claim { .. } => f.write_str("in line to be taken out of the store"),

@@ -9,9 +9,9 @@ use crate::{CONNECTIONS, Offered};
 
 /// Transactions that one kill may have sent again.
 ///
-/// No transaction starts while 64 outcomes (or one for each connection, if there are more) are not durable. So when the
-/// last one started 63 were not, and besides there was at most one transaction on each connection, this one included.
-const SENT_AGAIN: usize = 63 + CONNECTIONS;
+/// No transaction is handed out while so many outcomes are not durable as there are connections, and each connection may
+/// have one that was handed out before.
+const SENT_AGAIN: usize = 2 * CONNECTIONS - 1;
 
 pub(crate) struct Audit<'a> {
     pub(crate) offered: &'a BTreeMap<String, Offered>,

@@ -81,12 +81,13 @@ fn while_its_deferral_is_being_written() {
 /// It does not wait for a moment without writes.
 #[test]
 fn while_other_mail_is_written_all_the_time() {
-    let mut rig = Rig::new("max-smtp-out = 1");
+    let mut rig = Rig::new("max-smtp-out = 2");
     (0..20).for_each(|_| {
         rig.submit("a@x.example");
     });
-    let id = rig.submit("b@y.example");
     rig.connect();
+    rig.connect();
+    let id = rig.submit("b@y.example");
     rig.by_hand.commit = true;
     rig.accept();
     let token = rig.cancel(id);

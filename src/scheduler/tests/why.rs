@@ -42,7 +42,7 @@ impl Rig {
     }
 
     /// The queue's line, and one for each destination.
-    fn queue_lines(&self, name: &str) -> Vec<String> {
+    pub(super) fn queue_lines(&self, name: &str) -> Vec<String> {
         let queue = self.why_queue(name);
         let destinations = queue.destinations.iter().map(|destination| short(&destination.to_string()));
         std::iter::once(short(&queue.to_string())).chain(destinations).collect()
@@ -504,7 +504,7 @@ fn waiting_for_outcomes_to_be_durable() {
     let settling = "1 of 1 outcomes are not durable yet".to_owned();
     assert_eq!(rig.waits_until(id), (settling, None));
     rig.tell(Event::ReportsBlocked(true));
-    assert_eq!(rig.waits(id), "the sink or a live stream takes no events");
+    assert_eq!(rig.waits(id), "the sink or a live stream has not taken what there is to report");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::harness::*;
 use crate::message::{Message, MessageId};
 use crate::scheduler::{Bounds, Event, SubmitFailure};
-use crate::storage::{Change, StorageError, StorageErrorKind};
+use crate::storage::{Change, Room, StorageError, StorageErrorKind};
 
 #[test]
 fn submissions_gather_while_an_insert_is_under_way() {
@@ -22,14 +22,25 @@ fn submissions_gather_while_an_insert_is_under_way() {
     assert_eq!((rig.submitted.len(), rig.accept_all()), (5, 5));
 }
 
-#[test]
-fn outcomes_gather_while_a_commit_is_under_way() {
-    let mut rig = Rig::new("max-smtp-out = 1");
-    (0..5).for_each(|_| {
+/// Connections to one host, each with a transaction, and messages for it.
+fn with_connections(connections: usize, messages: usize, bounds: Bounds) -> Rig {
+    let policy =
+        format!("[domain.\"*\"]\nmax-smtp-out = {connections}\nmax-msg-per-connection = \"unlimited\"");
+    let mut rig = Rig::with_policy(&policy, bounds);
+    (0..messages).for_each(|_| {
         rig.submit("a@x.example");
     });
+    (0..connections).for_each(|_| {
+        rig.connect();
+    });
+    assert_eq!(rig.transacts.len(), connections);
+    rig
+}
+
+#[test]
+fn outcomes_gather_while_a_commit_is_under_way() {
+    let mut rig = with_connections(5, 5, Bounds::default());
     rig.by_hand.commit = true;
-    rig.connect();
     (0..5).for_each(|_| {
         rig.accept();
     });
@@ -44,12 +55,8 @@ fn outcomes_gather_while_a_commit_is_under_way() {
 #[test]
 fn a_commit_refused_for_the_moment_is_made_again_and_nothing_sent_twice() {
     for kind in [StorageErrorKind::Full, StorageErrorKind::Temporary] {
-        let mut rig = Rig::new("max-smtp-out = 1");
-        (0..2).for_each(|_| {
-            rig.submit("a@x.example");
-        });
+        let mut rig = with_connections(2, 2, Bounds::default());
         rig.by_hand.commit = true;
-        rig.connect();
         rig.accept();
         let first = format!("{:?}", rig.commits[0]);
         rig.fail_commit(kind);
@@ -74,15 +81,12 @@ fn a_commit_refused_for_the_moment_is_made_again_and_nothing_sent_twice() {
 
 #[test]
 fn an_unknown_outcome_stops_everything() {
-    let mut rig = Rig::new("max-smtp-out = 1");
-    (0..3).for_each(|_| {
-        rig.submit("a@x.example");
-    });
+    let mut rig = with_connections(2, 4, Bounds::default());
     rig.by_hand.commit = true;
-    rig.connect();
     rig.accept();
     rig.fail_commit(StorageErrorKind::OutcomeUnknown);
     assert_eq!(rig.last_line(), "0 storage-trouble stopped");
+    rig.accept();
     rig.accept();
     assert!(rig.transacts.is_empty(), "no new transaction");
     let token = rig.submit_to(&["b@y.example"]);
@@ -139,24 +143,25 @@ fn a_message_submitted_twice_is_stored_once() {
 #[test]
 fn unsettled_outcomes_have_a_bound_past_which_nothing_starts() {
     let bounds = Bounds { unsettled: 2, ..Bounds::default() };
-    let mut rig = Rig::with_policy("[domain.\"*\"]\nmax-smtp-out = 1", bounds);
-    (0..10).for_each(|_| {
-        rig.submit("a@x.example");
-    });
+    let mut rig = with_connections(3, 10, bounds);
     rig.by_hand.commit = true;
-    rig.connect();
     rig.accept();
+    assert_eq!(rig.transacts.len(), 3);
     rig.accept();
-    assert!(rig.transacts.is_empty(), "two outcomes are not durable");
+    assert_eq!(
+        rig.transacts.len(),
+        2,
+        "two outcomes are not durable: what is under way ends, nothing starts"
+    );
     rig.commit();
-    assert_eq!(rig.transacts.len(), 1);
+    assert_eq!(rig.transacts.len(), 3);
     rig.by_hand.commit = false;
     rig.commit();
     assert_eq!(rig.accept_all(), 8);
 }
 
 #[test]
-fn with_few_connections_few_outcomes_are_unsettled() {
+fn each_connection_has_one_outcome_unsettled_and_one_transaction() {
     let mut rig = Rig::new("max-smtp-out = 1\nmax-msg-per-connection = \"unlimited\"");
     (0..100).for_each(|_| {
         rig.submit("a@x.example");
@@ -168,7 +173,39 @@ fn with_few_connections_few_outcomes_are_unsettled() {
         rig.accept();
         accepted += 1;
     }
-    assert_eq!(accepted, 64, "a crash now sends no more than these again");
+    assert_eq!(accepted, 1, "a crash now sends no more than this again");
+    rig.by_hand.commit = false;
+    rig.commit();
+    assert_eq!(accepted + rig.accept_all(), 100);
+}
+
+#[test]
+fn where_room_is_scarce_what_is_next_waits_until_all_is_durable_and_without_any_nothing_starts() {
+    let mut rig = with_connections(3, 20, Bounds::default());
+    rig.tell(Event::StoreRoom(Room::Scarce));
+    rig.by_hand.commit = true;
+    rig.accept();
+    assert_eq!(rig.transacts.len(), 2, "the first is not durable");
+    rig.accept();
+    rig.accept();
+    assert!(rig.transacts.is_empty());
+    rig.commit();
+    rig.commit();
+    assert_eq!(rig.transacts.len(), 3, "all are");
+    rig.tell(Event::StoreRoom(Room::Exhausted));
+    for _ in 0..3 {
+        rig.accept();
+    }
+    rig.commit();
+    rig.commit();
+    assert!(rig.transacts.is_empty());
+    assert!(
+        rig.queue_lines("x.example")[0]
+            .ends_with("the store has no room for outcomes: nothing is sent until it has")
+    );
+    rig.by_hand.commit = false;
+    rig.tell(Event::StoreRoom(Room::Ample));
+    assert_eq!(6 + rig.accept_all(), 20);
 }
 
 #[test]

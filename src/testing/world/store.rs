@@ -11,7 +11,7 @@ use super::book::Book;
 use crate::clock::Timestamp;
 use crate::storage::{
     BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
+    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
     StorageErrorKind, Usage,
 };
 use crate::testing::conversation::pause;
@@ -219,6 +219,10 @@ impl Storage for FaultyStorage {
 
     async fn count(&self, lane: &Lane) -> Result<u64, StorageError> {
         self.call(StoreCall::Count, self.inner.count(lane)).await
+    }
+
+    fn room(&self) -> Room {
+        self.inner.room()
     }
 
     fn is_exclusive(&self) -> bool {

@@ -42,10 +42,10 @@ impl Invariant for Duplicates {
     }
 }
 
-/// What was taken and is not durable is sent again after a crash: past its bound no transaction starts.
+/// What was taken and is not durable is sent again after a crash. With one for each connection no transaction is handed
+/// out, and each connection may have one that was handed out before.
 fn judge_bound(facts: &Facts, now: Duration) -> Judgement {
-    let open = facts.open.len();
-    let most = facts.bounds.unsettled.min(open.max(64) + open);
+    let most = facts.bounds.unsettled.min(facts.most_open) + facts.most_open;
     let undurable = facts.undurable_before(now);
     if undurable >= most {
         let what = format!("a transaction starts while {undurable} are not durable: at most {most} may be");

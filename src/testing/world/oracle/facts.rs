@@ -38,6 +38,8 @@ pub(super) struct Facts {
     pub(super) strangers: bool,
     /// Transactions in which a server took something whose end is not durable: when, and for how many recipients.
     undurable: HashMap<u64, (Duration, usize)>,
+    /// The most connections that were open since everything was durable.
+    pub(super) most_open: usize,
     transactions: u64,
     /// Counts whatever makes rates and counts begin anew: starts, steps of the clock, other policies.
     pub(super) epoch: u64,
@@ -123,6 +125,7 @@ impl Facts {
             trouble: false,
             strangers: false,
             undurable: HashMap::new(),
+            most_open: 0,
             transactions: 0,
             epoch: 0,
             controls: 0,
@@ -277,6 +280,7 @@ impl Facts {
                 let settings = self.settings(queue, source);
                 self.settings.entry((queue.clone(), source.clone())).or_insert(settings);
                 self.open.extend(Open::opening(&observation.seen).map(|open| (*connection, open)));
+                self.most_open = self.most_open.max(self.open.len());
             }
             Seen::Connected { connection } => {
                 if let Some(open) = self.open.get_mut(connection) {
@@ -305,6 +309,10 @@ impl Facts {
                     standing.taken = Some((life, !unsaid));
                     standing.times_taken += 1;
                     if !standing.ended {
+                        if self.undurable.is_empty() {
+                            self.most_open = self.open.len();
+                        }
+                        let standing = self.standing_mut(*message, recipient);
                         let earlier = standing.undurable_since.replace(transaction);
                         self.is_durable(earlier);
                         self.undurable.entry(transaction).or_insert((observation.at, 0)).1 += 1;
@@ -318,6 +326,7 @@ impl Facts {
                 self.trouble = false;
                 self.epoch += 1;
                 self.undurable.clear();
+                self.most_open = 0;
             }
             Seen::ClockStepped { .. } => self.epoch += 1,
             Seen::Control(_) => {
