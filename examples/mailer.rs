@@ -27,7 +27,7 @@ use std::time::Duration;
 use postrider::clock::{Clock, Timestamp};
 use postrider::control::QueueSort;
 use postrider::dns::HickoryResolver;
-use postrider::engine::ControlError;
+use postrider::engine::{ControlError, ShutdownReport};
 use postrider::event::{DeliveryEvent, Diagnosis, EventSink, Failure, RecipientRecord};
 use postrider::message::{Message, Priority};
 use postrider::policy::{Config, parse_duration};
@@ -117,8 +117,15 @@ async fn run() -> Result<(), End> {
     };
     drop(lines);
     // Submissions that still wait for room are refused by the shutdown, and say so.
-    let (_, ()) =
+    let (report, ()) =
         tokio::join!(engine.shutdown(GRACE), async { while submissions.join_next().await.is_some() {} });
+    let ShutdownReport { interrupted, unsettled, .. } = report;
+    if interrupted + unsettled > 0 {
+        let _ = writeln!(
+            io::stderr(),
+            "mailer: {interrupted} transactions were cut off and {unsettled} outcomes are not stored: these may be sent again"
+        );
+    }
     let flushed = block_in_place(|| accounting.flush()).map_err(failed("stdout"));
     end.and(flushed)
 }
@@ -232,6 +239,9 @@ fn read_lines(
         }
         if !octets.trim_ascii().is_empty() {
             let mut line = Line::parse(number, &octets, whole);
+            // Its content has moved: nobody waits with it twice.
+            octets.clear();
+            octets.shrink_to(1024 * 1024);
             if let Ok(message) = &line.message {
                 let wanted = u32::try_from(message.body().len()).unwrap_or(ROOM).min(ROOM);
                 line.room = runtime.block_on(room.clone().acquire_many_owned(wanted)).ok();
@@ -241,7 +251,6 @@ fn read_lines(
             }
         }
         octets.clear();
-        octets.shrink_to(1024 * 1024);
     }
     Ok(())
 }
@@ -365,11 +374,13 @@ struct Accounting {
     unflushed: Mutex<Vec<u8>>,
     /// The first error of stdout. After it nothing more is written and nothing more acknowledged.
     broken: Mutex<Option<io::ErrorKind>>,
+    /// Why the store refuses for good.
+    store_failed: Mutex<Option<String>>,
 }
 
 impl Accounting {
     fn new(clock: Clock) -> Self {
-        Self { clock, unflushed: Mutex::default(), broken: Mutex::default() }
+        Self { clock, unflushed: Mutex::default(), broken: Mutex::default(), store_failed: Mutex::default() }
     }
 
     fn write(&self, record: Record) {
@@ -387,6 +398,11 @@ impl Accounting {
 
 impl EventSink for Accounting {
     fn on_event(&self, event: &DeliveryEvent) {
+        if let DeliveryEvent::StorageTrouble(trouble) = event
+            && trouble.stopped
+        {
+            *lock(&self.store_failed) = Some(trouble.error.clone());
+        }
         if let Some(record) = Record::of(event) {
             self.write(record);
         }
@@ -410,7 +426,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Flushes regularly, draws the progress line if there is a terminal, and sees that the engine still runs.
+/// Flushes regularly, draws the progress line if there is a terminal, and sees that engine and store still work.
 async fn watch(engine: DeliveryEngine, accounting: Arc<Accounting>) -> Result<(), End> {
     let terminal = io::stderr().is_terminal();
     let mut tick = tokio::time::interval(FLUSH_EVERY);
@@ -418,6 +434,12 @@ async fn watch(engine: DeliveryEngine, accounting: Arc<Accounting>) -> Result<()
     for count in 0_u64.. {
         tick.tick().await;
         block_in_place(|| accounting.flush()).map_err(failed("stdout"))?;
+        if let Some(error) = lock(&accounting.store_failed).take() {
+            return Err(End(
+                1,
+                format!("the store has failed, nothing is sent until it is opened anew: {error}"),
+            ));
+        }
         if count % PROGRESS_EVERY != 0 {
             continue;
         }
@@ -525,6 +547,10 @@ impl Record {
                 .with("event", &e.event)
                 .maybe("source", e.source.as_ref())
                 .with("error", &e.error),
+            DeliveryEvent::StorageTrouble(e) => Self::new("storage-trouble", e.time)
+                .with("event", &e.event)
+                .with("error", &e.error)
+                .with("stopped", &e.stopped),
             _ => return None,
         })
     }
