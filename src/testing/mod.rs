@@ -13,6 +13,7 @@
 //! | [`MemoryNetwork`] | addresses and the servers behind them, over pipes: tests run on paused time |
 //! | [`ScriptedTransport`] | a [`Transport`](crate::transport::Transport) without any SMTP, for speed |
 //! | [`SchedulerLoad`] | the scheduler alone, for benches |
+//! | [`fuzz`] | what must hold for any octets of a server, any body, any policy file |
 //!
 //! The folder `tests/outside` of the repository is a crate that uses all of this from outside: a template to copy.
 //!
@@ -99,6 +100,7 @@
 mod behaviour;
 pub mod conformance;
 mod conversation;
+pub mod fuzz;
 mod network;
 mod replay;
 mod scheduler_load;

@@ -33,6 +33,8 @@ use super::tables::{self, META, Reading, Tables};
 pub(super) const REBUILT: &str = "metadata.rebuilt";
 /// What the damaged file is called afterwards. It is not read again.
 pub(super) const DAMAGED: &str = "metadata.damaged";
+/// No row takes less.
+const LEAST_ROW: u64 = 8;
 /// Rows written in one transaction.
 const PORTION: usize = 16 * 1024;
 /// No body file has this number: who is there has no body.
@@ -158,10 +160,11 @@ impl Source {
     fn rows<K: Key + 'static, V: Value + 'static, T>(
         &self,
         table: impl Fn(&Tables<Reading>) -> &ReadOnlyTable<K, V>,
-        read: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> T,
-        mut each: impl FnMut(Vec<T>) -> Result<()>,
+        read: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> Result<T>,
+        mut each: impl FnMut(Vec<Result<T>>) -> Result<()>,
     ) -> Result<()> {
         let (mut front, mut back): (Option<Vec<u8>>, Option<Vec<u8>>) = (None, None);
+        let mut most = self.file.length().unwrap_or_default() / LEAST_ROW;
         for backwards in [false, true] {
             let begin = || {
                 let database = self.open()?;
@@ -179,15 +182,21 @@ impl Source {
             let mut next = || {
                 let entry = if backwards { range.next_back() } else { range.next() };
                 let Some((key, value)) = entry.transpose().map_err(db)? else { return Ok(None) };
+                let row = read(key.value(), value.value());
                 let octets = K::as_bytes(&key.value()).as_ref().to_vec();
-                // A page that leads elsewhere or back would have rows twice, or no end.
-                let follows = front.as_deref().is_none_or(|met| K::compare(met, &octets).is_lt())
-                    && back.as_deref().is_none_or(|met| K::compare(met, &octets).is_gt());
-                if !follows {
+                // A page that leads elsewhere or back would have rows twice, or no end. The key of a damaged row may
+                // be what is damaged.
+                let follows = row.is_err()
+                    || front.as_deref().is_none_or(|met| K::compare(met, &octets).is_lt())
+                        && back.as_deref().is_none_or(|met| K::compare(met, &octets).is_gt());
+                most = most.saturating_sub(1);
+                if !follows || most == 0 {
                     return Err(corrupt("rows of the metadata do not follow each other"));
                 }
-                *(if backwards { &mut back } else { &mut front }) = Some(octets);
-                Ok(Some(read(key.value(), value.value())))
+                if row.is_ok() {
+                    *(if backwards { &mut back } else { &mut front }) = Some(octets);
+                }
+                Ok(Some(row))
             };
             let mut end = None;
             while end.is_none() {
@@ -413,12 +422,11 @@ impl Copy {
             |tables| &tables.finished,
             |id: &[u8; 16], row: (u64, u32)| {
                 let id = tables::id_from(id);
-                (id, codec::generation_from_row(id, row))
+                Ok((id, codec::generation_from_row(id, row)?))
             },
-            |portion: Vec<(MessageId, Result<u64>)>| {
-                target.each(portion, |writer, (id, generation)| {
-                    // One of which it is not known when it ended is remembered as if it were now.
-                    let generation = writer.readable(generation)?.unwrap_or(counters.generation);
+            |portion: Vec<Result<(MessageId, u64)>>| {
+                target.each(portion, |writer, met| {
+                    let Some((id, generation)) = writer.readable(met)? else { return Ok(()) };
                     counters.generation = counters.generation.max(generation);
                     writer.put_finished(id, generation)
                 })

@@ -13,7 +13,7 @@ const SLICES: usize = 64;
 /// Cuts a message's content into blocks of slices, ready for vectored writes.
 ///
 /// Nothing is copied: a line's dot is doubled by ending one slice with it and beginning the next with it.
-pub(super) struct Content<'a> {
+pub(crate) struct Content<'a> {
     body: &'a [u8],
     dots: memmem::FindIter<'a, 'static>,
     /// From where the body is not handed out yet, apart from `pending`.
@@ -23,7 +23,7 @@ pub(super) struct Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Self {
+    pub(crate) fn new(body: &'a [u8]) -> Self {
         // The content's first line has no CRLF before it, but its dot counts (RFC 5321 §4.5.2).
         let pending = match body {
             [b'.', ..] => body.get(..1).unwrap_or_default(),
@@ -33,7 +33,7 @@ impl<'a> Content<'a> {
     }
 
     /// Fills `slices` with the next block. Returns whether it is the last, with the final dot.
-    pub(super) fn next_block(&mut self, slices: &mut Vec<IoSlice<'a>>) -> bool {
+    pub(crate) fn next_block(&mut self, slices: &mut Vec<IoSlice<'a>>) -> bool {
         slices.clear();
         let mut room = BLOCK;
         while room > 0 && slices.len() < SLICES {

@@ -4,7 +4,7 @@ use crate::reply::Reply;
 
 /// The extensions this client knows and the server offers. None after HELO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Extensions {
+pub(crate) struct Extensions {
     /// RFC 2920.
     pub(super) pipelining: bool,
     /// RFC 6152.
@@ -19,14 +19,14 @@ pub(super) struct Extensions {
 
 /// SIZE was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size {
+pub(crate) struct Size {
     /// The most octets a message may have, if the server says.
     pub(super) limit: Option<u64>,
 }
 
 impl Extensions {
     /// Keywords are case-insensitive; what is unknown or malformed is passed over.
-    pub(super) fn parse(reply: &Reply) -> Self {
+    pub(crate) fn parse(reply: &Reply) -> Self {
         let mut extensions = Self::default();
         // The first line is the server's name and greeting.
         for line in reply.lines().skip(1) {

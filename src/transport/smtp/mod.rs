@@ -21,7 +21,9 @@ use tokio::time::timeout;
 
 pub use connector::{Connector, Stream, TcpConnector};
 
-use self::ehlo::Extensions;
+#[cfg(feature = "testing")]
+pub(crate) use self::data::Content;
+pub(crate) use self::ehlo::Extensions;
 use self::session::SmtpSession;
 use self::wire::Wire;
 use super::{ConnectError, EndCause, Session, Target, Transport};
