@@ -70,7 +70,12 @@ impl Policy {
         own: &QueueSettings,
         exchangers: &[Vec<Arc<str>>],
     ) -> Option<&RollupRule> {
-        if own.disable_mx_rollup { None } else { self.rollup_for(exchangers) }
+        if self.may_roll_up(own) { self.rollup_for(exchangers) } else { None }
+    }
+
+    /// Whether there is a rule that may roll up a domain whose own settings these are.
+    pub(crate) fn may_roll_up(&self, own: &QueueSettings) -> bool {
+        !own.disable_mx_rollup && !self.0.rollups.is_empty()
     }
 }
 

@@ -84,7 +84,10 @@ impl Scheduler {
     /// Sessions to addresses that are not the destination's any more take no further mail.
     pub(super) fn retire_strays(&mut self, key: DestinationKey, route: &Route) {
         let Some(destination) = self.destinations.get(key) else { return };
-        let belongs = |peer| route.preferences.iter().flatten().any(|host| host.addresses.contains(&peer));
+        if destination.work.working.is_empty() {
+            return;
+        }
+        let belongs = |peer| route.hosts.iter().any(|host| host.addresses.contains(&peer));
         let working: Vec<_> = destination.work.working.iter().copied().collect();
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
@@ -215,7 +218,7 @@ impl Scheduler {
         if !is_local || attempt.last.is_none() || attempt.all_local {
             let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
             diagnosis.rule = decision.rule().cloned();
-            attempt.last = Some((failed.clone(), diagnosis));
+            attempt.last = Some(Box::new((failed.clone(), diagnosis)));
         }
         match &decision.fate {
             Some((Fate::SkipMx, _)) => attempt.skip(&failed.host),
@@ -251,7 +254,8 @@ impl Scheduler {
     fn attempt_failed(&mut self, now: Timestamp, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let key = connection.destination;
-        let Some((candidate, diagnosis)) = connection.attempt.last.take() else { return };
+        let Some(last) = connection.attempt.last.take() else { return };
+        let (candidate, diagnosis) = *last;
         let attempt = &connection.attempt;
         let (all_local, all_521, all_5xx) = (attempt.all_local, attempt.all_521, attempt.all_5xx);
         let no_ipv6 = all_local && attempt.all_ipv6;

@@ -3,10 +3,11 @@
 //! All permits of a connection are taken in one step or none is. What is missing decides where the destination
 //! stands in line; waiting charges nobody and is no failure.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use super::destination::Grant;
 use super::holds::Holds;
@@ -16,7 +17,7 @@ use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, Connection, State};
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::dns::Route;
+use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
 
 /// Addresses of one attempt.
@@ -130,7 +131,7 @@ impl Scheduler {
             return Err(vec![full]);
         }
         let mut full = Vec::new();
-        for (index, candidate) in attempt.group().iter().enumerate() {
+        for (index, candidate) in attempt.group().enumerate() {
             let own = self.candidate_permits(now, queue, candidate);
             let blocker = own.counts.iter().chain(&own.paces).find(|&&slot| !free(&self.limits, slot));
             match blocker {
@@ -254,7 +255,6 @@ impl Scheduler {
     pub(super) fn open_next(&mut self, now: Timestamp, id: ConnectionId) -> bool {
         let Some(connection) = self.connections.get_mut(&id) else { return false };
         let key = connection.destination;
-        connection.attempt.next_group();
         if connection.attempt.is_exhausted() {
             return false;
         }
@@ -308,12 +308,12 @@ impl Scheduler {
             }
             _ => true,
         };
-        let (mut alive, mut dead) = (VecDeque::new(), Vec::new());
+        let (mut alive, mut dead) = (Vec::new(), Vec::new());
         let mut left = MOST_CANDIDATES;
-        for hosts in &route.preferences {
-            let mut order: Vec<_> = hosts.iter().collect();
+        for hosts in route.preferences() {
+            let mut order: SmallVec<[&RouteHost; 4]> =
+                hosts.iter().filter(|host| host.has_address()).collect();
             self.rng.shuffle(&mut order);
-            let mut group = Vec::new();
             for host in order {
                 if self.destinations.get(key).is_some_and(|d| d.skips(now, &host.name)) {
                     continue;
@@ -322,14 +322,16 @@ impl Scheduler {
                 let rotated = host.addresses.iter().cycle().skip(start).take(host.addresses.len());
                 for &peer in rotated.filter(|peer| can_reach(peer)).take(left) {
                     let candidate = Candidate { host: host.name.clone(), peer };
-                    let is_dead = self.health.is_dead(now, &source, peer);
-                    if is_dead { &mut dead } else { &mut group }.push(candidate);
+                    if self.health.is_dead(now, &source, peer) {
+                        dead.push((u32::MAX, candidate));
+                    } else {
+                        alive.push((host.preference, candidate));
+                    }
                     left -= 1;
                 }
             }
-            alive.push_back(group);
         }
-        alive.push_back(dead);
+        alive.append(&mut dead);
         Attempt::new(alive)
     }
 

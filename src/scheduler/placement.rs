@@ -220,7 +220,10 @@ impl Scheduler {
             // Rolled up by `queue-to`.
             return Some((queue.name.clone(), Site::of(route), route.clone()));
         }
-        let rule = self.policy.rollup_with(&queue.settings, &route.exchangers)?;
+        if !self.policy.may_roll_up(&queue.settings) {
+            return None;
+        }
+        let rule = self.policy.rollup_with(&queue.settings, &route.exchangers())?;
         let name: Arc<str> = rule.queue().as_str().into();
         let settings = self.policy.settings(&name, &queue.source);
         if !settings.smtp_hosts.is_empty() {
@@ -406,13 +409,13 @@ impl DomainState {
 impl Site {
     /// That of a route by MX.
     fn of(route: &Route) -> Self {
-        let names = |group: &Vec<Arc<str>>| {
-            let mut names: Vec<&str> = group.iter().map(AsRef::as_ref).collect();
+        let names = |group: &[RouteHost]| {
+            let mut names: Vec<&str> = group.iter().map(|host| &*host.name).collect();
             names.sort_unstable();
             names.dedup();
             names.join(",")
         };
-        Self::Hosts(route.exchangers.iter().map(names).collect::<Vec<_>>().join(";").into())
+        Self::Hosts(route.preferences().map(names).collect::<Vec<_>>().join(";").into())
     }
 
     /// Its mail comes from many domains, each of which is looked up by itself.
@@ -424,22 +427,28 @@ impl Site {
 /// Whether two answers of DNS lead to the same hosts at the same addresses. Its order is no news: it changes from one
 /// answer to the next.
 fn leads_alike(one: &Route, other: &Route) -> bool {
-    let sorted = |route: &Route| -> Vec<BTreeSet<(Arc<str>, BTreeSet<SocketAddr>)>> {
+    type Hosts = BTreeSet<(Arc<str>, BTreeSet<SocketAddr>)>;
+    let sorted = |route: &Route| -> Vec<Hosts> {
         let host = |host: &RouteHost| (host.name.clone(), host.addresses.iter().copied().collect());
-        route.preferences.iter().map(|hosts| hosts.iter().map(host).collect()).collect()
+        let hosts = |hosts: &[RouteHost]| hosts.iter().filter(|host| host.has_address()).map(host).collect();
+        route.preferences().map(hosts).filter(|hosts: &Hosts| !hosts.is_empty()).collect()
     };
-    one.preferences == other.preferences || sorted(one) == sorted(other)
+    one.hosts == other.hosts || sorted(one) == sorted(other)
 }
 
 /// The route as a rule has it: a rule that names hosts delivers to these first, and to the domain's others when none of
 /// them can be reached.
 fn rolled_up(rule: &RollupRule, route: &Arc<Route>) -> Arc<Route> {
-    let exchangers = rule.rolled_up_preferences(&route.exchangers);
-    if exchangers == route.exchangers {
+    let published = route.exchangers();
+    let exchangers = rule.rolled_up_preferences(&published);
+    if exchangers == published {
         return route.clone();
     }
-    let host = |name: &Arc<str>| route.preferences.iter().flatten().find(|host| host.name == *name).cloned();
-    let group = |names: &Vec<Arc<str>>| names.iter().filter_map(host).collect::<Vec<_>>();
-    let preferences = exchangers.iter().map(group).filter(|group| !group.is_empty()).collect();
-    Arc::new(Route { preferences, exchangers, kind: route.kind, ttl: route.ttl })
+    let host = |name: &Arc<str>| route.hosts.iter().find(|host| host.name == *name);
+    let mut hosts = Vec::with_capacity(route.hosts.len());
+    for (preference, names) in (0..).zip(&exchangers) {
+        let group = names.iter().filter_map(host);
+        hosts.extend(group.map(|host| RouteHost { preference, ..host.clone() }));
+    }
+    Arc::new(Route { hosts, kind: route.kind, ttl: route.ttl })
 }

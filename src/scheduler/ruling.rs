@@ -156,7 +156,7 @@ impl Scheduler {
     ) -> bool {
         let Some(destination) = self.destinations.get(key) else { return false };
         let Some(route) = destination.known_route() else { return false };
-        let mut hosts = route.preferences.iter().flatten();
+        let mut hosts = route.hosts.iter().filter(|host| host.has_address());
         let all = hosts.all(|host| destination.skips(now, &host.name)) && !self.is_held(now, key);
         if all {
             self.fail_step(now, key, Some(candidate.clone()), diagnosis);

@@ -1,6 +1,5 @@
 //! Connections, from the wish for one to its end.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -19,10 +18,10 @@ pub(super) struct Candidate {
 
 /// One attempt to reach a destination: its addresses in order, until one takes us.
 pub(super) struct Attempt {
-    /// Addresses not tried yet. A group is tried when those before it are used up.
-    groups: VecDeque<Vec<Candidate>>,
+    /// Addresses not tried yet, each with its group. A group is tried when those before it are used up.
+    untried: Vec<(u32, Candidate)>,
     /// What the last candidate met.
-    pub(super) last: Option<(Candidate, Diagnosis)>,
+    pub(super) last: Option<Box<(Candidate, Diagnosis)>>,
     /// Every failure so far was this machine's own.
     pub(super) all_local: bool,
     /// Every address so far was IPv6.
@@ -36,7 +35,7 @@ pub(super) struct Attempt {
 impl Default for Attempt {
     fn default() -> Self {
         Self {
-            groups: VecDeque::new(),
+            untried: Vec::new(),
             last: None,
             all_local: true,
             all_ipv6: true,
@@ -47,38 +46,31 @@ impl Default for Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(groups: impl IntoIterator<Item = Vec<Candidate>>) -> Self {
-        let mut attempt = Self { groups: groups.into_iter().collect(), ..Self::default() };
-        attempt.next_group();
-        attempt
+    /// Addresses with their groups, the best group first.
+    pub(super) fn new(untried: Vec<(u32, Candidate)>) -> Self {
+        Self { untried, ..Self::default() }
     }
 
     /// The addresses that may be tried now, in order.
-    pub(super) fn group(&self) -> &[Candidate] {
-        self.groups.front().map_or(&[], Vec::as_slice)
-    }
-
-    /// Goes on to a worse group if this one is used up.
-    pub(super) fn next_group(&mut self) {
-        while self.groups.front().is_some_and(Vec::is_empty) {
-            self.groups.pop_front();
-        }
+    pub(super) fn group(&self) -> impl Iterator<Item = &Candidate> {
+        let best = self.untried.first().map(|&(group, _)| group);
+        let group = self.untried.iter().take_while(move |&&(group, _)| Some(group) == best);
+        group.map(|(_, candidate)| candidate)
     }
 
     /// Every address was tried.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.groups.is_empty()
+        self.untried.is_empty()
     }
 
     /// Takes out one of the group, to try it.
     pub(super) fn take(&mut self, index: usize) -> Option<Candidate> {
-        let group = self.groups.front_mut()?;
-        (index < group.len()).then(|| group.remove(index))
+        (index < self.untried.len()).then(|| self.untried.remove(index).1)
     }
 
     /// Leaves out all addresses of a host.
     pub(super) fn skip(&mut self, host: &str) {
-        self.groups.iter_mut().for_each(|group| group.retain(|candidate| *candidate.host != *host));
+        self.untried.retain(|(_, candidate)| *candidate.host != *host);
     }
 }
 

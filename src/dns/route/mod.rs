@@ -25,12 +25,9 @@ const FIXED_TTL: Duration = Duration::from_secs(86_400);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "hosts of the engine build it for tests")]
 pub struct Route {
-    /// Hosts by preference, the most preferred first. Hosts without a usable address are left out, and preferences
-    /// without a host.
-    pub preferences: Vec<Vec<RouteHost>>,
-    /// The hosts' names by preference as published, those without address included: what rollup rules compare.
-    /// Our own name and what stands behind it are left out.
-    pub exchangers: Vec<Vec<Arc<str>>>,
+    /// The hosts, the most preferred first. Those without a usable address are among them, as rollup rules compare
+    /// all that are published; our own name and what stands behind it are left out.
+    pub hosts: Vec<RouteHost>,
     /// How it was found.
     pub kind: RouteKind,
     /// How long it holds: the least TTL of the records in it; for [`RouteKind::Implicit`] also that of there being
@@ -58,8 +55,30 @@ pub enum RouteKind {
 pub struct RouteHost {
     /// Its name as published; of a literal or fixed address: the address in brackets.
     pub name: Arc<str>,
-    /// At least one and at most 32, the families alternating. IPv4-mapped IPv6 addresses are IPv4 here.
+    /// Its place by preference: the same for hosts that are equally preferred, more for those that are less so.
+    pub preference: u32,
+    /// At most 32, the families alternating; none if it has no usable one. IPv4-mapped IPv6 addresses are IPv4 here.
     pub addresses: Vec<SocketAddr>,
+}
+
+impl Route {
+    /// The hosts of each preference, the most preferred first, those without address included.
+    pub fn preferences(&self) -> impl Iterator<Item = &[RouteHost]> {
+        self.hosts.chunk_by(|one, next| one.preference == next.preference)
+    }
+
+    /// The hosts' names by preference, those without address included: what rollup rules compare.
+    pub fn exchangers(&self) -> Vec<Vec<Arc<str>>> {
+        let names = |hosts: &[RouteHost]| hosts.iter().map(|host| host.name.clone()).collect();
+        self.preferences().map(names).collect()
+    }
+}
+
+impl RouteHost {
+    /// Whether it has an address to try.
+    pub fn has_address(&self) -> bool {
+        !self.addresses.is_empty()
+    }
 }
 
 /// Finds where mail for `domain` goes.
@@ -177,26 +196,20 @@ fn finish(
     preferences: Vec<Vec<(Arc<str>, Found)>>,
     mut ttl: Duration,
 ) -> Result<Route, RouteFailure> {
-    let exchangers =
-        preferences.iter().map(|group| group.iter().map(|(name, _)| name.clone()).collect()).collect();
-    let (mut kept, mut sum) = (Vec::new(), Found::default());
-    for group in preferences {
-        let mut hosts = Vec::new();
+    let (mut hosts, mut sum) = (Vec::new(), Found::default());
+    for (preference, group) in (0..).zip(preferences) {
         for (name, found) in group {
             sum.add(&found);
             if found.has_address() {
                 ttl = ttl.min(found.ttl);
-                hosts.push(RouteHost { name, addresses: found.into_addresses() });
             }
-        }
-        if !hosts.is_empty() {
-            kept.push(hosts);
+            hosts.push(RouteHost { name, preference, addresses: found.into_addresses() });
         }
     }
-    if !kept.is_empty() {
+    if hosts.iter().any(RouteHost::has_address) {
         const SOON: Duration = Duration::from_secs(60);
         let ttl = if sum.error.is_some() { ttl.min(SOON) } else { ttl };
-        return Ok(Route { preferences: kept, exchangers, kind, ttl });
+        return Ok(Route { hosts, kind, ttl });
     }
     let fail = |kind, why: String| Err(RouteFailure::new(kind, format!("{what}: {why}")));
     // What is not known comes first: with it, the rest might not be true.

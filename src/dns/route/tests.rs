@@ -58,8 +58,10 @@ fn text(route: &Route) -> String {
         let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
         format!("{}={}", host.name, addresses.join(","))
     };
-    let group = |group: &Vec<RouteHost>| group.iter().map(host).collect::<Vec<_>>().join(" ");
-    route.preferences.iter().map(group).collect::<Vec<_>>().join(" / ")
+    let group = |group: &[RouteHost]| {
+        group.iter().filter(|host| host.has_address()).map(host).collect::<Vec<_>>().join(" ")
+    };
+    route.preferences().map(group).filter(|group| !group.is_empty()).collect::<Vec<_>>().join(" / ")
 }
 
 #[tokio::test]
@@ -88,9 +90,8 @@ async fn routes() {
         );
     }
     let route = find(&zone(), "mx.example", &options()).await.unwrap();
-    let names: Vec<Vec<&str>> =
-        route.exchangers.iter().map(|group| group.iter().map(AsRef::as_ref).collect()).collect();
-    assert_eq!(names, [vec!["a.hosts.example", "c.hosts.example"], vec!["b.hosts.example"]]);
+    let names: Vec<_> = route.exchangers().iter().map(|group| group.join(" ")).collect();
+    assert_eq!(names, ["a.hosts.example c.hosts.example", "b.hosts.example"]);
 }
 
 #[tokio::test]
@@ -250,7 +251,7 @@ async fn stale_answers_deliver_but_do_not_bounce() {
         zone.fail(name, DnsErrorKind::Timeout);
     }
     tokio::time::advance(Duration::from_secs(3_600)).await;
-    assert_eq!(find(&cache, "mx.example", &options()).await.unwrap().preferences.len(), 2);
+    assert_eq!(find(&cache, "mx.example", &options()).await.unwrap().preferences().count(), 2);
     let failure = find(&cache, "null.example", &options()).await.unwrap_err();
     assert_eq!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Timeout));
 }
@@ -303,9 +304,9 @@ proptest! {
         let zone = StaticResolver::parse(&text).unwrap();
         let options = RouteOptions { ipv4_source, ..options() };
         if let Ok(route) = find(&zone, "d.example", &options).now_or_never().unwrap() {
-            prop_assert!(!route.preferences.is_empty());
-            for host in route.preferences.iter().inspect(|group| assert!(!group.is_empty())).flatten() {
-                prop_assert!(!host.addresses.is_empty());
+            prop_assert!(route.hosts.iter().any(RouteHost::has_address));
+            prop_assert!(route.hosts.is_sorted_by_key(|host| host.preference));
+            for host in &route.hosts {
                 prop_assert!(host.addresses.iter().all(|a| ipv4_source && !options.is_prohibited(a.ip())));
             }
         }

@@ -469,14 +469,13 @@ pub(crate) fn address_of(domain: &str) -> String {
 
 /// Preferences of hosts with their addresses; holds for an hour.
 pub(crate) fn route(preferences: &[&[(&str, &[&str])]]) -> Arc<Route> {
-    let host = |&(name, addresses): &(&str, &[&str])| RouteHost {
+    let host = |preference, &(name, addresses): &(&str, &[&str])| RouteHost {
         name: name.into(),
+        preference,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
     };
-    let preferences: Vec<Vec<_>> = preferences.iter().map(|hosts| hosts.iter().map(host).collect()).collect();
-    let exchangers =
-        preferences.iter().map(|hosts| hosts.iter().map(|host| host.name.clone()).collect()).collect();
-    Arc::new(Route { preferences, exchangers, kind: RouteKind::Mx, ttl: HOUR })
+    let hosts = (0..).zip(preferences).flat_map(|(place, hosts)| hosts.iter().map(move |it| host(place, it)));
+    Arc::new(Route { hosts: hosts.collect(), kind: RouteKind::Mx, ttl: HOUR })
 }
 
 pub(crate) fn no_route(kind: RouteFailureKind) -> Result<Arc<Route>, RouteFailure> {
@@ -638,7 +637,7 @@ impl Rig {
         for offer in &self.offered {
             for recipient in &offer.recipients {
                 let route = self.routes[recipient.domain().as_str()].as_ref().unwrap();
-                let own = route.preferences.iter().flatten().any(|host| host.addresses.contains(&offer.peer));
+                let own = route.hosts.iter().any(|host| host.addresses.contains(&offer.peer));
                 assert!(own, "{recipient} was offered to {}", offer.peer);
             }
         }

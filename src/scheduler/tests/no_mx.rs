@@ -253,7 +253,7 @@ fn a_live_host_is_known_by_a_session_taken_over() {
         "no-mx-live-host = \"keep\"\nbounce-upon-no-mx = \"1h\"\nbounce-after = \"3h\"\nretry-after = [\"50m\"]",
     );
     let own = implicit("x.example");
-    let shared = own.as_ref().unwrap().preferences[0][0].addresses[0].to_string();
+    let shared = own.as_ref().unwrap().hosts[0].addresses[0].to_string();
     rig.answer_with("x.example", own);
     rig.lead_to("y.example", "mx.y.example", &[&shared]);
     rig.submit("a@y.example");
