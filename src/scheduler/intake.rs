@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::claims::window_share;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
@@ -12,7 +14,7 @@ use super::lane::{Head, LaneState};
 use super::outcome::{HELD_BY_FUSE, PAUSED};
 use super::placement::lane_source;
 use super::window::WindowItem;
-use super::writes::{Effect, Submission, is_about_one_change};
+use super::writes::{Effect, Submission, SubmittedItem, is_about_one_change};
 use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Received};
@@ -28,7 +30,7 @@ const EXPIRIES_AT_A_TIME: usize = 100;
 impl Scheduler {
     pub(super) fn on_submit(&mut self, now: Timestamp, token: Token, message: Message) {
         match self.admit(now, token, message) {
-            Ok(submission) => self.writes.submit(submission),
+            Ok((submission, message)) => self.writes.submit(submission, message),
             Err(failure) => {
                 let answer = Answer::Submitted(Err(failure));
                 self.commands.push_back(Command::Answer { token, answer });
@@ -36,7 +38,12 @@ impl Scheduler {
         }
     }
 
-    fn admit(&mut self, now: Timestamp, token: Token, message: Message) -> Result<Submission, SubmitFailure> {
+    fn admit(
+        &mut self,
+        now: Timestamp,
+        token: Token,
+        message: Message,
+    ) -> Result<(Submission, NewMessage), SubmitFailure> {
         if self.shutting_down {
             return Err(SubmitFailure::ShuttingDown);
         }
@@ -63,7 +70,7 @@ impl Scheduler {
         });
         let by_domain = by_domain(message.recipients);
         let mut items = Vec::with_capacity(by_domain.len());
-        let mut lanes = Vec::with_capacity(by_domain.len());
+        let mut submitted = SmallVec::new();
         for (domain, recipients) in by_domain {
             let lane = Lane { domain, source: source.clone(), priority: message.priority };
             let key = self.lane_for(&lane);
@@ -82,18 +89,20 @@ impl Scheduler {
                         }
                     }
                 }
-                let recipients = if rest.len() <= most {
+                let recipients: Vec<Recipient> = if rest.len() <= most {
                     std::mem::take(&mut rest).collect()
                 } else {
                     rest.by_ref().take(most).collect()
                 };
+                let leased = claim.then(|| recipients.clone());
+                submitted.push(SubmittedItem { lane: key, due: age_from, leased });
                 let claim_for = claim.then_some(self.owner);
                 items.push(NewItem { lane: lane.clone(), due: age_from, recipients, claim_for });
-                lanes.push(key);
             }
         }
-        let message = NewMessage { envelope, body: message.body, items, host_id };
-        Ok(Submission { token, id, message, lanes })
+        let (body, of_all) = (message.body.clone(), envelope.clone());
+        let submission = Submission { token, id, envelope: of_all, body, items: submitted };
+        Ok((submission, NewMessage { envelope, body: message.body, items, host_id }))
     }
 
     pub(super) fn recipients_per_transaction(&self, lane: LaneKey) -> usize {
@@ -150,9 +159,8 @@ impl Scheduler {
             self.commands.push_back(Command::Answer { token: submission.token, answer });
             return;
         };
-        let Submission { token, id, message, lanes } = submission;
+        let Submission { token, id, envelope, body, items } = submission;
         self.counters.received += 1;
-        let envelope = message.envelope;
         self.report(DeliveryEvent::Received(Received {
             time: now,
             id,
@@ -163,22 +171,21 @@ impl Scheduler {
             tags: envelope.tags.clone(),
         }));
         self.commands.push_back(Command::Answer { token, answer: Answer::Submitted(Ok(id)) });
-        for ((item, key), (item_id, lease)) in message.items.into_iter().zip(lanes).zip(keys) {
-            let due = item.due;
-            if let Some(state) = self.lanes.get_mut(key) {
-                state.work.pending = state.work.pending.saturating_sub(1);
-                if lease.is_none() {
-                    state.put_back(head_of(&envelope, item.due));
-                }
-            }
-            if item.claim_for.is_some() {
+        for (SubmittedItem { lane: key, due, leased }, (item_id, lease)) in items.into_iter().zip(keys) {
+            if leased.is_some() {
                 self.give_up_reservation(key);
             }
-            if let Some(lease) = lease {
-                let NewItem { lane, due, recipients, .. } = item;
+            let taken = lease.zip(leased);
+            let Some(state) = self.lanes.get_mut(key) else { continue };
+            state.work.pending = state.work.pending.saturating_sub(1);
+            if taken.is_none() {
+                state.put_back(head_of(&envelope, due));
+            }
+            if let Some((lease, recipients)) = taken {
+                let lane = state.key.clone();
                 let item = Item { id: item_id, lease, lane, due, envelope: envelope.clone(), recipients };
-                let keep = self.window.held_octets() + message.body.len() <= self.bounds.held_octets;
-                self.take_in(now, key, item, keep.then(|| message.body.clone()));
+                let keep = self.window.held_octets() + body.len() <= self.bounds.held_octets;
+                self.take_in(now, key, item, keep.then(|| body.clone()));
             }
             self.wake_for_new_mail(now, key, due);
             self.review_lane(now, key);
@@ -187,14 +194,14 @@ impl Scheduler {
 
     /// A submission that was not stored gives back what it was promised.
     pub(super) fn abandon(&mut self, now: Timestamp, submission: &Submission) {
-        for (item, &key) in submission.message.items.iter().zip(&submission.lanes) {
-            if let Some(state) = self.lanes.get_mut(key) {
+        for item in &submission.items {
+            if let Some(state) = self.lanes.get_mut(item.lane) {
                 state.work.pending = state.work.pending.saturating_sub(1);
             }
-            if item.claim_for.is_some() {
-                self.give_up_reservation(key);
+            if item.leased.is_some() {
+                self.give_up_reservation(item.lane);
             }
-            self.review_lane(now, key);
+            self.review_lane(now, item.lane);
         }
     }
 
@@ -493,15 +500,15 @@ impl Scheduler {
 }
 
 /// Fresh recipients by their domains, each domain's in order.
-fn by_domain(addresses: Vec<Address>) -> Vec<(Domain, Vec<Recipient>)> {
+fn by_domain(addresses: Vec<Address>) -> SmallVec<[(Domain, Vec<Recipient>); 1]> {
     let fresh = |(index, address)| Recipient { index, address, attempts: 0, last: None };
     let recipients: Vec<Recipient> = (0..).zip(addresses).map(fresh).collect();
     let Some(first) = recipients.first().map(|first| first.address.domain().clone()) else {
-        return Vec::new();
+        return SmallVec::new();
     };
     // Most messages have one.
     if recipients.iter().all(|recipient| *recipient.address.domain() == first) {
-        return vec![(first, recipients)];
+        return smallvec![(first, recipients)];
     }
     let mut by_domain: BTreeMap<Domain, Vec<Recipient>> = BTreeMap::new();
     for recipient in recipients {

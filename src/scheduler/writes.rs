@@ -3,7 +3,11 @@
 //! While one is under way the next gathers, so that a group is as large as the store is slow.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::fault::Fault;
@@ -12,7 +16,9 @@ use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, StorageTrouble};
 use crate::message::MessageId;
-use crate::storage::{Change, ChangeOutcome, ItemId, NewMessage, StorageError, StorageErrorKind};
+use crate::storage::{
+    Change, ChangeOutcome, Envelope, ItemId, NewMessage, Recipient, StorageError, StorageErrorKind,
+};
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -21,7 +27,9 @@ const MOST_SPARE: usize = 4_096;
 
 #[derive(Default)]
 pub(super) struct Writes {
-    submissions: VecDeque<Submission>,
+    submissions: Vec<Submission>,
+    /// What of each of these is to be stored, in the same order.
+    messages: Vec<NewMessage>,
     submission_octets: usize,
     pub(super) inserting: Vec<Submission>,
     changes: Vec<Change>,
@@ -40,13 +48,22 @@ pub(super) struct Writes {
     stopped: bool,
 }
 
-/// A message on its way into the store.
+/// What is to be known of a message on its way into the store once it is there.
 pub(super) struct Submission {
     pub(super) token: Token,
     pub(super) id: MessageId,
-    pub(super) message: NewMessage,
-    /// The lane of each item.
-    pub(super) lanes: Vec<LaneKey>,
+    pub(super) envelope: Arc<Envelope>,
+    pub(super) body: Bytes,
+    /// Most messages have one.
+    pub(super) items: SmallVec<[SubmittedItem; 1]>,
+}
+
+/// An item on its way into the store.
+pub(super) struct SubmittedItem {
+    pub(super) lane: LaneKey,
+    pub(super) due: Timestamp,
+    /// Who it is for, if it is to be taken into the window as soon as it is stored.
+    pub(super) leased: Option<Vec<Recipient>>,
 }
 
 /// What follows once a change is durable.
@@ -69,9 +86,10 @@ impl Writes {
         self.submissions.len() < bounds.submissions && self.submission_octets < bounds.submission_octets
     }
 
-    pub(super) fn submit(&mut self, submission: Submission) {
-        self.submission_octets += submission.message.body.len();
-        self.submissions.push_back(submission);
+    pub(super) fn submit(&mut self, submission: Submission, message: NewMessage) {
+        self.submission_octets += message.body.len();
+        self.submissions.push(submission);
+        self.messages.push(message);
     }
 
     pub(super) fn change(&mut self, change: Change) {
@@ -145,18 +163,17 @@ impl Writes {
     /// Places in the window promised to messages being stored, by lane.
     #[cfg(test)]
     pub(super) fn promised(&self) -> impl Iterator<Item = (LaneKey, usize)> {
-        self.submissions.iter().chain(&self.inserting).flat_map(|submission| {
-            let promised = submission.message.items.iter().map(|item| usize::from(item.claim_for.is_some()));
-            submission.lanes.iter().copied().zip(promised)
-        })
+        let submitted = self.submissions.iter().chain(&self.inserting);
+        let items = submitted.flat_map(|submission| &submission.items);
+        items.map(|item| (item.lane, usize::from(item.leased.is_some())))
     }
 
     /// What each lane waits for to become durable.
     #[cfg(test)]
     pub(super) fn pending(&self) -> std::collections::BTreeMap<LaneKey, usize> {
         let mut pending = std::collections::BTreeMap::new();
-        for &lane in self.submissions.iter().chain(&self.inserting).flat_map(|submission| &submission.lanes) {
-            *pending.entry(lane).or_default() += 1;
+        for item in self.submissions.iter().chain(&self.inserting).flat_map(|submission| &submission.items) {
+            *pending.entry(item.lane).or_default() += 1;
         }
         let committing = self.committing.iter().chain(&self.parts).flat_map(|(_, effects)| effects);
         for effect in self.effects.iter().chain(committing) {
@@ -193,6 +210,7 @@ impl Scheduler {
             if !Fault::RefusedStayInLine.is_there() {
                 writes.submission_octets = 0;
             }
+            writes.messages.clear();
             for submission in std::mem::take(&mut writes.submissions) {
                 self.refuse(now, submission, &poisoned());
             }
@@ -202,10 +220,9 @@ impl Scheduler {
             return;
         }
         if writes.inserting.is_empty() && !writes.submissions.is_empty() {
-            writes.inserting.extend(writes.submissions.drain(..));
+            std::mem::swap(&mut writes.inserting, &mut writes.submissions);
             writes.submission_octets = 0;
-            let messages = writes.inserting.iter().map(|s| s.message.clone()).collect();
-            self.commands.push_back(Command::Insert(messages));
+            self.commands.push_back(Command::Insert(std::mem::take(&mut writes.messages)));
         }
         if writes.committing.is_none()
             && let Some(part) = writes.parts.pop_front()
