@@ -527,7 +527,8 @@ impl Driver {
                 let outcomes =
                     changes.iter().filter(|change| matches!(change, Change::Report { .. })).count();
                 self.committing_outcomes = outcomes as u64;
-                self.store(async move { storage.commit(changes).await }, Event::CommitDone);
+                let commit = async move { storage.commit(Arc::unwrap_or_clone(changes)).await };
+                self.store(commit, Event::CommitDone);
             }
             Command::Claim { claim, what } => {
                 let now = self.parts.clock.now();

@@ -20,8 +20,8 @@ pub(crate) struct Token(pub(crate) u64);
 pub(crate) enum Command {
     /// Store these; at most one insert is under way.
     Insert(Vec<NewMessage>),
-    /// Apply these; at most one commit is under way.
-    Commit(Vec<Change>),
+    /// Apply these; at most one commit is under way. The scheduler keeps them until it knows what became of them.
+    Commit(Arc<Vec<Change>>),
     /// Lease items.
     Claim { claim: ClaimId, what: Vec<ClaimPart> },
     /// List a message's items, all of them, for a cancellation.

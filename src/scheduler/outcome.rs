@@ -590,9 +590,7 @@ impl Scheduler {
 
     /// Writes a final event to the outbox.
     pub(super) fn finish(&mut self, event: &DeliveryEvent) {
-        if let Some(change) = crate::outbox::entry(event) {
-            self.writes.change(change);
-        }
+        self.writes.report(event);
     }
 
     /// A transaction ended: its content makes room.

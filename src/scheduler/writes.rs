@@ -36,17 +36,22 @@ pub(super) struct Writes {
     effects: Vec<Effect>,
     /// Lists of an earlier commit, empty: the next gathers in them.
     spare: (Vec<Change>, Vec<Effect>),
+    /// What final events are encoded in, one after the other.
+    scratch: Vec<u8>,
     /// Items among all changes not yet durable.
     unsettled_items: usize,
     /// The commit under way; its changes are kept until it is durable.
-    committing: Option<(Vec<Change>, Vec<Effect>)>,
+    committing: Option<Group>,
     /// Parts of a group that the store refused as a whole over one of its changes.
-    parts: VecDeque<(Vec<Change>, Vec<Effect>)>,
+    parts: VecDeque<Group>,
     /// The store refused for the moment: nothing before the timer.
     paused: bool,
     /// The store refuses for good.
     stopped: bool,
 }
+
+/// Changes that are committed together, and what follows. Who commits them has the same list: it is not copied here.
+type Group = (Arc<Vec<Change>>, Vec<Effect>);
 
 /// What is to be known of a message on its way into the store once it is there.
 pub(super) struct Submission {
@@ -97,6 +102,13 @@ impl Writes {
         self.changes.push(change);
     }
 
+    /// Writes a final event to the outbox.
+    pub(super) fn report(&mut self, event: &DeliveryEvent) {
+        if let Some(change) = crate::outbox::entry(event, &mut self.scratch) {
+            self.change(change);
+        }
+    }
+
     pub(super) fn then(&mut self, effect: Effect) {
         self.effects.push(effect);
     }
@@ -115,7 +127,7 @@ impl Writes {
     /// Items that changes not yet durable are about.
     pub(super) fn items(&self) -> impl Iterator<Item = ItemId> {
         let parts = self.committing.iter().chain(&self.parts);
-        let changes = parts.flat_map(|(changes, _)| changes).chain(&self.changes);
+        let changes = parts.flat_map(|(changes, _)| &**changes).chain(&self.changes);
         changes.filter_map(|change| match change {
             Change::Update { item, .. } | Change::Unclaim { item, .. } => Some(*item),
             _ => None,
@@ -233,10 +245,9 @@ impl Scheduler {
         if writes.committing.is_none() && !(writes.changes.is_empty() && writes.effects.is_empty()) {
             let (changes, effects) = std::mem::take(&mut writes.spare);
             let changes = std::mem::replace(&mut writes.changes, changes);
-            let group = (changes, std::mem::replace(&mut writes.effects, effects));
-            let changes = group.0.clone();
-            writes.committing = Some(group);
-            self.commands.push_back(Command::Commit(changes));
+            let changes = Arc::new(changes);
+            self.commands.push_back(Command::Commit(changes.clone()));
+            writes.committing = Some((changes, std::mem::replace(&mut writes.effects, effects)));
         }
     }
 
@@ -245,7 +256,7 @@ impl Scheduler {
         now: Timestamp,
         result: Result<Vec<ChangeOutcome>, StorageError>,
     ) {
-        let Some((mut changes, mut effects)) = self.writes.committing.take() else { return };
+        let Some((changes, mut effects)) = self.writes.committing.take() else { return };
         match result {
             Ok(outcomes) => {
                 let stale = outcomes.iter().filter(|outcome| **outcome == ChangeOutcome::Stale).count();
@@ -254,6 +265,7 @@ impl Scheduler {
                 }
                 self.writes.settled(&changes);
                 effects.drain(..).for_each(|effect| self.take_effect(now, effect));
+                let mut changes = Arc::try_unwrap(changes).unwrap_or_default();
                 changes.clear();
                 if changes.capacity().max(effects.capacity()) <= MOST_SPARE {
                     self.writes.spare = (changes, effects);
@@ -261,16 +273,19 @@ impl Scheduler {
             }
             Err(error) if error.is_temporary() => {
                 // Nothing was applied. The same again, and what came meanwhile behind it.
+                let changes = Arc::unwrap_or_clone(changes);
                 let later_changes = std::mem::replace(&mut self.writes.changes, changes);
                 let later_effects = std::mem::replace(&mut self.writes.effects, effects);
                 self.writes.changes.extend(later_changes);
                 self.writes.effects.extend(later_effects);
                 self.storage_trouble(now, &error);
             }
-            Err(error) if is_about_one_change(&error) => self.divide(now, changes, effects, &error),
+            Err(error) if is_about_one_change(&error) => {
+                self.divide(now, Arc::unwrap_or_clone(changes), effects, &error);
+            }
             Err(error) => {
                 // Unknown or refused for good: delivery stops, so that nothing is sent a second time for it.
-                self.writes.changes.splice(0..0, changes);
+                self.writes.changes.splice(0..0, Arc::unwrap_or_clone(changes));
                 self.writes.effects.splice(0..0, effects);
                 self.stop_writing(now, &error);
             }
@@ -293,8 +308,8 @@ impl Scheduler {
         match ends.get(ends.len() / 2) {
             Some(&middle) => {
                 let second = changes.split_off(middle);
-                self.writes.parts.push_front((second, effects));
-                self.writes.parts.push_front((changes, Vec::new()));
+                self.writes.parts.push_front((Arc::new(second), effects));
+                self.writes.parts.push_front((Arc::new(changes), Vec::new()));
             }
             None => {
                 self.writes.settled(&changes);

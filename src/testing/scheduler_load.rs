@@ -241,7 +241,9 @@ impl SchedulerLoad {
         let store = &mut self.store;
         let (time, answer) = match command {
             Command::Insert(messages) => (STORE, Event::InsertDone(Ok(store.insert(messages)))),
-            Command::Commit(changes) => (STORE, Event::CommitDone(Ok(store.commit(changes)))),
+            Command::Commit(changes) => {
+                (STORE, Event::CommitDone(Ok(store.commit(Arc::unwrap_or_clone(changes)))))
+            }
             Command::Claim { claim, what } => {
                 (STORE, Event::Claimed { claim, result: Ok(store.claim(&what)) })
             }

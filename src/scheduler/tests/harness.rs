@@ -203,7 +203,7 @@ impl Rig {
             }
             match command {
                 Command::Insert(messages) => self.inserts.push_back(messages),
-                Command::Commit(changes) => self.commits.push_back(changes),
+                Command::Commit(changes) => self.commits.push_back(Arc::unwrap_or_clone(changes)),
                 Command::Claim { claim, what } => self.claims.push_back((claim, what)),
                 Command::List { token, message } => self.lists.push_back((token, message)),
                 Command::Page { token, filter, after } => self.pages.push_back((token, filter, after)),
