@@ -7,7 +7,7 @@ use super::intake::head_of;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Attempt, Candidate, Connection, InTransaction, State};
-use super::verdict::{Context, SessionVerdict, Verdict, judge, sent_away_by};
+use super::verdict::{Context, SessionVerdict, Verdict, Verdicts, judge, sent_away_by};
 use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
@@ -213,7 +213,7 @@ impl Scheduler {
         now: Timestamp,
         key: DestinationKey,
         carried: &Carried<'_>,
-        verdicts: Vec<Verdict>,
+        verdicts: Verdicts,
         ended_by: Option<&Reply>,
         session: &SessionVerdict,
     ) {

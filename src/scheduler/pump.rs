@@ -268,7 +268,7 @@ impl Scheduler {
         let Some(queue) = self.queue_of(key).map(|queue| queue.name.clone()) else { return true };
         let envelope = item.item.envelope.clone();
         let chosen = item.item.recipients.iter().take(recipients as usize);
-        let recipients: Vec<u32> = chosen.clone().map(|recipient| recipient.index).collect();
+        let recipients = chosen.clone().map(|recipient| recipient.index).collect();
         let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::DestinationKey;
 use super::holds::Holds;
 use crate::clock::Timestamp;
@@ -115,7 +117,7 @@ pub(super) enum State {
 pub(super) struct InTransaction {
     pub(super) item: ItemId,
     /// Which recipients, by index, in the order they were given to the transport.
-    pub(super) recipients: Vec<u32>,
+    pub(super) recipients: SmallVec<[u32; 4]>,
     /// Octets of content charged to the transit budget.
     pub(super) octets: usize,
     pub(super) begun: Timestamp,

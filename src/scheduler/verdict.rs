@@ -1,5 +1,7 @@
 //! What a failure means: CONTROLS table 0 from MAIL to the final dot, as a pure function.
 
+use smallvec::SmallVec;
+
 use crate::event::Reason;
 use crate::reply::{EnhancedStatus, Reply, Stage};
 use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport, Unsendable};
@@ -30,6 +32,9 @@ pub(super) enum Verdict {
     Overflow,
 }
 
+/// One for each recipient of a transaction.
+pub(super) type Verdicts = SmallVec<[Verdict; 1]>;
+
 /// Why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cause {
@@ -59,7 +64,7 @@ pub(super) enum SessionVerdict {
 }
 
 /// Reads a report. There is a verdict for each recipient of the transaction, whatever the transport said.
-pub(super) fn judge(report: &TransactionReport, context: Context<'_>) -> (Vec<Verdict>, SessionVerdict) {
+pub(super) fn judge(report: &TransactionReport, context: Context<'_>) -> (Verdicts, SessionVerdict) {
     let session = judge_session(report, context);
     let blameless = session == SessionVerdict::AsGreetingFailure || ended_before_it_began(report, context);
     let of_all = match &report.mail {
@@ -68,7 +73,7 @@ pub(super) fn judge(report: &TransactionReport, context: Context<'_>) -> (Vec<Ve
         _ => None,
     };
     let mut accepted_before = false;
-    let mut verdicts = Vec::with_capacity(context.recipients.len());
+    let mut verdicts = Verdicts::with_capacity(context.recipients.len());
     for (place, index) in context.recipients.iter().enumerate() {
         let recipient = report.recipients.get(place).unwrap_or(&RecipientReport::None);
         verdicts.push(match (recipient, &of_all) {
