@@ -8,6 +8,8 @@ pub(super) struct Arena<T> {
     len: usize,
 }
 
+/// In this order: who finds a thing by its name reads both.
+#[repr(C)]
 struct Slot<T> {
     generation: u32,
     value: Option<T>,
@@ -65,6 +67,11 @@ impl<T> Key<T> {
     pub(super) const fn of_nothing() -> Self {
         Self { index: u32::MAX, generation: u32::MAX, of: PhantomData }
     }
+
+    /// Which place of its arena it is of.
+    pub(super) fn place(self) -> u32 {
+        self.index
+    }
 }
 
 impl<T> Default for Arena<T> {
@@ -90,6 +97,13 @@ impl<T> Arena<T> {
     pub(super) fn get(&self, key: Key<T>) -> Option<&T> {
         let slot = self.slots.get(key.index as usize)?;
         slot.value.as_ref().filter(|_| slot.generation == key.generation)
+    }
+
+    /// What is at this place now.
+    pub(super) fn at(&self, index: u32) -> Option<(Key<T>, &T)> {
+        let slot = self.slots.get(index as usize)?;
+        let key = Key { index, generation: slot.generation, of: PhantomData };
+        Some((key, slot.value.as_ref()?))
     }
 
     pub(super) fn get_mut(&mut self, key: Key<T>) -> Option<&mut T> {

@@ -2,9 +2,8 @@
 
 use std::hash::{BuildHasher, Hash};
 
-use hashbrown::HashTable;
-
 use super::arena::{Arena, Key};
+use super::index::Index;
 
 /// What carries its name with it. The name does not change.
 pub(super) trait Named {
@@ -15,13 +14,12 @@ pub(super) trait Named {
     fn name(&self) -> Self::Name<'_>;
 }
 
-/// Names lie in the things alone: besides, there are sixteen octets for each of a million.
+/// Names lie in the things alone: besides, there are some sixteen octets for each of a million.
 ///
 /// Strangers choose names, and may wish them to collide. See [`NameMap`](super::ids::NameMap) for the hash.
 pub(super) struct Directory<T> {
     things: Arena<T>,
-    /// With the hash of its name: most names that differ need not be looked at.
-    keys: HashTable<(u64, Key<T>)>,
+    index: Index,
     hasher: foldhash::fast::RandomState,
 }
 
@@ -29,7 +27,7 @@ impl<T> Default for Directory<T> {
     fn default() -> Self {
         Self {
             things: Arena::default(),
-            keys: HashTable::new(),
+            index: Index::default(),
             hasher: foldhash::fast::RandomState::default(),
         }
     }
@@ -38,8 +36,9 @@ impl<T> Default for Directory<T> {
 impl<T: Named> Directory<T> {
     pub(super) fn find<'a>(&'a self, name: T::Name<'a>) -> Option<Key<T>> {
         let hash = self.hasher.hash_one(&name);
-        let is_named = |key| self.things.get(key).is_some_and(|thing| thing.name() == name);
-        self.keys.find(hash, |&(of, key)| of == hash && is_named(key)).map(|&(_, key)| key)
+        let is_named = |place| self.things.at(place).is_some_and(|(_, thing)| thing.name() == name);
+        let place = self.index.find(hash, is_named)?;
+        self.things.at(place).map(|(key, _)| key)
     }
 
     pub(super) fn find_ref<'a>(&'a self, name: T::Name<'a>) -> Option<&'a T> {
@@ -50,16 +49,14 @@ impl<T: Named> Directory<T> {
     pub(super) fn insert(&mut self, thing: T) -> Key<T> {
         let hash = self.hasher.hash_one(thing.name());
         let key = self.things.insert(thing);
-        self.keys.insert_unique(hash, (hash, key), |&(hash, _)| hash);
+        self.index.insert(hash, key.place());
         key
     }
 
     pub(super) fn remove(&mut self, key: Key<T>) -> Option<T> {
         let thing = self.things.remove(key)?;
         let hash = self.hasher.hash_one(thing.name());
-        if let Ok(entry) = self.keys.find_entry(hash, |&(_, of)| of == key) {
-            entry.remove();
-        }
+        self.index.remove(hash, key.place());
         Some(thing)
     }
 }
@@ -111,7 +108,7 @@ mod tests {
         for (n, &key) in keys.iter().enumerate() {
             assert_eq!(directory.find(&format!("t{n}")), (n % 2 == 1).then_some(key));
         }
-        assert_eq!((directory.len(), directory.keys.len()), (500, 500));
+        assert_eq!((directory.len(), directory.index.len()), (500, 500));
         let again = directory.insert(Thing("t0".into()));
         assert_eq!(directory.find("t0"), Some(again));
         assert_eq!(directory.iter().count(), 501);

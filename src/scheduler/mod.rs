@@ -28,6 +28,7 @@ mod gauges;
 mod health;
 mod holds;
 mod ids;
+mod index;
 mod info;
 mod intake;
 mod lane;
