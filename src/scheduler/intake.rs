@@ -13,6 +13,7 @@ use super::few::FewSet;
 use super::lane::{Head, LaneState};
 use super::outcome::{HELD_BY_FUSE, PAUSED};
 use super::placement::lane_source;
+use super::timers::earliest;
 use super::window::WindowItem;
 use super::writes::{Effect, Submission, SubmittedItem, is_about_one_change};
 use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
@@ -427,25 +428,25 @@ impl Scheduler {
             self.purge_on(now, key);
         }
         let Some(lane) = self.lanes.get(key) else { return };
-        let bounce_after = self.bounce_after(lane);
-        let missing = self.missing_from(lane);
-        // What DNS was asked about is seen to when it answers.
-        let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
-        let missing = missing.filter(|&at| at > now || !asking);
-        let missing = missing.map(|at| at.max(self.fresh_from(destination_key).unwrap_or(at)));
-        let expiry = [lane.head.oldest.map(|oldest| oldest + bounce_after), lane.head.first_expiry, missing];
+        let work = &*lane.work;
+        let claiming = work.claiming.is_some();
         // While it is about to be claimed, or a claim is under way, that decides.
-        let expiry = expiry
-            .into_iter()
-            .flatten()
-            .min()
-            .filter(|_| !lane.work.expiring && lane.work.claiming.is_none());
-        let window_expiry = lane.work.deadlines.first().map(|&(deadline, _)| deadline);
+        let expiry = if work.expiring || claiming {
+            None
+        } else {
+            let oldest = lane.head.oldest.map(|oldest| oldest + self.bounce_after(lane));
+            let missing = self.missing_from(lane).and_then(|at| {
+                // What DNS was asked about is seen to when it answers.
+                let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
+                (at > now || !asking).then(|| at.max(self.fresh_from(destination_key).unwrap_or(at)))
+            });
+            earliest(earliest(oldest, lane.head.first_expiry), missing)
+        };
+        let window_expiry = work.deadlines.first().map(|&(deadline, _)| deadline);
         let due = lane.head.next_due;
-        let becomes_hungry =
-            due.is_some_and(|due| due <= now) && !lane.work.hungry && lane.work.claiming.is_none();
+        let becomes_hungry = due.is_some_and(|due| due <= now) && !work.hungry && !claiming;
         let later_due = due.filter(|&due| due > now);
-        let next = [expiry, window_expiry, later_due].into_iter().flatten().min();
+        let next = earliest(earliest(expiry, window_expiry), later_due);
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if becomes_hungry {
             lane.work.hungry = true;
@@ -463,7 +464,7 @@ impl Scheduler {
     /// When the oldest of a lane's stored mail is as old as its domain may be missing.
     fn missing_from(&self, lane: &LaneState) -> Option<Timestamp> {
         let after = self.missing_after(lane.destination)?;
-        let oldest = [lane.head.oldest, lane.head.oldest_with_expiry].into_iter().flatten().min()?;
+        let oldest = earliest(lane.head.oldest, lane.head.oldest_with_expiry)?;
         Some(oldest + after)
     }
 

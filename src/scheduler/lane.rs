@@ -4,6 +4,7 @@ use super::directory::Named;
 use super::few::{FewDeque, FewSet};
 use super::purge::LanePurge;
 use super::rare::{AtRest, Rare};
+use super::timers::earliest;
 use super::{DestinationKey, DomainKey, QueueKey};
 use crate::clock::Timestamp;
 use crate::storage::{ItemId, Lane, LaneHead};
@@ -100,10 +101,6 @@ impl Head {
     }
 
     pub(super) fn merge(&mut self, other: Self) {
-        let earliest = |a: Option<Timestamp>, b: Option<Timestamp>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
         self.next_due = earliest(self.next_due, other.next_due);
         self.oldest = earliest(self.oldest, other.oldest);
         self.oldest_with_expiry = earliest(self.oldest_with_expiry, other.oldest_with_expiry);

@@ -3,6 +3,7 @@
 //! All permits of a connection are taken in one step or none is. What is missing decides where the destination
 //! stands in line; waiting charges nobody and is no failure.
 
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -445,10 +446,10 @@ impl Scheduler {
         }
         self.limits.not_idle(&connection.holds, since, id);
         let place = (connection.source.clone(), connection.current.peer);
-        if let Some(idle) = self.idle_at.get_mut(&place) {
-            idle.remove(&(since, id));
-            if idle.is_empty() {
-                self.idle_at.remove(&place);
+        if let Entry::Occupied(mut idle) = self.idle_at.entry(place) {
+            idle.get_mut().remove(&(since, id));
+            if idle.get().is_empty() {
+                idle.remove();
             }
         }
     }

@@ -9,6 +9,7 @@ use super::event::Content;
 use super::placement::Site;
 use super::rare::AtRest;
 use super::session::{InTransaction, State};
+use super::timers::earliest;
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
@@ -432,7 +433,8 @@ impl Scheduler {
             refusal,
             self.resolver_rests,
         ];
-        let next = waits.into_iter().flatten().filter(|&at| at > now).min();
+        let later = waits.into_iter().map(|at| at.filter(|&at| at > now));
+        let next = later.fold(None, earliest);
         self.timers.arm(&mut destination.timer, next, TimerOwner::Destination(key));
     }
 

@@ -4,6 +4,14 @@ use std::collections::BTreeSet;
 
 use crate::clock::Timestamp;
 
+/// The earlier of two times, if there are any.
+pub(super) fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 /// Whose timer it is decides what happens when it fires.
 pub(super) struct Timers<K> {
     armed: BTreeSet<(Timestamp, K)>,
@@ -15,10 +23,15 @@ impl<K: Ord + Copy> Timers<K> {
     }
 
     /// Moves `owner`'s timer from `slot` to `at`; `None` disarms it.
+    #[inline]
     pub(super) fn arm(&mut self, slot: &mut Option<Timestamp>, at: Option<Timestamp>, owner: K) {
-        if *slot == at {
-            return;
+        // Mostly nothing changes.
+        if *slot != at {
+            self.move_to(slot, at, owner);
         }
+    }
+
+    fn move_to(&mut self, slot: &mut Option<Timestamp>, at: Option<Timestamp>, owner: K) {
         if let Some(old) = slot.take() {
             self.armed.remove(&(old, owner));
         }
