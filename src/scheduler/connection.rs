@@ -318,9 +318,10 @@ impl Scheduler {
         };
         let decision = self.consult(now, key, reply, about, &mut Counted::default());
         self.apply_to_queue(now, key, &decision, reply);
-        if let Some(destination) = self.destinations.get_mut(key) {
-            destination.work.next_interval =
-                decision.retry_after.clone().or(destination.work.next_interval.take());
+        if let Some(interval) = &decision.retry_after
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            destination.work.doubts.next_interval = Some(interval.clone());
         }
         decision
     }
@@ -367,14 +368,17 @@ impl Scheduler {
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let clock = &mut destination.retry;
         clock.step = clock.step.saturating_add(1);
-        let overridden = destination.work.next_interval.take().map(|(interval, _)| interval);
+        let overridden = destination.work.doubts.next_interval.as_ref().map(|(interval, _)| *interval);
         let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
         clock.last = Some(Box::new(diagnosis.clone()));
         destination.work.in_doubt = false;
         destination.work.suspended = None;
-        destination.work.skipped.clear();
+        destination.work.doubts.change(|doubts| {
+            doubts.next_interval = None;
+            doubts.skipped.clear();
+        });
         destination.cohort.reset();
         let (name, source, domain) = (queue.name.clone(), queue.source.clone(), destination.domain.clone());
         let event = self.event_id(now);
@@ -397,7 +401,7 @@ impl Scheduler {
     /// A held destination keeps nothing in the window. An item over which a session ended goes behind the others.
     pub(super) fn clear_window_of(&mut self, now: Timestamp, key: DestinationKey, until: Option<Timestamp>) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        destination.work.suspects.clear();
+        destination.work.doubts.change(|doubts| doubts.suspects.clear());
         let lanes: Vec<_> = destination.lanes.iter().copied().collect();
         for lane_key in lanes {
             let Some(lane) = self.lanes.get_mut(lane_key) else { continue };

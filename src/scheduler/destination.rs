@@ -47,13 +47,8 @@ pub(crate) struct Work {
     pub(super) wants_fresh: bool,
     /// How it is being looked up.
     pub(super) asked: Freshness,
-    /// The interval that a reply rule put in place of the next one.
-    pub(super) next_interval: Option<(Duration, Arc<str>)>,
     pub(super) ring: Ring,
-    /// Items to try when the ring is empty: a session ended over each before anything was charged.
-    pub(super) suspects: FewDeque<ItemId>,
-    /// The messages of those met of late: after a failed step another message goes first.
-    pub(super) suspected: FewDeque<MessageId>,
+    pub(super) doubts: Rare<Doubts>,
     /// An attempt failed and others are still opening: they decide whether the destination works.
     pub(super) in_doubt: bool,
     /// Lanes with due mail in the store.
@@ -64,8 +59,6 @@ pub(crate) struct Work {
     pub(super) claiming: bool,
     /// An attempt that failed somewhere and waits for a permit to go on.
     pub(super) suspended: Option<Box<Attempt>>,
-    /// Hosts passed over by a reply rule until then.
-    pub(super) skipped: Vec<(Arc<str>, Timestamp)>,
     /// Recipients it may offer, taken from its queue's rates in advance.
     pub(super) grant: Option<Box<Grant>>,
     pub(super) idle: Idle,
@@ -85,16 +78,13 @@ impl AtRest for Work {
     const NEW: Self = Self {
         wants_fresh: false,
         asked: Freshness::Cached,
-        next_interval: None,
         ring: Ring { levels: [const { Level { lanes: FewDeque::new(), credit: 0 } }; 3] },
-        suspects: FewDeque::new(),
-        suspected: FewDeque::new(),
+        doubts: Rare::new(),
         in_doubt: false,
         hungry: FewDeque::new(),
         expiring: FewDeque::new(),
         claiming: false,
         suspended: None,
-        skipped: Vec::new(),
         grant: None,
         idle: Idle::new(),
         working: FewSet::new(),
@@ -118,16 +108,13 @@ impl AtRest for Work {
         let Self {
             wants_fresh,
             asked,
-            next_interval,
             ring,
-            suspects,
-            suspected,
+            doubts,
             in_doubt,
             hungry,
             expiring,
             claiming,
             suspended,
-            skipped,
             grant,
             idle,
             working,
@@ -141,9 +128,35 @@ impl AtRest for Work {
             && !(*wants_fresh || *in_doubt || *claiming || *asked == Freshness::Fresh)
             && ring.is_empty()
             && [hungry.is_empty(), expiring.is_empty(), idle.is_empty(), working.is_empty()] == [true; 4]
-            && (suspects.is_empty() && suspected.is_empty() && skipped.is_empty())
-            && (next_interval.is_none() && suspended.is_none() && grant.is_none())
+            && (doubts.is_at_rest() && suspended.is_none() && grant.is_none())
             && waits.is_for_nothing()
+    }
+}
+
+/// What a destination has met of late that most never meet.
+pub(crate) struct Doubts {
+    /// The interval that a reply rule put in place of the next one.
+    pub(super) next_interval: Option<(Duration, Arc<str>)>,
+    /// Items to try when the ring is empty: a session ended over each before anything was charged.
+    pub(super) suspects: FewDeque<ItemId>,
+    /// The messages of those met of late: after a failed step another message goes first.
+    pub(super) suspected: FewDeque<MessageId>,
+    /// Hosts passed over by a reply rule until then.
+    pub(super) skipped: Vec<(Arc<str>, Timestamp)>,
+}
+
+impl AtRest for Doubts {
+    const NEW: Self = Self {
+        next_interval: None,
+        suspects: FewDeque::new(),
+        suspected: FewDeque::new(),
+        skipped: Vec::new(),
+    };
+    const AT_REST: &'static Self = &Self::NEW;
+
+    fn is_at_rest(&self) -> bool {
+        let Self { next_interval, suspects, suspected, skipped } = self;
+        next_interval.is_none() && suspects.is_empty() && suspected.is_empty() && skipped.is_empty()
     }
 }
 
@@ -367,7 +380,7 @@ impl Destination {
 
     /// A reply rule passes over this host.
     pub(super) fn skips(&self, now: Timestamp, host: &str) -> bool {
-        self.work.skipped.iter().any(|(skipped, until)| **skipped == *host && *until > now)
+        self.work.doubts.skipped.iter().any(|(skipped, until)| **skipped == *host && *until > now)
     }
 
     /// A session is open. An EHLO that succeeds ends retry mode; the step stays until a message is taken.
@@ -376,7 +389,7 @@ impl Destination {
         self.retry.until = None;
         self.work.in_doubt = false;
         self.work.suspended = None;
-        self.work.next_interval = None;
+        self.work.doubts.change(|doubts| doubts.next_interval = None);
     }
 
     /// DNS said just now, past any cache, what it does not have.
@@ -393,13 +406,14 @@ impl Destination {
 
     /// A session ended over this message before anything was charged.
     pub(super) fn suspect(&mut self, message: MessageId) {
-        if self.work.suspected.contains(&message) {
+        let suspected = &mut self.work.doubts.suspected;
+        if suspected.contains(&message) {
             return;
         }
-        if self.work.suspected.len() == MOST_SUSPECTED {
-            self.work.suspected.pop_front();
+        if suspected.len() == MOST_SUSPECTED {
+            suspected.pop_front();
         }
-        self.work.suspected.push_back(message);
+        suspected.push_back(message);
     }
 
     /// Drops all that holds for moments only.

@@ -304,7 +304,7 @@ impl Scheduler {
         let held = self.is_held(now, destination_key);
         let Some(destination) = self.destinations.get_mut(destination_key) else { return };
         destination.work.claimed += 1;
-        if destination.work.suspected.contains(&message)
+        if destination.work.doubts.suspected.contains(&message)
             && let Some(item) = self.window.get_mut(id)
         {
             item.suspect = true;
@@ -349,7 +349,7 @@ impl Scheduler {
         item.ready = true;
         destination.work.ready += 1;
         if item.suspect {
-            destination.work.suspects.push_back(id);
+            destination.work.doubts.suspects.push_back(id);
             return Some(destination_key);
         }
         let list = if fresh { &mut lane.work.fresh } else { &mut lane.work.again };
@@ -409,7 +409,7 @@ impl Scheduler {
             destination.work.claimed = destination.work.claimed.saturating_sub(1);
             destination.work.ready -= usize::from(item.ready);
             if item.ready && item.suspect {
-                destination.work.suspects.retain(|&other| other != id);
+                destination.work.doubts.change(|doubts| doubts.suspects.retain(|&other| other != id));
             }
         }
         Some(item)

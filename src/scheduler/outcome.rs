@@ -108,7 +108,7 @@ impl Scheduler {
     fn delivered_to(&mut self, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.cohort.succeeded();
-        destination.work.suspected.clear();
+        destination.work.doubts.change(|doubts| doubts.suspected.clear());
         // While the queue is held, it is one that was under way.
         if let Some(queue) = self.queues.get_mut(destination.queue)
             && queue.mode.held_until.is_none()

@@ -277,7 +277,13 @@ impl Scheduler {
             }
         }
         stale.extend(
-            destination.work.suspects.iter().filter_map(|&id| self.window.get(id)).map(|item| item.lane),
+            destination
+                .work
+                .doubts
+                .suspects
+                .iter()
+                .filter_map(|&id| self.window.get(id))
+                .map(|item| item.lane),
         );
         for lane in stale {
             // Each is in a ring again where it goes.
@@ -337,12 +343,14 @@ impl Scheduler {
         let mut suspects = Vec::new();
         if let Some(destination) = self.destinations.get_mut(from) {
             let window = &self.window;
-            destination.work.suspects.retain(|&id| {
-                let stays = window.get(id).is_none_or(|item| item.lane != key);
-                if !stays {
-                    suspects.push(id);
-                }
-                stays
+            destination.work.doubts.change(|doubts| {
+                doubts.suspects.retain(|&id| {
+                    let stays = window.get(id).is_none_or(|item| item.lane != key);
+                    if !stays {
+                        suspects.push(id);
+                    }
+                    stays
+                });
             });
             destination.work.ready -= listed + suspects.len();
             destination.work.claimed = destination.work.claimed.saturating_sub(claimed);
@@ -352,7 +360,7 @@ impl Scheduler {
             destination.work.ready += listed + suspects.len();
             destination.work.claimed += claimed;
             destination.lanes.insert(key);
-            suspects.into_iter().for_each(|id| destination.work.suspects.push_back(id));
+            suspects.into_iter().for_each(|id| destination.work.doubts.suspects.push_back(id));
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
         lane.ring_stamp = lane.ring_stamp.wrapping_add(1);

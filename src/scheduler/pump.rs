@@ -212,7 +212,7 @@ impl Scheduler {
             }
         }
         loop {
-            let id = *self.destinations.get(key)?.work.suspects.front()?;
+            let id = *self.destinations.get(key)?.work.doubts.suspects.front()?;
             let lane = self.window.get(id)?.lane;
             if self.is_stale(now, lane) {
                 let domain = self.lanes.get(lane)?.domain;
@@ -220,7 +220,7 @@ impl Scheduler {
                 continue;
             }
             let destination = self.destinations.get_mut(key)?;
-            destination.work.suspects.pop_front();
+            destination.work.doubts.suspects.pop_front();
             destination.work.ready -= 1;
             self.window.get_mut(id)?.ready = false;
             return Some(id);

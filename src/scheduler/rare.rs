@@ -18,11 +18,25 @@ pub(super) trait AtRest: Sized + 'static {
 
 impl<T> Default for Rare<T> {
     fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Rare<T> {
+    pub(super) const fn new() -> Self {
         Self(None)
     }
 }
 
 impl<T: AtRest> Rare<T> {
+    /// Changes it unless it is at rest, where the change would change nothing. Gives its room back if it is then.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut T)) {
+        if let Some(it) = &mut self.0 {
+            change(it);
+            self.tidy();
+        }
+    }
+
     /// Gives its room back if it is at rest.
     pub(super) fn tidy(&mut self) {
         if self.0.as_ref().is_some_and(|it| it.is_at_rest()) {

@@ -300,8 +300,8 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let until = now + queue.retry_after().interval(1);
-        destination.work.skipped.retain(|(skipped, until)| skipped != host && *until > now);
-        destination.work.skipped.push((host.clone(), until));
+        destination.work.doubts.skipped.retain(|(skipped, until)| skipped != host && *until > now);
+        destination.work.doubts.skipped.push((host.clone(), until));
         if let Some(attempt) = &mut destination.work.suspended {
             attempt.skip(host);
         }

@@ -132,7 +132,11 @@ impl Scheduler {
                 .filter_map(|&lane| self.lanes.get(lane))
                 .map(|l| l.work.fresh.len() + l.work.again.len())
                 .sum();
-            assert_eq!(listed + state.work.suspects.len(), state.work.ready, "listed in lanes of {domain}");
+            assert_eq!(
+                listed + state.work.doubts.suspects.len(),
+                state.work.ready,
+                "listed in lanes of {domain}"
+            );
             // Mail that moved here, from a rollup or a source that is disabled, comes with its places.
             let of_domains: BTreeSet<_> =
                 state.lanes.iter().filter_map(|&lane| Some(self.lanes.get(lane)?.domain)).collect();
