@@ -32,7 +32,7 @@ impl Scheduler {
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
             queue: queue.name.clone(),
             source: queue.source.clone(),
-            timeouts: self.policy.smtp().timeouts,
+            timeouts: self.timeouts.clone(),
         };
         self.commands.push_back(Command::Connect { connection: id, target });
     }

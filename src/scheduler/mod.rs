@@ -87,6 +87,7 @@ use crate::event::DeliveryEvent;
 use crate::message::{EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
 use crate::storage::{Owner, Room};
+use crate::transport::Timeouts;
 
 pub(crate) type LaneKey = Key<LaneState>;
 pub(crate) type DestinationKey = Key<Destination>;
@@ -169,6 +170,8 @@ enum TimerOwner {
 /// See the [module](self).
 pub(crate) struct Scheduler {
     policy: Policy,
+    /// The policy's: each connection has them.
+    timeouts: Arc<Timeouts>,
     hostname: Arc<str>,
     owner: Owner,
     bounds: Bounds,
@@ -291,6 +294,7 @@ impl Scheduler {
         let mut limits = limits::Limits::default();
         let total = limits.count(limits::LimitKey::Total, policy.max_connections() as usize);
         Self {
+            timeouts: Arc::new(policy.smtp().timeouts),
             policy,
             hostname,
             owner,

@@ -13,6 +13,7 @@ use crate::policy::Policy;
 impl Scheduler {
     /// Every queue is given its new settings now; destinations and their mail are looked at in slices.
     pub(super) fn on_policy(&mut self, now: Timestamp, policy: Policy) {
+        self.timeouts = Arc::new(policy.smtp().timeouts);
         self.policy = policy;
         self.common_settings.clear();
         self.limits.set_limit(self.total, self.policy.max_connections() as usize);

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use super::*;
 use crate::message::Address;
 use crate::reply::Reply;
 use crate::transport::smtp::SmtpTransport;
-use crate::transport::{EndCause, Target, Timeouts, Transaction, Transport};
+use crate::transport::{EndCause, Target, Transaction, Transport};
 
 fn target(peer: &str) -> Target {
     Target {
@@ -19,7 +20,7 @@ fn target(peer: &str) -> Target {
         ehlo: "out.example".into(),
         queue: "y.example".into(),
         source: "default".into(),
-        timeouts: Timeouts::default(),
+        timeouts: Arc::default(),
     }
 }
 

@@ -69,8 +69,8 @@ pub struct Target {
     pub queue: Arc<str>,
     /// The source it is sent from.
     pub source: Arc<str>,
-    /// How long to wait for what.
-    pub timeouts: Timeouts,
+    /// How long to wait for what. The same for all of an engine's connections.
+    pub timeouts: Arc<Timeouts>,
 }
 
 /// How long to wait for each step. The defaults are RFC 5321 §4.5.3.2's, with a shorter wait for the connection.

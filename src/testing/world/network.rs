@@ -133,7 +133,7 @@ impl Transport for Network {
 
 impl Network {
     async fn open(&self, target: &Target, mut open: Open) -> Result<ModelSession, (ConnectError, Open)> {
-        let timeouts = target.timeouts;
+        let timeouts = *target.timeouts;
         let Some(latency) = self.ask(target.peer, Server::connect_latency) else {
             return Err((fail(Stage::Connect, refused()), open));
         };

@@ -103,13 +103,13 @@ pub(super) fn broken(error: io::Error) -> EndCause {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::transport::Timeouts;
 
     fn target(peer: SocketAddr, local: Option<&str>) -> Target {
         Target {
@@ -119,7 +119,7 @@ mod tests {
             ehlo: "out.example".into(),
             queue: "y.example".into(),
             source: "default".into(),
-            timeouts: Timeouts::default(),
+            timeouts: Arc::default(),
         }
     }
 

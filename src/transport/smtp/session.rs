@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,7 +24,7 @@ pub(super) struct SmtpSession {
     peer: SocketAddr,
     wire: Wire,
     extensions: Extensions,
-    timeouts: Timeouts,
+    timeouts: Arc<Timeouts>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
     ended: Option<SessionEnd>,
@@ -71,7 +72,14 @@ impl Session for SmtpSession {
 
 impl SmtpSession {
     pub(super) fn new(wire: Wire, extensions: Extensions, target: &Target) -> Self {
-        Self { peer: target.peer, wire, extensions, timeouts: target.timeouts, dirty: false, ended: None }
+        Self {
+            peer: target.peer,
+            wire,
+            extensions,
+            timeouts: target.timeouts.clone(),
+            dirty: false,
+            ended: None,
+        }
     }
 
     async fn converse(

@@ -9,6 +9,7 @@ mod sessions;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream};
@@ -33,7 +34,7 @@ fn target() -> Target {
         ehlo: "out.example".into(),
         queue: "y.example".into(),
         source: "default".into(),
-        timeouts: Timeouts::default(),
+        timeouts: Arc::default(),
     }
 }
 
