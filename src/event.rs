@@ -367,6 +367,10 @@ words! {
         Cancelled = "cancelled",
         /// The stored content is gone or damaged.
         ContentLost = "content-lost",
+        /// TLS is required and the server does not offer it.
+        TlsNotOffered = "tls-not-offered",
+        /// TLS is required and could not be had: no handshake, or a certificate that is not valid for the host.
+        TlsFailed = "tls-failed",
     }
 }
 

@@ -1,8 +1,8 @@
 //! An email delivery engine to embed.
 //!
 //! A host program hands it messages. It stores them durably, finds where they go, delivers them over SMTP within
-//! limits, retries, bounces, and reports every outcome. It listens on no port, writes no bounce messages, never
-//! alters content, and speaks no TLS yet.
+//! limits, retries, bounces, and reports every outcome. It listens on no port, writes no bounce messages, and
+//! never alters content.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -49,6 +49,7 @@
 //! |---|---|---|
 //! | `disk` | yes | `DiskStorage` |
 //! | `hickory` | yes | `HickoryResolver` |
+//! | `tls` | yes | STARTTLS and implicit TLS in [`SmtpTransport`](transport::smtp::SmtpTransport); without it queues send in plain, and a policy that asks for TLS is refused |
 //! | `testing` | no | `postrider::testing`: worlds in virtual time under an oracle, simulations, the rules of a store as tests, SMTP servers in the process, the replay of logs |
 //!
 //! # Cancel safety

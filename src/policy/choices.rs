@@ -29,7 +29,7 @@ pub enum NxDomain {
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
 
@@ -77,14 +77,17 @@ choice! {
 choice! {
     /// Whether sessions are encrypted by STARTTLS, RFC 3207 (`use-starttls`).
     StartTls {
-        /// Never. The default for now.
-        #[default]
+        /// Never. The default where the feature `tls` is not there.
+        #[cfg_attr(not(feature = "tls"), default)]
         Off = "off",
-        /// If the server offers it.
+        /// If the server offers it, with any certificate; in plain on a new connection where it fails. The default.
+        #[cfg_attr(feature = "tls", default)]
         Opportunistic = "opportunistic",
-        /// Always: no mail without it.
+        /// Always, with any certificate: no mail without it.
         #[doc(alias = "require-starttls")]
         Required = "required",
+        /// Always, with a certificate that is valid for the host's name: no mail without it.
+        Verify = "verify",
     }
 }
 

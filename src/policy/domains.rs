@@ -67,6 +67,9 @@ impl DomainRules {
             PolicyError::invalid(&path, format_args!("\"{}\"", name.escape_debug()), problem)
         })?;
         settings.check(&path)?;
+        settings.check_together().map_err(|(key, problem)| {
+            PolicyError::contradiction(format_args!("{path}.{key}").to_string(), problem)
+        })?;
         let replaced = match &pattern {
             DomainPattern::All => self.all.replace(settings),
             DomainPattern::Below(above) => self.below.insert(above.clone(), settings),

@@ -9,6 +9,7 @@ use super::hosts::FixedHost;
 use super::retry::RetryAfter;
 use super::unbuilt;
 use super::value::{MAX_DURATION, Rate};
+use crate::transport::TlsWish;
 
 /// Makes [`QueueSettings`], [`DomainSettings`] and all that must name every setting from one list, so that no
 /// setting can be known in one place and forgotten in another.
@@ -136,8 +137,11 @@ settings! {
     /// Connections opened by the queue from one source address. Default: unlimited.
     "source-ip-max-connect-rate" source_ip_max_connect_rate, with_source_ip_max_connect_rate: Option<Rate> = None,
         read::rate, any;
-    /// Encryption. Default: see [`StartTls`].
+    /// Encryption by STARTTLS. Default: if the server offers it.
     "use-starttls" use_starttls, with_use_starttls: StartTls = unbuilt::DEFAULT_STARTTLS, read::starttls, any;
+    /// TLS from the first octet in place of STARTTLS, for fixed hosts that speak it (RFC 8314): only beside
+    /// `smtp-hosts`, never in plain. Certificates are verified if `use-starttls` is "verify". Default: no.
+    "use-implicit-tls" use_implicit_tls, with_use_implicit_tls: bool = false, read::boolean, any;
     /// MTA-STS (RFC 8461).
     "use-mta-sts" use_mta_sts, with_use_mta_sts: bool = unbuilt::DEFAULT_MTA_STS, read::boolean, any;
     /// DANE (RFC 7672). Default: no, it needs a validating resolver.
@@ -164,6 +168,26 @@ settings! {
     "disable-mx-rollup" disable_mx_rollup, with_disable_mx_rollup: bool = false, read::boolean, any;
     /// The rollup whose queue takes this domain's mail, whatever its MX records. Default: none.
     "queue-to" queue_to, with_queue_to: Option<super::RollupName> = None, read::queue_to, any;
+}
+
+impl QueueSettings {
+    /// The TLS that sessions of the queue are to have.
+    pub fn tls_wish(&self) -> TlsWish {
+        // Hosts found by DNS are spoken to at the port of plain SMTP.
+        let implicit = self.use_implicit_tls && !self.smtp_hosts.is_empty();
+        TlsWish { level: self.use_starttls, implicit }
+    }
+}
+
+impl DomainSettings {
+    /// What is wrong with settings that do not go together: the key, and the problem.
+    pub(super) fn check_together(&self) -> Result<(), (&'static str, &'static str)> {
+        let fixed = self.smtp_hosts.as_ref().is_some_and(|hosts| !hosts.is_empty());
+        if self.use_implicit_tls == Some(true) && !fixed {
+            return Err(("use-implicit-tls", "only fixed hosts have it: name them beside it in smtp-hosts"));
+        }
+        Ok(())
+    }
 }
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -259,7 +283,9 @@ mod tests {
         assert_eq!(got.ip_family, IpFamily::Both);
         assert_eq!((got.max_msg_rate, got.max_connect_rate), (None, None));
         assert_eq!((got.source_ip_max_msg_rate, got.source_ip_max_connect_rate), (None, None));
-        assert_eq!((got.use_starttls, got.use_mta_sts, got.use_dane), (StartTls::Off, false, false));
+        let starttls = if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
+        assert_eq!((got.use_starttls, StartTls::default()), (starttls, starttls));
+        assert_eq!((got.use_implicit_tls, got.use_mta_sts, got.use_dane), (false, false, false));
         assert_eq!(got.backoff_retry_after.intervals(), [minutes(60)]);
         assert_eq!(got.backoff_max_smtp_out, Some(1));
         assert_eq!(got.backoff_max_msg_rate, rate("1/m"));

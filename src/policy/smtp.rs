@@ -39,6 +39,7 @@ pub(super) const PHASES: &[(&str, Option<&str>, Phase)] = &[
     ("connect-timeout", None, |t| &mut t.connect),
     ("greeting-timeout", Some("smtp-greeting-timeout"), |t| &mut t.greeting),
     ("ehlo-timeout", None, |t| &mut t.ehlo),
+    ("starttls-timeout", None, |t| &mut t.starttls),
     ("mail-timeout", None, |t| &mut t.mail),
     ("rcpt-timeout", None, |t| &mut t.rcpt),
     ("data-timeout", None, |t| &mut t.data),
@@ -101,7 +102,9 @@ mod tests {
             *phase(&mut timeouts) = Duration::from_secs(n);
         }
         let t = timeouts;
-        let got = [t.connect, t.greeting, t.ehlo, t.mail, t.rcpt, t.data, t.data_block, t.dot, t.quit];
-        assert_eq!(got.map(|d| d.as_secs()), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let opening = [t.connect, t.greeting, t.ehlo, t.starttls];
+        assert_eq!(opening.map(|d| d.as_secs()), [1, 2, 3, 4]);
+        let rest = [t.mail, t.rcpt, t.data, t.data_block, t.dot, t.quit];
+        assert_eq!(rest.map(|d| d.as_secs()), [5, 6, 7, 8, 9, 10]);
     }
 }

@@ -9,8 +9,9 @@ use super::choices::{PolicyBase, StartTls};
 use super::error::{PolicyError, PolicyErrorKind};
 use super::settings::DomainSettings;
 
-/// The default of `use-starttls`: "opportunistic" once TLS is built.
-pub(super) const DEFAULT_STARTTLS: StartTls = StartTls::Off;
+/// The default of `use-starttls`.
+pub(super) const DEFAULT_STARTTLS: StartTls =
+    if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
 /// The default of `use-mta-sts`: true once it is built.
 pub(super) const DEFAULT_MTA_STS: bool = false;
 
@@ -25,39 +26,52 @@ struct Setting {
 /// A feature, and what to write meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Feature {
-    /// With its verb: "TLS is".
-    name: &'static str,
+    /// What is missing: "DANE is not built yet".
+    missing: &'static str,
     instead: &'static str,
 }
 
+/// This build of the crate does without it.
+#[cfg(not(feature = "tls"))]
+const NO_TLS: &str = "TLS is not in this build, which lacks the feature `tls`";
+
 const SETTINGS: &[Setting] = &[
+    #[cfg(not(feature = "tls"))]
     Setting {
         key: "use-starttls",
         on: |s| s.use_starttls.is_some_and(|v| v != StartTls::Off),
-        feature: Feature { name: "TLS is", instead: r#"write "off" or leave the key out"# },
+        feature: Feature { missing: NO_TLS, instead: r#"write "off" or leave the key out"# },
+    },
+    #[cfg(not(feature = "tls"))]
+    Setting {
+        key: "use-implicit-tls",
+        on: |s| s.use_implicit_tls == Some(true),
+        feature: Feature { missing: NO_TLS, instead: "write false or leave the key out" },
     },
     Setting {
         key: "use-mta-sts",
         on: |s| s.use_mta_sts == Some(true),
-        feature: Feature { name: "MTA-STS is", instead: "write false or leave the key out" },
+        feature: Feature { missing: "MTA-STS is not built yet", instead: "write false or leave the key out" },
     },
     Setting {
         key: "use-dane",
         on: |s| s.use_dane == Some(true),
-        feature: Feature { name: "DANE is", instead: "write false or leave the key out" },
+        feature: Feature { missing: "DANE is not built yet", instead: "write false or leave the key out" },
     },
 ];
 
 /// `[policy] base`.
 pub(super) fn base(base: PolicyBase) -> Option<Feature> {
-    let feature =
-        Feature { name: "recommended settings are", instead: r#"write "none" or leave the key out"# };
+    let feature = Feature {
+        missing: "recommended settings are not built yet",
+        instead: r#"write "none" or leave the key out"#,
+    };
     (base == PolicyBase::Recommended).then_some(feature)
 }
 
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} not built yet: {}", self.name, self.instead)
+        write!(f, "{}: {}", self.missing, self.instead)
     }
 }
 

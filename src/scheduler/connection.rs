@@ -15,15 +15,16 @@ use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind}
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
-use crate::transport::{ConnectError, EndCause, Target};
+use crate::transport::{ConnectError, EndCause, Target, TlsWish};
 
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
     pub(super) fn open_current(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(destination) = self.destinations.get(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let source = self.policy.source(&queue.source);
+        connection.wish = queue.settings.tls_wish();
         let candidate = &connection.current;
         let target = Target {
             peer: candidate.peer,
@@ -32,6 +33,7 @@ impl Scheduler {
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
             queue: queue.name.clone(),
             source: queue.source.clone(),
+            tls: connection.wish,
             timeouts: self.timeouts.clone(),
         };
         self.commands.push_back(Command::Connect { connection: id, target });
@@ -87,11 +89,15 @@ impl Scheduler {
         if destination.work.working.is_empty() {
             return;
         }
-        let belongs = |peer| route.hosts.iter().any(|host| host.addresses.contains(&peer));
+        let leads = |wish: TlsWish, to: &Candidate| {
+            // A certificate was verified for one name.
+            let named = |name: &Arc<str>| !wish.is_verified() || *name == to.host;
+            route.hosts.iter().any(|host| named(&host.name) && host.addresses.contains(&to.peer))
+        };
         let working: Vec<_> = destination.work.working.iter().copied().collect();
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if belongs(connection.current.peer) {
+            if leads(connection.wish, &connection.current) {
                 continue;
             }
             connection.retired = true;
@@ -124,8 +130,9 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most)
-            // A limit was lowered.
-            || connection.holds.iter().any(|&slot| self.limits.is_over(slot));
+            // A limit was lowered, or other TLS is wished for now.
+            || connection.holds.iter().any(|&slot| self.limits.is_over(slot))
+            || connection.wish != queue.settings.tls_wish();
         connection.state = State::Idle { since: now };
         if used_up || connection.retired || self.shutting_down {
             self.close(id);

@@ -231,8 +231,8 @@ pub(crate) struct Scheduler {
     busy: usize,
     /// Connections that became idle and may be used before anybody else is told.
     newly_idle: VecDeque<ConnectionId>,
-    /// Idle connections by source and address, the longest idle first.
-    idle_at: NameMap<(Arc<str>, std::net::SocketAddr), Idle>,
+    /// Idle connections by source, address and TLS, the longest idle first.
+    idle_at: NameMap<session::Meeting, Idle>,
     looking_up: usize,
     transit_octets: usize,
     waiting: Waiting,

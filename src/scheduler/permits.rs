@@ -15,11 +15,12 @@ use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::{ROUTE_GRACE, local_address};
 use super::record::{Failed, engine_diagnosis};
-use super::session::{Attempt, Candidate, Connection, State};
+use super::session::{Attempt, Candidate, Connection, Meeting, State};
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
+use crate::transport::TlsWish;
 
 /// Addresses of one attempt.
 const MOST_CANDIDATES: usize = 32;
@@ -244,6 +245,7 @@ impl Scheduler {
                 has_idled: false,
                 retired: false,
                 listed: false,
+                wish: TlsWish::default(),
                 tls: None,
                 timer: None,
             },
@@ -353,8 +355,10 @@ impl Scheduler {
         }
         let Some(state) = self.queues.get(queue) else { return false };
         let (source, most) = (state.source.clone(), state.settings.max_msg_per_connection);
+        let wish = state.settings.tls_wish();
         for candidate in attempt.group() {
-            let Some(idle) = self.idle_at.get(&(source.clone(), candidate.peer)) else { continue };
+            let meeting = Meeting::new(source.clone(), candidate, wish);
+            let Some(idle) = self.idle_at.get(&meeting) else { continue };
             // The one used last: the others may go.
             let usable = idle.iter().rev().map(|&(_, id)| id).find(|id| {
                 self.connections.get(id).is_some_and(|connection| {
@@ -431,8 +435,7 @@ impl Scheduler {
             }
             self.limits.now_idle(&connection.holds, since, id);
             if !connection.retired {
-                let place = (connection.source.clone(), connection.current.peer);
-                self.idle_at.entry(place).or_default().insert((since, id));
+                self.idle_at.entry(connection.meeting()).or_default().insert((since, id));
             }
         }
     }
@@ -445,8 +448,7 @@ impl Scheduler {
             return;
         }
         self.limits.not_idle(&connection.holds, since, id);
-        let place = (connection.source.clone(), connection.current.peer);
-        if let Entry::Occupied(mut idle) = self.idle_at.entry(place) {
+        if let Entry::Occupied(mut idle) = self.idle_at.entry(connection.meeting()) {
             idle.get_mut().remove(&(since, id));
             if idle.get().is_empty() {
                 idle.remove();

@@ -72,6 +72,18 @@ pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) ->
             category: Category::ProtocolErrors,
             ..engine_diagnosis(stage, failed, cause.to_string())
         },
+        EndCause::TlsNotOffered => Diagnosis {
+            status: EnhancedStatus::new(4, 7, 4),
+            category: Category::PolicyRelated,
+            reason: Some(Reason::TlsNotOffered),
+            ..engine_diagnosis(stage, failed, cause.to_string())
+        },
+        EndCause::Tls(_) => Diagnosis {
+            status: EnhancedStatus::new(4, 7, 5),
+            category: Category::PolicyRelated,
+            reason: Some(Reason::TlsFailed),
+            ..engine_diagnosis(stage, failed, cause.to_string())
+        },
         _ => engine_diagnosis(stage, failed, cause.to_string()),
     }
 }

@@ -9,6 +9,7 @@ use super::session::Connection;
 use super::{ConnectionId, DestinationKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::policy::Policy;
+use crate::transport::TlsWish;
 
 impl Scheduler {
     /// Every queue is given its new settings now; destinations and their mail are looked at in slices.
@@ -39,12 +40,20 @@ impl Scheduler {
         open.iter().for_each(|&id| self.charge_anew(now, id));
         for id in open {
             // Those at work close once they have nothing to do.
-            let is_over =
-                |connection: &Connection| connection.holds.iter().any(|&slot| self.limits.is_over(slot));
+            let is_over = |connection: &Connection| {
+                connection.holds.iter().any(|&slot| self.limits.is_over(slot))
+                    || self.wish_of(connection.destination) != Some(connection.wish)
+            };
             if self.connections.get(&id).is_some_and(is_over) {
                 self.close(id);
             }
         }
+    }
+
+    /// The TLS a destination's sessions are to have.
+    fn wish_of(&self, key: DestinationKey) -> Option<TlsWish> {
+        let queue = self.queues.get(self.destinations.get(key)?.queue)?;
+        Some(queue.settings.tls_wish())
     }
 
     /// What a connection holds by the new policy, though it may be more than that allows.

@@ -10,6 +10,7 @@ use super::holds::Holds;
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::storage::ItemId;
+use crate::transport::TlsWish;
 
 /// An address to try, and the host that led there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +98,33 @@ pub(super) struct Connection {
     pub(super) retired: bool,
     /// It is idle and stands where others find it.
     pub(super) listed: bool,
+    /// The TLS it was opened for.
+    pub(super) wish: TlsWish,
+    /// The TLS it has.
     pub(super) tls: Option<Arc<str>>,
     pub(super) timer: Option<Timestamp>,
+}
+
+impl Connection {
+    pub(super) fn meeting(&self) -> Meeting {
+        Meeting::new(self.source.clone(), &self.current, self.wish)
+    }
+}
+
+/// Where an idle session and those who may use it find each other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Meeting {
+    source: Arc<str>,
+    peer: SocketAddr,
+    tls: TlsWish,
+    /// The name the certificate was verified for, if it was.
+    host: Option<Arc<str>>,
+}
+
+impl Meeting {
+    pub(super) fn new(source: Arc<str>, to: &Candidate, tls: TlsWish) -> Self {
+        Self { source, peer: to.peer, tls, host: tls.is_verified().then(|| to.host.clone()) }
+    }
 }
 
 pub(super) enum State {

@@ -20,6 +20,7 @@ fn target(peer: &str) -> Target {
         ehlo: "out.example".into(),
         queue: "y.example".into(),
         source: "default".into(),
+        tls: crate::transport::TlsWish::default(),
         timeouts: Arc::default(),
     }
 }

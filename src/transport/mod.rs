@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::message::{Address, MessageId, ReversePath};
+use crate::policy::StartTls;
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
 /// Opens sessions with receivers.
@@ -20,7 +21,8 @@ use crate::reply::{EnhancedStatus, Reply, Stage};
 /// Dropping the future of `connect` closes what was opened.
 #[async_trait]
 pub trait Transport: Debug + Display + Send + Sync + 'static {
-    /// Connects to one address, waits for the greeting and introduces itself (EHLO, else HELO).
+    /// Connects to one address, waits for the greeting and introduces itself (EHLO, else HELO), with the TLS that
+    /// [`Target::tls`] wishes. At no time is more than one connection open for it.
     ///
     /// # Errors
     /// [`ConnectError`]: no session; everything that was opened is closed.
@@ -59,7 +61,8 @@ fn _obj_safe(_: &dyn Transport, _: &dyn Session) {}
 pub struct Target {
     /// The receiver's address and port.
     pub peer: SocketAddr,
-    /// The host name that led there, for records (and TLS).
+    /// The host name that led there, for records, and for TLS: certificates are verified for it. An address in
+    /// brackets if there is no name.
     pub host: Arc<str>,
     /// The local address to send from; `None`: the system chooses.
     pub local: Option<IpAddr>,
@@ -69,11 +72,37 @@ pub struct Target {
     pub queue: Arc<str>,
     /// The source it is sent from.
     pub source: Arc<str>,
+    /// The TLS the session is to have.
+    pub tls: TlsWish,
     /// How long to wait for what. The same for all of an engine's connections.
     pub timeouts: Arc<Timeouts>,
 }
 
-/// How long to wait for each step. The defaults are RFC 5321 §4.5.3.2's, with a shorter wait for the connection.
+/// What TLS a session is to have. Sessions are shared only among those who wish the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_structs, reason = "all that can be wished")]
+pub struct TlsWish {
+    /// Whether by STARTTLS, and how strictly.
+    pub level: StartTls,
+    /// From the first octet and in any case, in place of STARTTLS. The level says only whether certificates are
+    /// verified.
+    pub implicit: bool,
+}
+
+impl TlsWish {
+    /// Whether a session in plain will not do.
+    pub const fn is_required(self) -> bool {
+        self.implicit || matches!(self.level, StartTls::Required | StartTls::Verify)
+    }
+
+    /// Whether the certificate must be valid for the host's name.
+    pub const fn is_verified(self) -> bool {
+        matches!(self.level, StartTls::Verify)
+    }
+}
+
+/// How long to wait for each step. The defaults are RFC 5321 §4.5.3.2's, with a shorter wait for the connection
+/// and for TLS, of which it does not speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "one field per phase of the RFC")]
 pub struct Timeouts {
@@ -83,6 +112,8 @@ pub struct Timeouts {
     pub greeting: Duration,
     /// EHLO and HELO: 5 min.
     pub ehlo: Duration,
+    /// STARTTLS, and the handshake after it: 1 min each.
+    pub starttls: Duration,
     /// MAIL: 5 min.
     pub mail: Duration,
     /// RCPT: 5 min.
@@ -104,6 +135,7 @@ impl Default for Timeouts {
             connect: MINUTE,
             greeting: 5 * MINUTE,
             ehlo: 5 * MINUTE,
+            starttls: MINUTE,
             mail: 5 * MINUTE,
             rcpt: 5 * MINUTE,
             data: 2 * MINUTE,
@@ -241,6 +273,12 @@ pub enum EndCause {
     /// The server does not speak SMTP.
     #[error("not SMTP: {0}")]
     Protocol(String),
+    /// TLS is required and the server does not offer it.
+    #[error("TLS is required and the server does not offer STARTTLS")]
+    TlsNotOffered,
+    /// TLS is required and could not be had.
+    #[error("TLS failed: {0}")]
+    Tls(String),
     /// This machine's trouble, not the server's: no such local address, no descriptor left …
     #[error("this machine can not connect: {0}")]
     Local(String),

@@ -36,7 +36,10 @@ fn every_setting_is_read_and_checked() {
         ("max-connect-rate", |s| format!("{:?}", s.max_connect_rate), &[("\"unlimited\"", "None")], &["\"off\""]),
         ("source-ip-max-msg-rate", |s| format!("{:?}", s.source_ip_max_msg_rate), &[("\"unlimited\"", "None")], &["\"\""]),
         ("source-ip-max-connect-rate", |s| format!("{:?}", s.source_ip_max_connect_rate), &[("\"unlimited\"", "None")], &["1"]),
-        ("use-starttls", |s| format!("{:?}", s.use_starttls), &[("\"off\"", "Off")], &["true", "\"on\""]),
+        ("use-starttls", |s| format!("{:?}", s.use_starttls),
+            if cfg!(feature = "tls") { &[("\"off\"", "Off"), ("\"opportunistic\"", "Opportunistic"), ("\"required\"", "Required"), ("\"verify\"", "Verify")] } else { &[("\"off\"", "Off")] },
+            &["true", "\"on\"", "\"implicit\""]),
+        ("use-implicit-tls", |s| s.use_implicit_tls.to_string(), &[("false", "false")], &["\"no\"", "1"]),
         ("use-mta-sts", |s| s.use_mta_sts.to_string(), &[("false", "false")], &["\"no\""]),
         ("use-dane", |s| s.use_dane.to_string(), &[("false", "false")], &["0"]),
         ("backoff-retry-after", |s| format!("{:?}", s.backoff_retry_after.intervals()), &[(r#"["2h"]"#, "[7200s]")], &["[]", "\"0s\""]),
@@ -81,6 +84,7 @@ fn every_other_key_is_read() {
         connect-timeout = "1s"
         smtp-greeting-timeout = "2s"
         ehlo-timeout = "3s"
+        starttls-timeout = "3500ms"
         mail-timeout = "4s"
         rcpt-timeout = "5s"
         data-timeout = "6s"
@@ -109,6 +113,7 @@ fn every_other_key_is_read() {
     let t = policy.smtp().timeouts;
     let got = [t.connect, t.greeting, t.ehlo, t.mail, t.rcpt, t.data, t.data_block, t.dot, t.quit];
     assert_eq!(got.map(|d| d.as_millis()), [1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 900]);
+    assert_eq!(t.starttls.as_millis(), 3500);
     assert!(
         policy.is_prohibited("10.1.1.1".parse().unwrap())
             && !policy.is_prohibited("127.0.0.1".parse().unwrap())

@@ -57,6 +57,7 @@ max-msg-rate = "unlimited"
 max-connect-rate = "unlimited"
 max-rcpt-per-transaction = 100
 use-starttls = "off"
+use-implicit-tls = false
 connection-idle-timeout = "5s"
 backoff-retry-after = ["1h"]
 backoff-max-smtp-out = 1

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::policy::file::read_unbuilt_too;
+use crate::transport::TlsWish;
 
 /// The rest of the example: each part, and how it is refused.
 pub(super) const UNBUILT: &[(&str, &str)] = &[(
@@ -11,8 +12,13 @@ pub(super) const UNBUILT: &[(&str, &str)] = &[(
 
 /// Settings that would switch on what is not built.
 const UNBUILT_SETTINGS: &[(&str, &str)] = &[
-    ("use-starttls = \"opportunistic\"", "TLS is not built yet: write \"off\""),
-    ("use-starttls = \"required\"", "TLS is not built yet: write \"off\""),
+    #[cfg(not(feature = "tls"))]
+    (
+        "use-starttls = \"opportunistic\"",
+        "TLS is not in this build, which lacks the feature `tls`: write \"off\"",
+    ),
+    #[cfg(not(feature = "tls"))]
+    ("use-starttls = \"required\"", "TLS is not in this build, which lacks the feature `tls`: write \"off\""),
     ("use-mta-sts = true", "MTA-STS is not built yet: write false"),
     ("use-dane = true", "DANE is not built yet: write false"),
 ];
@@ -63,4 +69,19 @@ fn unbuilt_parts_are_read_whole() {
     let got =
         read_unbuilt_too(&domain("use-starttls = \"required\"")).unwrap().settings("x.example", "default");
     assert_eq!(got.use_starttls, StartTls::Required);
+}
+
+#[test]
+fn implicit_tls_is_for_fixed_hosts() {
+    let text = domain("use-implicit-tls = true");
+    let want =
+        "line 1: domain.\"*\".use-implicit-tls: only fixed hosts have it: name them beside it in smtp-hosts";
+    let error = Policy::from_toml(&text).unwrap_err();
+    assert_eq!((error.to_string().as_str(), error.kind()), (want, PolicyErrorKind::Contradiction));
+    let text = domain("use-implicit-tls = true\nsmtp-hosts = \"relay.example:465\"\nuse-starttls = \"off\"");
+    let narrower = text.clone() + "[domain.\"y.example\"]\nsmtp-hosts = []\n";
+    for (domain, implicit) in [("x.example", true), ("y.example", false)] {
+        let settings = read_unbuilt_too(&narrower).unwrap().settings(domain, "default");
+        assert_eq!(settings.tls_wish(), TlsWish { level: StartTls::Off, implicit }, "{domain}");
+    }
 }

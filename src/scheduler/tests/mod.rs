@@ -17,6 +17,8 @@ mod retry;
 mod rollup;
 mod rules;
 mod sharing;
+#[cfg(feature = "tls")]
+mod tls;
 mod verdict;
 mod why;
 mod window;

@@ -6,6 +6,7 @@ use crate::message::{Address, ReversePath};
 
 pub(super) const RSET: &[u8] = b"RSET\r\n";
 pub(super) const DATA: &[u8] = b"DATA\r\n";
+pub(super) const STARTTLS: &[u8] = b"STARTTLS\r\n";
 pub(super) const QUIT: &[u8] = b"QUIT\r\n";
 
 /// MAIL's parameters; each only where the server offers its extension.

@@ -119,6 +119,7 @@ mod tests {
             ehlo: "out.example".into(),
             queue: "y.example".into(),
             source: "default".into(),
+            tls: crate::transport::TlsWish::default(),
             timeouts: Arc::default(),
         }
     }

@@ -13,6 +13,8 @@ pub(crate) struct Extensions {
     pub(super) smtputf8: bool,
     /// RFC 2034. Enhanced statuses are read in any case; servers send them without offering.
     pub(super) enhanced_status_codes: bool,
+    /// RFC 3207.
+    pub(super) starttls: bool,
     /// RFC 1870.
     pub(super) size: Option<Size>,
 }
@@ -37,6 +39,7 @@ impl Extensions {
                 b"8BITMIME" => extensions.eight_bit_mime = true,
                 b"SMTPUTF8" => extensions.smtputf8 = true,
                 b"ENHANCEDSTATUSCODES" => extensions.enhanced_status_codes = true,
+                b"STARTTLS" => extensions.starttls = true,
                 b"SIZE" => extensions.size = Some(Size { limit: words.next().and_then(size_limit) }),
                 _ => {}
             }
@@ -65,6 +68,7 @@ mod tests {
             eight_bit_mime: true,
             smtputf8: true,
             enhanced_status_codes: true,
+            starttls: true,
             size: Some(Size { limit: Some(35_882_577) }),
         };
         let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n\

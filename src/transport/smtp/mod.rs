@@ -1,6 +1,6 @@
-//! SMTP (RFC 5321) over any [`Connector`]. It speaks plain SMTP so far: no TLS yet.
+//! SMTP (RFC 5321) over any [`Connector`], with TLS (RFC 3207, RFC 8314) as the target wishes.
 //!
-//! A session is one conversation, written top to bottom in `session.rs`; `wire.rs` keeps octets and replies
+//! How a session comes about is written top to bottom in `opening.rs`, what is said in it in `session.rs`; `wire.rs` keeps octets and replies
 //! apart from it, `data.rs` and `commands.rs` are what goes out, [`ReplyParser`](crate::reply::ReplyParser) what
 //! comes in.
 
@@ -8,9 +8,16 @@ mod commands;
 mod connector;
 mod data;
 mod ehlo;
+mod opening;
+mod plain;
 mod session;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 mod wire;
 
 use std::fmt;
@@ -20,19 +27,37 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 pub use connector::{Connector, Stream, TcpConnector};
+#[cfg(feature = "tls")]
+pub use tls::RootsError;
 
 #[cfg(feature = "testing")]
 pub(crate) use self::data::Content;
 pub(crate) use self::ehlo::Extensions;
+use self::opening::{Failed, open};
+use self::plain::PlainHosts;
 use self::session::SmtpSession;
-use self::wire::Wire;
+use self::tls::Tls;
 use super::{ConnectError, EndCause, Session, Target, Transport};
+use crate::policy::StartTls;
 use crate::reply::{Reply, Stage};
 
-/// Delivers by SMTP. Cheap to clone.
+/// Delivers by SMTP. Cheap to clone; clones remember the same.
+///
+/// # TLS
+///
+/// TLS 1.2 and 1.3, as [`Target::tls`] wishes. Opportunistic TLS takes any certificate. Where a server refuses
+/// STARTTLS, or the handshake fails, it closes the connection and opens one in plain to the same address. If that
+/// comes to a session, the next sessions with this host at this address are in plain at once, for an hour; 1,024 such
+/// are remembered. Required TLS never goes out in plain; the host is given up with [`EndCause::TlsNotOffered`],
+/// [`EndCause::Tls`] or the server's own reply.
+///
+/// Verified certificates must be valid for [`Target::host`] by the platform's roots, or by those of
+/// `with_root_certificates`. Sessions are resumed where the server gives tickets; those of 1,024 names are kept.
 #[derive(Clone, Debug)]
 pub struct SmtpTransport {
     connector: Arc<dyn Connector>,
+    tls: Arc<Tls>,
+    plain: Arc<PlainHosts>,
 }
 
 impl SmtpTransport {
@@ -43,7 +68,31 @@ impl SmtpTransport {
 
     /// Over connections made by `connector`.
     pub fn over(connector: impl Connector) -> Self {
-        Self { connector: Arc::new(connector) }
+        Self { connector: Arc::new(connector), tls: Arc::default(), plain: Arc::default() }
+    }
+
+    /// Verifies certificates by these roots, in PEM, in place of the platform's. What was remembered of sessions
+    /// before is forgotten.
+    ///
+    /// # Errors
+    /// [`RootsError`], when one is no certificate, or there is none.
+    #[cfg(feature = "tls")]
+    pub fn with_root_certificates(mut self, pem: impl AsRef<[u8]>) -> Result<Self, RootsError> {
+        self.tls = Arc::new(Tls::with_roots(pem.as_ref())?);
+        Ok(self)
+    }
+
+    /// Connects and opens a session.
+    async fn open(&self, target: &Target, level: StartTls) -> Result<SmtpSession, Failed> {
+        let limit = target.timeouts.connect;
+        let stream = timeout(limit, self.connector.connect(target)).await;
+        match stream.unwrap_or(Err(EndCause::Timeout(limit))) {
+            Ok(stream) => open(stream, target, level, &self.tls).await,
+            Err(cause) => {
+                let error = ConnectError { stage: Stage::Connect, cause };
+                Err(Failed { error, by_starttls: false })
+            }
+        }
     }
 }
 
@@ -62,68 +111,26 @@ impl fmt::Display for SmtpTransport {
 #[async_trait]
 impl Transport for SmtpTransport {
     async fn connect(&self, target: &Target) -> Result<Box<dyn Session>, ConnectError> {
-        let at = |stage| move |cause| ConnectError { stage, cause };
         if !commands::is_hello_name(&target.ehlo) {
             let name = target.ehlo.escape_debug();
             let cause =
                 EndCause::Local(format!("`{name}` can not stand in EHLO: one word of visible ASCII can"));
-            return Err(at(Stage::Ehlo)(cause));
+            return Err(ConnectError { stage: Stage::Ehlo, cause });
         }
-        let limit = target.timeouts.connect;
-        let stream = timeout(limit, self.connector.connect(target))
-            .await
-            .unwrap_or(Err(EndCause::Timeout(limit)))
-            .map_err(at(Stage::Connect))?;
-        let mut wire = Wire::new(stream);
-
-        let opened = match greeting(&mut wire, target).await {
-            Ok(()) => hello(&mut wire, target).await.map_err(at(Stage::Ehlo)),
-            Err(cause) => Err(at(Stage::Connect)(cause)),
-        };
-        match opened {
-            Ok(extensions) => Ok(Box::new(SmtpSession::new(wire, extensions, target))),
-            Err(error) => {
-                // A server that refuses waits for QUIT (RFC 5321 §3.1). Its reply to that tells nothing.
-                if matches!(&error.cause, EndCause::Reply(reply) if reply.code() != 421) {
-                    wire.send(commands::QUIT, target.timeouts.quit, 1).await;
-                }
-                Err(error)
+        let is_opportunistic = target.tls.level == StartTls::Opportunistic && !target.tls.implicit;
+        let level = if is_opportunistic && self.plain.has(target) { StartTls::Off } else { target.tls.level };
+        match self.open(target, level).await {
+            Ok(session) => Ok(Box::new(session)),
+            Err(failed) if failed.by_starttls && is_opportunistic => {
+                // The first connection is closed.
+                let session = self.open(target, StartTls::Off).await.map_err(|failed| failed.error)?;
+                // Now it is known that TLS was the trouble, and not the host.
+                self.plain.add(target);
+                Ok(Box::new(session))
             }
+            Err(failed) => Err(failed.error),
         }
     }
-}
-
-/// RFC 5321 §3.1: nothing is sent before 220.
-async fn greeting(wire: &mut Wire, target: &Target) -> Result<(), EndCause> {
-    let reply = wire.reply(target.timeouts.greeting).await?;
-    match reply.code() {
-        220 => Ok(()),
-        _ if is_refusal(&reply) => Err(EndCause::Reply(reply)),
-        _ => Err(EndCause::Protocol(excerpt("as a greeting", &reply))),
-    }
-}
-
-/// EHLO, and HELO where a server does not know it or refuses it for good (RFC 5321 §4.1.4).
-async fn hello(wire: &mut Wire, target: &Target) -> Result<Extensions, EndCause> {
-    let refused = match say_hello(wire, "EHLO", target).await? {
-        reply if reply.is_positive() => return Ok(Extensions::parse(&reply)),
-        reply if reply.is_permanent() => reply,
-        reply => return Err(EndCause::Reply(reply)),
-    };
-    match say_hello(wire, "HELO", target).await {
-        Ok(reply) if reply.is_positive() => Ok(Extensions::default()),
-        Ok(reply) => Err(EndCause::Reply(reply)),
-        // It closed after refusing: the refusal says why.
-        Err(EndCause::Closed | EndCause::Broken(_)) => Err(EndCause::Reply(refused)),
-        Err(cause) => Err(cause),
-    }
-}
-
-async fn say_hello(wire: &mut Wire, verb: &str, target: &Target) -> Result<Reply, EndCause> {
-    wire.check_idle().await?;
-    wire.send(&commands::hello(verb, &target.ehlo), target.timeouts.ehlo, 1).await;
-    let reply = wire.reply(target.timeouts.ehlo).await?;
-    if reply.is_intermediate() { Err(EndCause::Protocol(excerpt(verb, &reply))) } else { Ok(reply) }
 }
 
 fn is_refusal(reply: &Reply) -> bool {

@@ -25,6 +25,8 @@ pub(super) struct SmtpSession {
     wire: Wire,
     extensions: Extensions,
     timeouts: Arc<Timeouts>,
+    /// Version and cipher suite.
+    tls: Option<String>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
     ended: Option<SessionEnd>,
@@ -65,21 +67,20 @@ impl Session for SmtpSession {
         let _ = timeout(limit, async {
             self.wire.send(commands::QUIT, limit, 1).await;
             let _ = self.wire.reply(limit).await;
+            self.wire.shut_down().await;
         })
         .await;
+    }
+
+    fn tls(&self) -> Option<String> {
+        self.tls.clone()
     }
 }
 
 impl SmtpSession {
-    pub(super) fn new(wire: Wire, extensions: Extensions, target: &Target) -> Self {
-        Self {
-            peer: target.peer,
-            wire,
-            extensions,
-            timeouts: target.timeouts.clone(),
-            dirty: false,
-            ended: None,
-        }
+    pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<String>, target: &Target) -> Self {
+        let (peer, timeouts) = (target.peer, target.timeouts.clone());
+        Self { peer, wire, extensions, timeouts, tls, dirty: false, ended: None }
     }
 
     async fn converse(

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -51,6 +51,37 @@ impl Wire {
             failure: None,
             input_ended: false,
         }
+    }
+
+    /// The connection itself, if nothing came over it that was not asked for (RFC 3207 §6, and the injections that
+    /// were found since: what lies behind the 220 to STARTTLS was said by nobody known).
+    pub(super) async fn into_stream(mut self) -> Result<Box<dyn Stream>, EndCause> {
+        if self.is_quiet() {
+            self.look().await;
+        }
+        let garbage = matches!(self.failure, Some(EndCause::Protocol(_)));
+        if garbage || !self.replies.is_empty() || self.parser.is_mid_reply() {
+            return Err(EndCause::Protocol("octets behind the 220 to STARTTLS".into()));
+        }
+        match self.failure {
+            Some(cause) => Err(cause),
+            None => Ok(self.stream),
+        }
+    }
+
+    /// Says that no more is coming, as TLS must (RFC 8446 §6.1).
+    pub(super) async fn shut_down(&mut self) {
+        // The connection is closed however this goes.
+        let _ = poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await;
+    }
+
+    /// Reads what is there, without waiting.
+    async fn look(&mut self) {
+        poll_fn(|cx| {
+            let _ = self.poll_read(cx);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Begins a transaction's budget for replies; gives back what the last one's took.
@@ -167,11 +198,7 @@ impl Wire {
     /// Fails if anything came that was not asked for, looking without waiting.
     pub(super) async fn check_idle(&mut self) -> Result<(), EndCause> {
         if self.is_quiet() {
-            poll_fn(|cx| {
-                let _ = self.poll_read(cx);
-                Poll::Ready(())
-            })
-            .await;
+            self.look().await;
         }
         self.check_quiet().await
     }
@@ -209,6 +236,10 @@ impl Wire {
                 self.end_input(EndCause::Closed);
             }
             Ok(()) => self.parse(buffer.filled()),
+            // TLS without its own goodbye, as many servers end it. A reply cut off so is none anyway.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                self.end_input(EndCause::Closed);
+            }
             Err(error) => {
                 self.end_input(broken(error));
             }

@@ -34,6 +34,7 @@ fn target() -> Target {
         ehlo: "out.example".into(),
         queue: "y.example".into(),
         source: "default".into(),
+        tls: crate::transport::TlsWish::default(),
         timeouts: Arc::default(),
     }
 }

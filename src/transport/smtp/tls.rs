@@ -1,0 +1,209 @@
+//! TLS, by rustls.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientSessionMemoryCache, Resumption};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, ProtocolVersion, RootCertStore, SignatureScheme,
+    SupportedCipherSuite,
+};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::connector::Stream;
+use crate::transport::{EndCause, Target};
+
+/// Host names whose session tickets are kept, of each kind of session.
+const MOST_NAMES: usize = 1_024;
+
+/// Root certificates that can not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RootsError {
+    /// Not PEM, or not a certificate.
+    #[error("not a root certificate in PEM: {0}")]
+    Malformed(String),
+    /// No certificate in the text.
+    #[error("no certificate in PEM: nothing could be verified")]
+    None,
+}
+
+/// How handshakes are made. Sessions that were not verified are never resumed as verified ones: each kind has a
+/// configuration and tickets of its own.
+#[derive(Debug, Default)]
+pub(super) struct Tls {
+    /// The host's own roots, in place of the platform's.
+    roots: Option<RootCertStore>,
+    any: OnceLock<Result<Arc<ClientConfig>, EndCause>>,
+    verified: OnceCell<Arc<ClientConfig>>,
+}
+
+impl Tls {
+    /// Verifies by these roots.
+    pub(super) fn with_roots(pem: &[u8]) -> Result<Self, RootsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|error| RootsError::Malformed(error.to_string()))?;
+            roots.add(certificate).map_err(|error| RootsError::Malformed(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(RootsError::None);
+        }
+        Ok(Self { roots: Some(roots), ..Self::default() })
+    }
+
+    /// Makes a handshake: the stream in TLS, with version and cipher suite.
+    pub(super) async fn handshake(
+        &self,
+        stream: Box<dyn Stream>,
+        target: &Target,
+    ) -> Result<(Box<dyn Stream>, String), EndCause> {
+        let config = if target.tls.is_verified() { self.verified().await } else { self.any() }?;
+        let name = server_name(target)?;
+        let limit = target.timeouts.starttls;
+        let handshake = TlsConnector::from(config).connect(name, stream);
+        let stream = match timeout(limit, handshake).await {
+            Ok(done) => done.map_err(|error| failed(&error))?,
+            Err(_) => return Err(EndCause::Tls(format!("no handshake within {} s", limit.as_secs()))),
+        };
+        let (_, connection) = stream.get_ref();
+        let what = describe(connection.protocol_version(), connection.negotiated_cipher_suite());
+        Ok((Box::new(stream), what))
+    }
+
+    fn any(&self) -> Result<Arc<ClientConfig>, EndCause> {
+        let config = self.any.get_or_init(|| {
+            let mut config = configure(RootCertStore::empty())?;
+            config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate(ring::default_provider())));
+            Ok(Arc::new(config))
+        });
+        config.clone()
+    }
+
+    /// The platform's roots are read once, when they are first needed.
+    async fn verified(&self) -> Result<Arc<ClientConfig>, EndCause> {
+        let make = || async {
+            let roots = match &self.roots {
+                Some(roots) => roots.clone(),
+                None => platform_roots().await?,
+            };
+            Ok(Arc::new(configure(roots)?))
+        };
+        self.verified.get_or_try_init(make).await.cloned()
+    }
+}
+
+/// TLS 1.2 and 1.3.
+fn configure(roots: RootCertStore) -> Result<ClientConfig, EndCause> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| EndCause::Local(format!("no TLS: {error}")))?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::store(Arc::new(ClientSessionMemoryCache::new(MOST_NAMES)));
+    Ok(config)
+}
+
+async fn platform_roots() -> Result<RootCertStore, EndCause> {
+    // It reads files.
+    let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
+    let found = found.map_err(|error| EndCause::Local(format!("no root certificates: {error}")))?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map_or_else(|| "none are installed".to_owned(), ToString::to_string);
+        return Err(EndCause::Local(format!("no root certificates: {why}")));
+    }
+    Ok(roots)
+}
+
+/// Who the server is to be: also SNI, unless it is an address (RFC 6066 §3).
+fn server_name(target: &Target) -> Result<ServerName<'static>, EndCause> {
+    let literal = target.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Some(address) = literal.and_then(|address| address.parse::<IpAddr>().ok()) {
+        return Ok(ServerName::IpAddress(address.into()));
+    }
+    match ServerName::try_from(target.host.to_string()) {
+        Ok(name) => Ok(name),
+        // Nothing is verified: a name that no certificate can have is no hindrance.
+        Err(_) if !target.tls.is_verified() => Ok(ServerName::IpAddress(target.peer.ip().into())),
+        Err(_) => {
+            let host = target.host.escape_debug();
+            Err(EndCause::Tls(format!("no certificate can be for a host called `{host}`")))
+        }
+    }
+}
+
+fn failed(error: &io::Error) -> EndCause {
+    if error.kind() == ErrorKind::UnexpectedEof {
+        return EndCause::Tls("the server closed the connection in the handshake".into());
+    }
+    // Parts of it are the server's words.
+    let text: String = error.to_string().chars().take(200).flat_map(char::escape_debug).collect();
+    EndCause::Tls(text)
+}
+
+/// As OpenSSL and RFC 8446 write them: `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+pub(crate) fn describe(version: Option<ProtocolVersion>, suite: Option<SupportedCipherSuite>) -> String {
+    let version = match version {
+        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        _ => "TLS",
+    };
+    match suite.and_then(|suite| suite.suite().as_str()) {
+        Some(suite) => format!("{version} {}", suite.replacen("TLS13_", "TLS_", 1)),
+        None => version.to_owned(),
+    }
+}
+
+/// Takes every certificate, and every signature by it: who could be in between could as well have taken STARTTLS
+/// from the offer, and a server with an odd certificate is spoken to in TLS rather than in plain.
+struct AnyCertificate(CryptoProvider);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for AnyCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AnyCertificate")
+    }
+}
