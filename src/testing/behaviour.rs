@@ -17,6 +17,8 @@ pub enum Command {
     Ehlo,
     /// HELO.
     Helo,
+    /// STARTTLS. After a 2xx comes the handshake.
+    StartTls,
     /// MAIL.
     Mail,
     /// RCPT.

@@ -10,6 +10,7 @@ use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::behaviour::{Behaviour, Command, Exchange};
+use super::pipe::Pipe;
 use super::server::{ReceivedMessage, SmtpServer};
 
 /// Talks until one side ends. `reset` is called before the stream is dropped when it shall look broken.
@@ -24,13 +25,14 @@ pub(super) async fn run(
     let _open = Open(server);
     let mut conversation = Conversation {
         server,
-        stream,
+        stream: Pipe::Plain(stream),
         input: BytesMut::new(),
         output: Vec::new(),
         number,
         address,
         client,
         ehlo: String::new(),
+        tls: None,
         envelope: None,
         transactions: 0,
         closing: false,
@@ -40,6 +42,8 @@ pub(super) async fn run(
     match end {
         Some(End::Reset) => reset(),
         Some(End::Silence) => conversation.listen().await,
+        // Only TLS has a goodbye of its own.
+        Some(End::Close) if conversation.tls.is_some() => _ = conversation.stream.shutdown().await,
         Some(End::Close) | None => {}
     }
 }
@@ -54,13 +58,15 @@ impl Drop for Open<'_> {
 
 struct Conversation<'a, S> {
     server: &'a SmtpServer,
-    stream: S,
+    stream: Pipe<S>,
     input: BytesMut,
     output: Vec<u8>,
     number: u64,
     address: SocketAddr,
     client: Option<IpAddr>,
     ehlo: String,
+    /// Version and cipher suite.
+    tls: Option<String>,
     envelope: Option<Envelope>,
     transactions: u64,
     /// The connection ends after this command.
@@ -85,6 +91,15 @@ type Step<T> = Result<T, Option<End>>;
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
     async fn run(&mut self) -> Option<End> {
+        #[cfg(feature = "tls")]
+        {
+            let tls = self.server.state().tls.clone();
+            if let Some(tls) = tls.filter(|tls| tls.implicit)
+                && let Err(end) = self.shake_hands(tls.config).await
+            {
+                return end;
+            }
+        }
         let greeting = format!("220 {} ESMTP", self.server.state().name);
         match self.answer(Command::Connect, "", None, greeting).await {
             Ok(true) => {}
@@ -125,6 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
                 self.envelope = None;
                 self.answer(command, &line, None, reply).await?;
             }
+            Command::StartTls => self.start_tls(&line).await?,
             Command::Mail => self.mail(&line).await?,
             Command::Rcpt => self.rcpt(&line).await?,
             Command::Data => self.data(&line).await?,
@@ -144,13 +160,55 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
     }
 
     fn hello(&self, command: Command) -> String {
+        let offered = self.tls.is_none() && self.config().is_some();
         let state = self.server.state();
-        let keywords: &[String] = if command == Command::Ehlo { &state.keywords } else { &[] };
-        std::iter::once(&state.name)
-            .chain(keywords)
-            .enumerate()
-            .map(|(i, word)| format!("250{}{word}\n", if i < keywords.len() { '-' } else { ' ' }))
-            .collect()
+        let keywords = if self.tls.is_some() { state.keywords_in_tls.as_ref() } else { None };
+        let keywords = keywords.unwrap_or(&state.keywords).iter().map(String::as_str);
+        let keywords = keywords.chain(offered.then_some("STARTTLS"));
+        let mut words = vec![state.name.as_str()];
+        words.extend(keywords.filter(|_| command == Command::Ehlo));
+        let last = words.len() - 1;
+        let lines = words.iter().enumerate();
+        lines.map(|(i, word)| format!("250{}{word}\n", if i < last { '-' } else { ' ' })).collect()
+    }
+
+    async fn start_tls(&mut self, line: &str) -> Step<()> {
+        let reply = match self.config() {
+            Some(_) if self.tls.is_none() => "220 2.0.0 go ahead",
+            _ => "502 5.5.1 not offered",
+        };
+        let accepted = self.answer(Command::StartTls, line, None, reply.into()).await?;
+        #[cfg(feature = "tls")]
+        if let (true, false, Some(config)) = (accepted, self.closing, self.config()) {
+            self.flush().await.map_err(|_| None)?;
+            if !self.input.is_empty() {
+                // Nothing may be sent behind STARTTLS (RFC 3207 §4).
+                return Err(Some(End::Close));
+            }
+            self.shake_hands(config).await?;
+        }
+        let _ = accepted;
+        Ok(())
+    }
+
+    #[cfg(feature = "tls")]
+    async fn shake_hands(&mut self, config: std::sync::Arc<rustls::ServerConfig>) -> Step<()> {
+        let (tls, resumed) = self.stream.accept(config).await.map_err(|_| None)?;
+        self.server.state().shook_hands(resumed);
+        self.tls = Some(tls);
+        (self.ehlo, self.envelope) = (String::new(), None);
+        Ok(())
+    }
+
+    /// How to make the handshake that STARTTLS offers.
+    #[cfg(feature = "tls")]
+    fn config(&self) -> Option<std::sync::Arc<rustls::ServerConfig>> {
+        self.server.state().tls.as_ref().filter(|tls| !tls.implicit).map(|tls| tls.config.clone())
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn config(&self) -> Option<()> {
+        None
     }
 
     async fn mail(&mut self, line: &str) -> Step<()> {
@@ -212,6 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
                 connection: self.number,
                 address: self.address,
                 ehlo: self.ehlo.clone(),
+                tls: self.tls.clone(),
             };
             // The reply has not gone out yet: a client that has it finds the message here.
             self.server.state().received(message);
@@ -379,6 +438,7 @@ fn verb(line: &str) -> Command {
     match line.split(' ').next().unwrap_or_default().to_ascii_uppercase().as_str() {
         "EHLO" => Command::Ehlo,
         "HELO" => Command::Helo,
+        "STARTTLS" => Command::StartTls,
         "MAIL" => Command::Mail,
         "RCPT" => Command::Rcpt,
         "DATA" => Command::Data,

@@ -98,10 +98,13 @@
 //! seeds as there is time.
 
 mod behaviour;
+#[cfg(feature = "tls")]
+mod certificate;
 pub mod conformance;
 mod conversation;
 pub mod fuzz;
 mod network;
+mod pipe;
 mod replay;
 mod scheduler_load;
 mod scripted;
@@ -112,6 +115,8 @@ mod tests;
 mod world;
 
 pub use behaviour::{Behaviour, Command, Exchange};
+#[cfg(feature = "tls")]
+pub use certificate::{TestCertificate, TestCertificateError};
 pub use network::{MemoryNetwork, MemoryStream};
 pub use replay::{ChangeKind, LoggedOutcome, LoggedReply, Replay, ReplayChange, ReplayReport, RuleReplay};
 pub use scheduler_load::{SchedulerLoad, SchedulerLoadReport};

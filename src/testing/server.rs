@@ -47,17 +47,31 @@ pub struct ReceivedMessage {
     pub address: SocketAddr,
     /// The client's name in EHLO or HELO.
     pub ehlo: String,
+    /// TLS version and cipher suite of the connection.
+    pub tls: Option<String>,
 }
 
 pub(super) struct State {
     pub(super) name: String,
     pub(super) keywords: Vec<String>,
+    /// In place of `keywords` in TLS.
+    pub(super) keywords_in_tls: Option<Vec<String>>,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<ServerTls>,
     pub(super) keep: usize,
     hook: Option<Hook>,
     rules: Vec<Rule>,
     messages: Vec<ReceivedMessage>,
     commands: Vec<String>,
     counts: Counts,
+}
+
+#[cfg(feature = "tls")]
+#[derive(Clone)]
+pub(super) struct ServerTls {
+    pub(super) config: Arc<rustls::ServerConfig>,
+    /// From the first octet.
+    pub(super) implicit: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -68,6 +82,8 @@ struct Counts {
     transactions: u64,
     messages: u64,
     deliveries: u64,
+    handshakes: u64,
+    resumptions: u64,
 }
 
 impl Default for SmtpServer {
@@ -90,6 +106,9 @@ impl SmtpServer {
         let state = State {
             name: "mx.test".into(),
             keywords: keywords.map(String::from).into(),
+            keywords_in_tls: None,
+            #[cfg(feature = "tls")]
+            tls: None,
             keep: Self::KEPT,
             hook: None,
             rules: Vec::new(),
@@ -103,6 +122,26 @@ impl SmtpServer {
     /// Offers these keywords, and no others.
     pub fn ehlo<K: Into<String>>(self, keywords: impl IntoIterator<Item = K>) -> Self {
         self.state().keywords = keywords.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Offers these keywords in TLS, and no others; unless this is said, the same as in plain.
+    pub fn ehlo_in_tls<K: Into<String>>(self, keywords: impl IntoIterator<Item = K>) -> Self {
+        self.state().keywords_in_tls = Some(keywords.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Offers STARTTLS, with this certificate. Clients that do not take the offer are served in plain.
+    #[cfg(feature = "tls")]
+    pub fn starttls(self, certificate: &super::TestCertificate) -> Self {
+        self.state().tls = Some(ServerTls { config: certificate.config(), implicit: false });
+        self
+    }
+
+    /// Speaks TLS from the first octet, with this certificate.
+    #[cfg(feature = "tls")]
+    pub fn implicit_tls(self, certificate: &super::TestCertificate) -> Self {
+        self.state().tls = Some(ServerTls { config: certificate.config(), implicit: true });
         self
     }
 
@@ -193,6 +232,16 @@ impl SmtpServer {
         self.state().counts.peak
     }
 
+    /// How many connections came to have TLS.
+    pub fn tls_handshakes(&self) -> u64 {
+        self.state().counts.handshakes
+    }
+
+    /// How many of these resumed an earlier session.
+    pub fn tls_resumptions(&self) -> u64 {
+        self.state().counts.resumptions
+    }
+
     /// The command lines received, in order; the final dot as `.`.
     pub fn commands(&self) -> Vec<String> {
         self.state().commands.clone()
@@ -252,6 +301,12 @@ impl State {
 
     pub(super) fn closed(&mut self) {
         self.counts.open -= 1;
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn shook_hands(&mut self, resumed: bool) {
+        self.counts.handshakes += 1;
+        self.counts.resumptions += u64::from(resumed);
     }
 
     pub(super) fn began_transaction(&mut self) {

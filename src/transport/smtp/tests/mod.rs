@@ -6,6 +6,8 @@ mod content;
 mod envelope;
 mod faults;
 mod sessions;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::future::Future;
 use std::net::SocketAddr;
