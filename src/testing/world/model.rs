@@ -40,13 +40,15 @@ pub struct ServerModel {
     problem: Option<WorldError>,
 }
 
-/// Whether a modelled server speaks TLS.
+/// Whether a modelled server speaks TLS. Its certificate is valid for whatever it is called.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelTls {
     /// Not offered. The default.
     #[default]
     None,
+    /// Offered: used as the queue's `use-starttls` wishes.
+    Offered,
     /// Demanded: MAIL without it is answered `530 5.7.0`.
     Required,
 }

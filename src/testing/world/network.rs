@@ -15,8 +15,8 @@ use super::server::{Envelope, Greeting, Server, accepted};
 use crate::reply::{Reply, Stage};
 use crate::testing::conversation::pause;
 use crate::transport::{
-    ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction, TransactionReport,
-    Transport,
+    ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, TlsWish, Transaction,
+    TransactionReport, Transport,
 };
 
 /// The servers, by address. Clones are the same network.
@@ -147,7 +147,7 @@ impl Network {
         let (stage, cause) = match greeting {
             Some(Greeting::Accepted) => {
                 open.counted = true;
-                let session = ModelSession { open, timeouts, used: 0, ended: None };
+                let mut session = ModelSession { open, timeouts, used: 0, has_tls: false, ended: None };
                 if !wait(latency, timeouts.greeting).await {
                     let cause = EndCause::Timeout(timeouts.greeting);
                     return Err((fail(Stage::Connect, cause), session.open));
@@ -156,6 +156,12 @@ impl Network {
                 if !wait(latency, timeouts.ehlo).await {
                     return Err((fail(Stage::Ehlo, EndCause::Timeout(timeouts.ehlo)), session.open));
                 }
+                let secures = self.ask(target.peer, |server| server.secures(target.tls)).flatten();
+                let Some(has_tls) = secures else {
+                    let (stage, cause) = not_offered(target.tls);
+                    return Err((fail(stage, cause), session.open));
+                };
+                session.has_tls = has_tls;
                 return Ok(session);
             }
             None | Some(Greeting::Refused) => (Stage::Connect, refused()),
@@ -184,6 +190,7 @@ struct ModelSession {
     open: Open,
     timeouts: crate::transport::Timeouts,
     used: u32,
+    has_tls: bool,
     ended: Option<SessionEnd>,
 }
 
@@ -208,10 +215,11 @@ impl ModelSession {
             let end = timed_out(Stage::Mail, self.timeouts.mail);
             return (TransactionReport { end, ..unanswered() }, false);
         }
-        let (network, client, used) = (self.open.network.clone(), self.open.client, self.used);
+        let (network, client) = (self.open.network.clone(), self.open.client);
+        let so_far = (self.used, self.has_tls);
         let begun = network.book.elapsed();
         let envelope =
-            network.ask(self.open.peer, |server| server.envelope(begun, client, used, transaction));
+            network.ask(self.open.peer, |server| server.envelope(begun, client, so_far, transaction));
         let Some(Envelope { mut report, wanted }) = envelope else {
             let end = Some(SessionEnd { stage: Stage::Mail, cause: EndCause::Closed });
             return (TransactionReport { end, ..unanswered() }, false);
@@ -268,6 +276,10 @@ impl Session for ModelSession {
     async fn quit(self: Box<Self>) {
         wait(self.latency(), self.timeouts.quit).await;
     }
+
+    fn tls(&self) -> Option<String> {
+        self.has_tls.then(|| "TLSv1.3 TLS_AES_256_GCM_SHA384".to_owned())
+    }
 }
 
 pub(super) fn content_hash(content: &[u8]) -> u64 {
@@ -295,6 +307,15 @@ fn last_reply(report: &TransactionReport) -> Option<Reply> {
 
 fn refused() -> EndCause {
     EndCause::Broken("connection refused".to_owned())
+}
+
+/// What a wish for TLS meets at a server without.
+fn not_offered(wish: TlsWish) -> (Stage, EndCause) {
+    if wish.implicit {
+        (Stage::Connect, EndCause::Tls("the server closed the connection in the handshake".to_owned()))
+    } else {
+        (Stage::Ehlo, EndCause::TlsNotOffered)
+    }
 }
 
 fn fail(stage: Stage, cause: EndCause) -> ConnectError {

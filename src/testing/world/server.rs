@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::model::{Failure, ModelTls, ServerModel};
 use crate::message::Address;
+use crate::policy::StartTls;
 use crate::reply::{Reply, Stage};
-use crate::transport::{EndCause, RecipientReport, SessionEnd, Transaction, TransactionReport};
+use crate::transport::{EndCause, RecipientReport, SessionEnd, TlsWish, Transaction, TransactionReport};
 
 /// Senders and recipients a greylist remembers; past it the oldest are forgotten.
 const MOST_GREYLISTED: usize = 1_000_000;
@@ -82,6 +83,14 @@ impl Server {
         latency.saturating_add(by_time).saturating_add(by_chance)
     }
 
+    /// Whether a session with this wish comes to have TLS; `None`: it does not come about.
+    pub(super) fn secures(&self, wish: TlsWish) -> Option<bool> {
+        match self.model.tls {
+            ModelTls::None => (!wish.is_required()).then_some(false),
+            ModelTls::Offered | ModelTls::Required => Some(wish.implicit || wish.level != StartTls::Off),
+        }
+    }
+
     pub(super) fn idle_timeout(&self) -> Option<Duration> {
         self.model.idle_timeout
     }
@@ -120,7 +129,7 @@ impl Server {
         &mut self,
         now: Duration,
         client: Option<IpAddr>,
-        used: u32,
+        (used, has_tls): (u32, bool),
         transaction: &Transaction,
     ) -> Envelope {
         let mut report = TransactionReport {
@@ -132,7 +141,7 @@ impl Server {
         if let Some(end) = planned.end(Stage::Mail) {
             return Envelope { report: ended(report, end), wanted: false };
         }
-        let mail = planned.reply(Stage::Mail).or_else(|| self.mail(now, client, used));
+        let mail = planned.reply(Stage::Mail).or_else(|| self.mail(now, client, used, has_tls));
         let mail = mail.unwrap_or_else(|| reply("250 2.1.0 ok"));
         let refused = !mail.is_positive();
         let closing = mail.code() == 421;
@@ -220,8 +229,8 @@ impl Server {
         taken
     }
 
-    fn mail(&mut self, now: Duration, client: Option<IpAddr>, used: u32) -> Option<Reply> {
-        if self.model.tls == ModelTls::Required {
+    fn mail(&mut self, now: Duration, client: Option<IpAddr>, used: u32, has_tls: bool) -> Option<Reply> {
+        if self.model.tls == ModelTls::Required && !has_tls {
             return Some(reply("530 5.7.0 must issue a STARTTLS command first"));
         }
         if self.model.messages_per_connection.is_some_and(|most| used >= most) {

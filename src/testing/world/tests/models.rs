@@ -136,12 +136,52 @@ fn mailboxes_answer_for_themselves() {
 }
 
 #[test]
-fn one_that_demands_tls_refuses_mail() {
-    let mut world = world(ServerModel::new().with_tls(ModelTls::Required));
+fn one_that_demands_tls_refuses_mail_without() {
+    let text = "[domain.'*']\nuse-starttls = 'off'";
+    let model = ServerModel::new().with_tls(ModelTls::Required);
+    let mut world = World::builder().policy(policy(text)).zone(ZONE).server(SERVER, model).build().unwrap();
     let id = world.submit(message(BOB)).unwrap();
     world.run_for(MINUTE);
     assert!(refusals(&world, id)[0].starts_with("530 5.7.0"));
     assert_eq!(world.server(SERVER).taken, 0);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_is_as_the_queue_wishes() {
+    use crate::event::DeliveryEvent;
+    use ModelTls::{None, Offered, Required};
+    for (level, offers, outcome) in [
+        ("off", None, Some(false)),
+        ("off", Offered, Some(false)),
+        ("opportunistic", None, Some(false)),
+        ("opportunistic", Offered, Some(true)),
+        ("opportunistic", Required, Some(true)),
+        ("required", None, Option::None),
+        ("required", Offered, Some(true)),
+        ("verify", None, Option::None),
+        ("verify", Required, Some(true)),
+    ] {
+        let policy = policy(&format!("[domain.'*']\nuse-starttls = '{level}'"));
+        let model = ServerModel::new().with_tls(offers);
+        let mut world = World::builder().policy(policy).zone(ZONE).server(SERVER, model).build().unwrap();
+        let id = world.submit(message(BOB)).unwrap();
+        world.run_for(HOUR);
+        let tls = world.trace().into_iter().find_map(|observation| match observation.seen {
+            Seen::Event(event) => match *event {
+                DeliveryEvent::Delivered(event) => Some(event.tls.is_some()),
+                DeliveryEvent::QueueDeferred(event) => {
+                    assert_eq!(event.diagnosis.status.to_string(), "4.7.4", "{level} at {offers:?}");
+                    Option::None
+                }
+                _ => Option::None,
+            },
+            _ => Option::None,
+        });
+        assert_eq!(tls, outcome, "{level} at {offers:?}");
+        let expected = if outcome.is_some() { Outcome::Delivered } else { Outcome::Queued };
+        assert_eq!(world.outcome(id, BOB), expected);
+    }
 }
 
 #[test]
