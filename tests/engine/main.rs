@@ -11,4 +11,6 @@ mod regressions;
 mod retry;
 mod storage;
 mod support;
+#[cfg(feature = "tls")]
+mod tls;
 mod why;
