@@ -1,5 +1,5 @@
 //! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink)
-//! and one that keeps what it gets octet for octet, all on loopback.
+//! and one that keeps what it gets octet for octet, all on loopback. And the transport by itself, against OpenSSL.
 //!
 //! Where knotd or smtp-sink is missing the tests skip and say so; with `POSTRIDER_INTEROP=require` they fail.
 #![allow(
@@ -25,6 +25,7 @@ mod recorder;
 mod replay;
 mod restarts;
 mod site;
+mod tls;
 mod why;
 
 use postrider::clock::Timestamp;
