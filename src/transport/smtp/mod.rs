@@ -74,6 +74,9 @@ impl SmtpTransport {
     /// Verifies certificates by these roots, in PEM, in place of the platform's. What was remembered of sessions
     /// before is forgotten.
     ///
+    /// A server's own certificate may be its root, unless it is marked as one that signs others (`CA:TRUE`, as
+    /// `openssl req -x509` makes them): that is none for a server.
+    ///
     /// # Errors
     /// [`RootsError`], when one is no certificate, or there is none.
     #[cfg(feature = "tls")]
