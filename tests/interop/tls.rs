@@ -46,7 +46,7 @@ impl Server {
             queue: "example.net".into(),
             source: "default".into(),
             tls: TlsWish { level, implicit: false },
-            timeouts: Timeouts::default(),
+            timeouts: Timeouts::default().into(),
         }
     }
 }
