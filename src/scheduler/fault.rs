@@ -5,6 +5,8 @@
 pub(crate) enum Fault {
     /// An address takes one connection more than its limit.
     LimitOffByOne,
+    /// A session is used for mail of whoever leads to its address, whatever TLS that wishes.
+    SharedWithoutTls,
     /// Who waits for a limit is not told that there is room.
     LostWakeUp,
     /// An attempt to connect that failed keeps one of its permits.
@@ -37,8 +39,9 @@ thread_local! {
 impl Fault {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::LimitOffByOne,
+        Self::SharedWithoutTls,
         Self::LostWakeUp,
         Self::ForgottenPermit,
         Self::RetryResetAtRestart,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::DestinationKey;
+use super::fault::Fault;
 use super::holds::Holds;
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
@@ -123,6 +124,7 @@ pub(super) struct Meeting {
 
 impl Meeting {
     pub(super) fn new(source: Arc<str>, to: &Candidate, tls: TlsWish) -> Self {
+        let tls = if Fault::SharedWithoutTls.is_there() { TlsWish::default() } else { tls };
         Self { source, peer: to.peer, tls, host: tls.is_verified().then(|| to.host.clone()) }
     }
 }

@@ -9,7 +9,7 @@
 //! | [`Simulation`] | a random world in which everything goes wrong at once |
 //! | [`Replay`] | logged replies through new reply rules: what would change |
 //! | [`conformance`] | the rules of [`Storage`](crate::storage::Storage), one test each, for a store of one's own |
-//! | [`SmtpServer`] | an SMTP server in the process that answers as the test says and keeps what it receives |
+//! | [`SmtpServer`] | an SMTP server in the process that answers as the test says and keeps what it receives; with a `TestCertificate` it speaks TLS |
 //! | [`MemoryNetwork`] | addresses and the servers behind them, over pipes: tests run on paused time |
 //! | [`ScriptedTransport`] | a [`Transport`](crate::transport::Transport) without any SMTP, for speed |
 //! | [`SchedulerLoad`] | the scheduler alone, for benches |

@@ -7,7 +7,9 @@ use crate::dns::DnsErrorKind;
 use crate::reply::Stage;
 use crate::scheduler::Bounds;
 use crate::storage::StorageErrorKind;
-use crate::testing::{DnsFault, DnsLie, Failure, Latency, ServerModel, StoreCall, StoreFault, StoreTrouble};
+use crate::testing::{
+    DnsFault, DnsLie, Failure, Latency, ModelTls, ServerModel, StoreCall, StoreFault, StoreTrouble,
+};
 
 /// Domains that mail goes to.
 pub(super) const DOMAINS: [&str; 8] = [
@@ -86,7 +88,16 @@ pub(super) fn policy(random: &mut fastrand::Rng) -> String {
     text
 }
 
+/// Dice apart, for what came later: the worlds of known seeds stay as they were in all else.
+fn apart(random: &fastrand::Rng) -> fastrand::Rng {
+    fastrand::Rng::with_seed(random.clone().u64(..) ^ 0x544C_5300)
+}
+
 fn settings(text: &mut String, random: &mut fastrand::Rng) {
+    if cfg!(feature = "tls") {
+        let levels = ["\"off\"", "\"opportunistic\"", "\"required\"", "\"verify\""];
+        maybe(text, &mut apart(random), "use-starttls", &levels);
+    }
     let lists = [
         "[\"5m\", \"10m\", \"30m\"]",
         "[\"3m\", \"15m\", \"1h\"]",
@@ -177,7 +188,12 @@ fn mx(zone: &mut String, random: &mut fastrand::Rng, domain: &str, ttl: u32) {
 
 /// A server, more or less willing.
 pub(super) fn server(random: &mut fastrand::Rng) -> ServerModel {
-    let mut model = ServerModel::new();
+    let tls = match apart(random).u8(..8) {
+        0 => ModelTls::None,
+        1 => ModelTls::Required,
+        _ => ModelTls::Offered,
+    };
+    let mut model = ServerModel::new().with_tls(tls);
     match random.u8(..4) {
         0 => {}
         1 => {

@@ -90,6 +90,7 @@ macro_rules! found {
 
 found! {
     finds_a_limit_off_by_one: LimitOffByOne by ["limits"];
+    finds_a_session_shared_without_its_tls: SharedWithoutTls by ["tls"];
     finds_a_lost_wake_up: LostWakeUp by ["starved", "after"];
     finds_a_forgotten_permit: ForgottenPermit by ["permits"];
     finds_a_retry_reset_at_restart: RetryResetAtRestart by ["due", "schedule"];

@@ -153,6 +153,7 @@ impl Book {
             host: target.host.clone(),
             queue: target.queue.clone(),
             source: target.source.clone(),
+            tls: target.tls,
         };
         if state.see(seen) {
             self.inner.stop.notify_one();

@@ -9,6 +9,7 @@ use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Diagnosis, Failure, RecipientRecord};
 use crate::message::{Address, MessageId};
 use crate::reply::Reply;
+use crate::transport::TlsWish;
 
 /// Something that happened in a [`World`](super::World). Its `Display` is one line of the trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub enum Seen {
         queue: Arc<str>,
         /// Its source.
         source: Arc<str>,
+        /// The TLS it wishes.
+        tls: TlsWish,
     },
     /// The server has greeted and taken EHLO.
     Connected {

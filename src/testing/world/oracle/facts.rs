@@ -12,6 +12,7 @@ use crate::message::{Address, EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
 use crate::scheduler::{Bounds, StoredStep};
 use crate::storage::{Change, OutboxEntry, OutboxPosition};
+use crate::transport::TlsWish;
 
 /// The engine's clock moved otherwise than time did by this much: it was stepped.
 const SIGNIFICANT_STEP: Duration = Duration::from_millis(10);
@@ -90,6 +91,10 @@ pub(super) struct Open {
     pub(super) host: Arc<str>,
     pub(super) queue: Arc<str>,
     pub(super) source: Arc<str>,
+    /// What it was opened for.
+    pub(super) tls: TlsWish,
+    /// The host it was opened to, whose name a certificate is verified for.
+    pub(super) verified: Arc<str>,
     /// Being opened, or with a transaction: it counts for this queue and host for certain. What is idle may have been
     /// handed over to another.
     pub(super) at_work: bool,
@@ -98,10 +103,10 @@ pub(super) struct Open {
 impl Open {
     /// The one that is being opened.
     pub(super) fn opening(seen: &Seen) -> Option<Self> {
-        let Seen::Connecting { peer, local, host, queue, source, .. } = seen else { return None };
-        let (peer, local) = (*peer, *local);
+        let Seen::Connecting { peer, local, host, queue, source, tls, .. } = seen else { return None };
+        let (peer, local, tls, verified) = (*peer, *local, *tls, host.clone());
         let (host, queue, source) = (host.clone(), queue.clone(), source.clone());
-        Some(Self { peer, local, host, queue, source, at_work: true })
+        Some(Self { peer, local, host, queue, source, tls, verified, at_work: true })
     }
 
     /// It carries mail of this queue to this host.

@@ -17,6 +17,7 @@ mod schedule;
 mod settled;
 mod snapshot;
 mod starved;
+mod tls;
 
 use std::fmt;
 use std::sync::Arc;
@@ -80,6 +81,7 @@ pub(super) struct Broken {
 /// | `duplicates` | what a server took is sent again only after a crash or an answer that was lost, and no more than was in flight |
 /// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
 /// | `limits` | no limit on connections is exceeded |
+/// | `tls` | mail goes over sessions that were opened for the TLS its queue wishes, and verified for its own host |
 /// | `rates` | no rate is exceeded |
 /// | `due` | nothing is tried before it is due |
 /// | `schedule` | attempts are counted and intervals follow the policy, over restarts too |
@@ -143,7 +145,7 @@ pub(super) struct Oracle {
 }
 
 /// Invariants by the policy's rules and the host's word.
-const BY_RULES: [&str; 4] = ["limits", "rates", "due", "schedule"];
+const BY_RULES: [&str; 5] = ["limits", "tls", "rates", "due", "schedule"];
 
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
@@ -153,6 +155,7 @@ impl Oracle {
             ("duplicates", Box::new(duplicates::Duplicates)),
             ("finals", Box::new(finals::Finals)),
             ("limits", Box::<limits::Limits>::default()),
+            ("tls", Box::new(tls::Tls)),
             ("rates", Box::<rates::Rates>::default()),
             ("due", Box::<due::Due>::default()),
             ("schedule", Box::<schedule::Schedule>::default()),
