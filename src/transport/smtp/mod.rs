@@ -31,8 +31,7 @@ pub use connector::{Connector, Stream, TcpConnector};
 pub use tls::RootsError;
 
 #[cfg(feature = "testing")]
-pub(crate) use self::data::Content;
-pub(crate) use self::ehlo::Extensions;
+pub(crate) use self::{data::Content, ehlo::Extensions};
 use self::opening::{Failed, open};
 use self::plain::PlainHosts;
 use self::session::SmtpSession;
