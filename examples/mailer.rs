@@ -127,7 +127,7 @@ async fn run() -> Result<(), End> {
         );
     }
     let flushed = block_in_place(|| accounting.flush()).map_err(failed("stdout"));
-    end.and(flushed)
+    end.and(flushed).and(accounting.store_works())
 }
 
 /// The configuration's file, and whether to end when idle.
@@ -383,6 +383,15 @@ impl Accounting {
         Self { clock, unflushed: Mutex::default(), broken: Mutex::default(), store_failed: Mutex::default() }
     }
 
+    fn store_works(&self) -> Result<(), End> {
+        match &*lock(&self.store_failed) {
+            Some(error) => {
+                Err(End(1, format!("the store has failed, nothing is sent until it is opened anew: {error}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn write(&self, record: Record) {
         let mut unflushed = lock(&self.unflushed);
         unflushed.extend_from_slice(&record.0);
@@ -434,12 +443,7 @@ async fn watch(engine: DeliveryEngine, accounting: Arc<Accounting>) -> Result<()
     for count in 0_u64.. {
         tick.tick().await;
         block_in_place(|| accounting.flush()).map_err(failed("stdout"))?;
-        if let Some(error) = lock(&accounting.store_failed).take() {
-            return Err(End(
-                1,
-                format!("the store has failed, nothing is sent until it is opened anew: {error}"),
-            ));
-        }
+        accounting.store_works()?;
         if count % PROGRESS_EVERY != 0 {
             continue;
         }

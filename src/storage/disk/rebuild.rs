@@ -29,7 +29,9 @@ use super::segment::{Bodies, FILE_HEADER, RECORD_HEADER, RecordHeader, SegmentWr
 use super::table_writer::Writer;
 use super::tables::{self, META, Reading, Tables};
 
-/// The new file until it takes the place of the old one.
+/// The new file while it is written.
+pub(super) const REBUILDING: &str = "metadata.rebuilding";
+/// The new file once it is whole, until it takes the place of the old one.
 pub(super) const REBUILT: &str = "metadata.rebuilt";
 /// What the damaged file is called afterwards. It is not read again.
 pub(super) const DAMAGED: &str = "metadata.damaged";
@@ -40,10 +42,13 @@ const PORTION: usize = 16 * 1024;
 /// No body file has this number: who is there has no body.
 const NOWHERE: Location = Location { segment: 0, offset: 0, length: 0 };
 
-/// Ends a rebuild that was cut off: the old file goes only once the new one is whole.
+/// Ends a rebuild that was cut off: the old file goes only once the new one is whole. One that is not whole goes.
 pub(super) fn finish(path: &Path, files: &dyn FileSystem) -> Result<()> {
-    let (name, rebuilt) = (path.join(METADATA), path.join(REBUILT));
+    let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
     let finish = || {
+        if open::is_there(files, &rebuilding)? {
+            files.remove(&rebuilding)?;
+        }
         if !open::is_there(files, &rebuilt)? {
             return Ok(());
         }
@@ -70,7 +75,7 @@ pub(super) fn rebuild(
     damage: &Arc<Damage>,
     why: &StorageError,
 ) -> Result<()> {
-    let (name, rebuilt) = (path.join(METADATA), path.join(REBUILT));
+    let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
     let files = &*options.files;
     let source = Source::new(path, options, damage.clone())?;
     let unreadable = |error| {
@@ -78,7 +83,8 @@ pub(super) fn rebuild(
             .with_source(error)
     };
     guarded(METADATA, || source.check_format()).map_err(unreadable)?;
-    let file = files.open(&rebuilt, Mode::Fresh).map_err(|error| error::io("creating", &rebuilt, error))?;
+    let creating = |error| error::io("creating", &rebuilding, error);
+    let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
     let backend = MetadataFile { file: file.clone(), reserve };
     let database =
         Builder::new().set_cache_size(options.cache_size).create_with_backend(backend).map_err(db)?;
@@ -102,6 +108,7 @@ pub(super) fn rebuild(
     drop(copy);
     file.sync().map_err(|error| error::flush("flushing metadata", error))?;
     let replace = || {
+        files.rename(&rebuilding, &rebuilt)?;
         files.sync_folder(path)?;
         files.rename(&name, &path.join(DAMAGED))?;
         files.rename(&rebuilt, &name)?;

@@ -30,12 +30,12 @@ pub use connector::{Connector, Stream, TcpConnector};
 #[cfg(feature = "tls")]
 pub use tls::RootsError;
 
-#[cfg(feature = "testing")]
-pub(crate) use self::{data::Content, ehlo::Extensions};
 use self::opening::{Failed, open};
 use self::plain::PlainHosts;
 use self::session::SmtpSession;
 use self::tls::Tls;
+#[cfg(feature = "testing")]
+pub(crate) use self::{data::Content, ehlo::Extensions};
 use super::{ConnectError, EndCause, Session, Target, Transport};
 use crate::policy::StartTls;
 use crate::reply::{Reply, Stage};
