@@ -1,7 +1,7 @@
 //! The five delivery controls at work, shown in a moment and without a network.
 //!
 //! ```text
-//! cargo run --release --example quickstart
+//! cargo run --example quickstart
 //! ```
 //!
 //! The engine, its store on disk and the SMTP conversations are the real ones. The DNS zones and the servers live
