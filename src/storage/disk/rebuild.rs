@@ -78,10 +78,8 @@ pub(super) fn rebuild(
     let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
     let files = &*options.files;
     let source = Source::new(path, options, damage.clone())?;
-    let unreadable = |error| {
-        corrupt(format!("{} is not a readable store: {why}; of what is left of it: {error}", name.display()))
-            .with_source(error)
-    };
+    let unreadable =
+        |error| corrupt(format!("{why}; reading what is left of it: {error}")).with_source(error);
     guarded(METADATA, || source.check_format()).map_err(unreadable)?;
     let creating = |error| error::io("creating", &rebuilding, error);
     let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
