@@ -229,6 +229,8 @@ pub enum Wait {
     },
     /// The disk is full: nothing is sent of which the outcome could not be stored.
     StoreFull,
+    /// The disk is nearly full: what is next waits until all outcomes are stored and the sink has taken them.
+    StoreScarce,
     /// Too many outcomes are not durable yet: no transaction starts.
     Settling {
         /// Items whose outcome is not durable.
@@ -359,6 +361,7 @@ impl Wait {
             | Self::LookUp { .. }
             | Self::StoreStopped
             | Self::StoreFull
+            | Self::StoreScarce
             | Self::Settling { .. }
             | Self::ReportsBlocked
             | Self::Writing

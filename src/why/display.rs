@@ -120,6 +120,9 @@ impl Display for Wait {
             Self::StoreFull => {
                 f.write_str("the store has no room for outcomes: nothing is sent until it has")
             }
+            Self::StoreScarce => f.write_str(
+                "the store has little room: what is next waits until all outcomes are stored and reported",
+            ),
             Self::StorePaused { until } => {
                 write!(f, "the store refused for the moment, next try at {until}")
             }

@@ -10,7 +10,7 @@ use crate::dns::{DnsErrorKind, RouteFailureKind};
 use crate::event::Failure;
 use crate::message::{Domain, Message, MessageId};
 use crate::scheduler::{Bounds, Control, Event};
-use crate::storage::{Filter, Storage, StorageErrorKind};
+use crate::storage::{Filter, Room, Storage, StorageErrorKind};
 use crate::transport::EndCause;
 use crate::why::{LimitOf, MessageWaits, QueueWaits, Wait};
 
@@ -505,6 +505,9 @@ fn waiting_for_outcomes_to_be_durable() {
     assert_eq!(rig.waits_until(id), (settling, None));
     rig.tell(Event::ReportsBlocked(true));
     assert_eq!(rig.waits(id), "the sink or a live stream has not taken what there is to report");
+    rig.tell(Event::StoreRoom(Room::Scarce));
+    let scarce = "the store has little room: what is next waits until all outcomes are stored and reported";
+    assert_eq!(rig.waits(id), scarce);
 }
 
 #[test]

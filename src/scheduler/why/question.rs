@@ -11,7 +11,7 @@ use crate::scheduler::outcome::{HELD_BY_FUSE, PAUSED};
 use crate::scheduler::queue::Queue;
 use crate::scheduler::window::WindowItem;
 use crate::scheduler::{DestinationKey, LaneKey, QueueKey, Scheduler};
-use crate::storage::{ItemId, ItemSummary, Recipient};
+use crate::storage::{ItemId, ItemSummary, Recipient, Room};
 use crate::why::{DestinationWaits, ItemWaits, MOST_AHEAD, QueueWaits, Wait};
 
 /// Destinations of a queue that are told.
@@ -346,6 +346,9 @@ impl<'a> Question<'a> {
     }
 
     fn settling(&self) -> Wait {
+        if self.scheduler.store_room == Room::Scarce {
+            return Wait::StoreScarce;
+        }
         if self.scheduler.reports_blocked {
             return Wait::ReportsBlocked;
         }

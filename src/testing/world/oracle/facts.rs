@@ -306,6 +306,9 @@ impl Facts {
                 if let Some(open) = self.open.get_mut(connection) {
                     open.at_work = false;
                 }
+                if self.undurable.is_empty() {
+                    self.most_open = self.open.len();
+                }
                 let life = self.life;
                 self.transactions += 1;
                 let transaction = self.transactions;
@@ -314,10 +317,6 @@ impl Facts {
                     standing.taken = Some((life, !unsaid));
                     standing.times_taken += 1;
                     if !standing.ended {
-                        if self.undurable.is_empty() {
-                            self.most_open = self.open.len();
-                        }
-                        let standing = self.standing_mut(*message, recipient);
                         let earlier = standing.undurable_since.replace(transaction);
                         self.is_durable(earlier);
                         self.undurable.entry(transaction).or_insert((observation.at, 0)).1 += 1;
