@@ -46,11 +46,14 @@ pub struct ItemWaits {
     pub source: Arc<str>,
     /// The message's priority.
     pub priority: Priority,
+    /// It is given up then, unless it is delivered before.
+    pub expires_at: Timestamp,
     /// What they wait for. The first decides: of what must be over, that which ends last, or nobody knows when. Where
     /// several [`Wait::ConnectionLimit`] or [`Wait::Rate`] stand in a row, they are ways to different addresses, of
     /// which one is enough. [`Wait::Backoff`] comes at the end.
     pub waits: Vec<Wait>,
-    /// No attempt before this. `None`: there may be one at any time, or nobody knows.
+    /// No attempt before this, and none at all if it expires before. `None`: there may be one at any time, or nobody
+    /// knows.
     pub until: Option<Timestamp>,
 }
 

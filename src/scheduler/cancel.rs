@@ -107,7 +107,7 @@ impl Scheduler {
         let mut elsewhere = Vec::new();
         for summary in items {
             let Some(item) = self.window.get_mut(summary.id) else {
-                if !self.cancels.has_ended(summary.message, summary.id) {
+                if !self.cancels.has_ended(summary.envelope.id, summary.id) {
                     elsewhere.push(summary.id);
                 }
                 continue;

@@ -57,7 +57,7 @@ impl Pauses {
     }
 
     /// What pauses a message by itself, its tags aside.
-    pub(super) fn of_id(&self, id: MessageId) -> Option<Selector> {
+    fn of_id(&self, id: MessageId) -> Option<Selector> {
         self.first_of(|| [Selector::Message(id)])
     }
 

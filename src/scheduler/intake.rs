@@ -243,7 +243,7 @@ impl Scheduler {
         self.queues.get(lane.queue).map_or(Duration::MAX, |queue| queue.settings.bounce_after)
     }
 
-    fn expiry_of(&self, lane: &LaneState, envelope: &Envelope) -> Timestamp {
+    pub(super) fn expiry_of(&self, lane: &LaneState, envelope: &Envelope) -> Timestamp {
         envelope.expires_at.unwrap_or_else(|| envelope.age_from + self.bounce_after(lane))
     }
 

@@ -201,8 +201,8 @@ impl<R: Rows> Found<'_, R> {
                 lane
             }
         };
-        let (message, due, recipients) = (row.envelope.id, row.due, row.recipients);
-        self.list.push(ItemSummary { id, message, lane, due, leased: false, recipients });
+        let ItemRow { envelope, due, recipients, .. } = row;
+        self.list.push(ItemSummary { id, envelope, lane, due, leased: false, recipients });
         Ok(())
     }
 }

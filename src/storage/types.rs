@@ -359,8 +359,8 @@ pub enum Filter {
 pub struct ItemSummary {
     /// Its key.
     pub id: ItemId,
-    /// Its message.
-    pub message: MessageId,
+    /// What it shares with the other items of its message.
+    pub envelope: Arc<Envelope>,
     /// Where it lies.
     pub lane: Lane,
     /// When it is due.

@@ -63,6 +63,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Days pass in moments where the engine is optimised. `cargo test` builds dependencies without optimisation, with which
+//! all takes several times as long; this in `Cargo.toml` (or `--release`) mends it:
+//!
+//! ```toml
+//! [profile.dev.package.postrider]
+//! opt-level = 1
+//! ```
+//!
 //! [`World::timeline`] shows what happened to one message, [`World::why`] what it waits for, [`World::trace_text`] all of it.
 //!
 //! # 3. Let it go wrong

@@ -28,7 +28,11 @@ impl Display for ItemWaits {
             all => write!(f, "{} recipients at {}", all.len(), self.domain)?,
         }
         write!(f, " in {}/{}: ", self.queue, self.source)?;
-        separated(f, &self.waits, "; ")
+        separated(f, &self.waits, "; ")?;
+        match self.until {
+            Some(until) if self.expires_at <= until => write!(f, "; expires before, at {}", self.expires_at),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -98,7 +102,7 @@ impl Display for Wait {
             }
             Self::Backoff { since, until } => write!(f, "queue in backoff since {since}{}", ends(*until)),
             Self::Paused { selector: Some(selector) } => write!(f, "paused: {selector}"),
-            Self::Paused { selector: None } => f.write_str("paused by its id or a tag"),
+            Self::Paused { selector: None } => f.write_str("paused"),
             Self::SourceDisabled { source, until } => {
                 write!(f, "source {source} is disabled for its queue{}", ends(*until))
             }

@@ -436,7 +436,7 @@ fn paused_by_what() {
         (Some(Selector::queue("x.example")), "paused: queue x.example"),
         (Some(Selector::source("default")), "paused: source default"),
         (Some(Domain::parse("x.example").unwrap().into()), "paused: domain x.example"),
-        (Some(Selector::tag("job", "7")), "paused by its id or a tag"),
+        (Some(Selector::tag("job", "7")), "paused: tag job=7"),
         (None, "paused: message "),
     ] {
         let mut rig = Rig::new("");
@@ -447,6 +447,23 @@ fn paused_by_what() {
         // The connection being opened when it was paused comes to nothing.
         assert_eq!(rig.waits_until(id), (wanted, None));
     }
+}
+
+#[test]
+fn what_expires_before_it_is_tried() {
+    let mut rig = Rig::new("retry-after = \"10m\"");
+    let message = Message::new("", ["a@x.example"], "x").unwrap().expires_after(12 * MINUTE);
+    let token = rig.submit_message(message);
+    let id = *rig.submitted[&token].as_ref().unwrap();
+    rig.connect();
+    rig.transact(all_rcpts("450 later"));
+    assert_eq!(rig.why(id).items[0].expires_at, start() + 12 * MINUTE);
+    assert_eq!(rig.waits(id), "retry at 08:10:00, attempts so far: 1; the last met: 450 later");
+    rig.pass(10 * MINUTE);
+    rig.connect();
+    rig.transact(all_rcpts("450 later"));
+    let told = "retry at 08:20:00, attempts so far: 2; the last met: 450 later; expires before, at 08:12:00";
+    assert_eq!(rig.waits(id), told);
 }
 
 #[test]

@@ -63,13 +63,15 @@ impl<'a> Question<'a> {
         let at_hand = scheduler.window.get(summary.id);
         let mut found = self.of_item(&summary, at_hand, lane.destination, destination, queue);
         self.add_backoff(&mut found, queue);
+        let expires_at = scheduler.expiry_of(lane, &summary.envelope);
         Some(ItemWaits {
-            message: summary.message,
+            message: summary.envelope.id,
             recipients: at_hand.map_or(summary.recipients, |item| item.item.recipients.clone()),
             domain: summary.lane.domain,
             queue: queue.name.clone(),
             source: queue.source.clone(),
             priority: summary.lane.priority,
+            expires_at,
             waits: found.waits,
             until: found.until,
         })
@@ -110,12 +112,7 @@ impl<'a> Question<'a> {
         at_hand: Option<&WindowItem>,
         destination: &Destination,
     ) -> Option<Wait> {
-        let pauses = &self.scheduler.pauses;
-        let selector = match at_hand {
-            Some(item) => pauses.of_message(&item.item.envelope),
-            // Its tags are in the store: only what was taken out of it once is known to be paused by one.
-            None => pauses.of_id(summary.message),
-        };
+        let selector = self.scheduler.pauses.of_message(&summary.envelope);
         let due = at_hand.map_or(summary.due, |item| item.item.due);
         if selector.is_some() || due == PAUSED {
             return Some(Wait::Paused { selector });

@@ -237,7 +237,7 @@ impl Recording {
             panic!("found {found:#?}\nbut allowed are {allowed:#?}");
         };
         let held = claim_all(&store, &found, &self.originals).await;
-        let gone = host_ids.iter().filter(|id| found.items.iter().all(|item| item.message != **id));
+        let gone = host_ids.iter().filter(|id| found.items.iter().all(|item| item.envelope.id != **id));
         for id in gone {
             let again = store.insert(vec![self.originals[id].clone()]).await.unwrap();
             assert_eq!(again, [Inserted::Duplicate], "{id} had ended");
@@ -256,7 +256,7 @@ impl Recording {
         drop(store);
         let store = open(disk).await;
         let mut now = dump(&store).await.unwrap();
-        assert_eq!(now.items.pop().unwrap().message, id(900));
+        assert_eq!(now.items.pop().unwrap().envelope.id, id(900));
         assert_eq!(now.items, left);
         assert_eq!(now.outbox.last().unwrap().event, event(999));
         drop(store);

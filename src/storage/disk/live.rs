@@ -65,7 +65,7 @@ async fn cut(seed: u64) {
         let disk = disk.reboot(survival, seed);
         let store = open(&disk).await;
         let found = dump(&store).await.unwrap();
-        let ids: BTreeSet<_> = found.items.iter().map(|item| item.message).collect();
+        let ids: BTreeSet<_> = found.items.iter().map(|item| item.envelope.id).collect();
         let lost: Vec<_> = known.stored.difference(&known.settling).filter(|id| !ids.contains(id)).collect();
         assert!(lost.is_empty(), "{what}: acknowledged and lost: {lost:?}");
         let again: Vec<_> = known.settled.intersection(&ids).collect();

@@ -39,7 +39,7 @@ async fn filled<F: StorageUnderTest>() -> Subject<F> {
 }
 
 fn messages(list: &[ItemSummary]) -> Vec<u128> {
-    list.iter().map(|item| item.message.as_uuid().as_u128()).collect()
+    list.iter().map(|item| item.envelope.id.as_uuid().as_u128()).collect()
 }
 
 pub(super) async fn a_message_lists_its_items<F: StorageUnderTest>() {

@@ -200,10 +200,7 @@ impl World {
     pub fn try_run_until_idle(&mut self, limit: Duration) -> Result<bool, Violation> {
         let end = self.elapsed().saturating_add(limit);
         let idle = self.run_to(end, true)?;
-        self.verify()?;
-        if idle {
-            self.is_empty_as_told()?;
-        }
+        self.look(idle)?;
         Ok(idle)
     }
 
@@ -247,6 +244,11 @@ impl World {
     /// # Errors
     /// The first [`Violation`].
     pub fn verify(&mut self) -> Result<(), Violation> {
+        self.look(false)
+    }
+
+    /// `idle`: the engine has said that nothing is queued.
+    fn look(&mut self, idle: bool) -> Result<(), Violation> {
         self.checked = self.elapsed();
         self.next_check = self.checked.saturating_add(CHECK_EVERY);
         let (book, store) = (self.book.clone(), self.store.clone());
@@ -255,7 +257,12 @@ impl World {
             for try_again in [true, true, false] {
                 let Some(snapshot) = Snapshot::take(&engine, &*store, &book).await else { return };
                 match book.check(&snapshot) {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        if idle {
+                            book.is_idle(&snapshot);
+                        }
+                        return;
+                    }
                     // Something moved meanwhile: it is looked at once more.
                     Err(_) if try_again => {}
                     Err(broken) => book.broke(broken),
@@ -263,18 +270,6 @@ impl World {
             }
         });
         self.raise_if_crashing();
-        self.raise_violation()
-    }
-
-    /// The engine said that nothing is queued.
-    fn is_empty_as_told(&mut self) -> Result<(), Violation> {
-        let (book, store) = (self.book.clone(), self.store.clone());
-        self.until_stopped(async move |engine| {
-            let store = store?;
-            let snapshot = Snapshot::take(&engine, &*store, &book).await?;
-            book.is_idle(&snapshot);
-            Some(())
-        });
         self.raise_violation()
     }
 

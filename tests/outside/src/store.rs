@@ -330,8 +330,9 @@ impl Inner {
     fn summary(&self, id: ItemId) -> Option<ItemSummary> {
         let row = self.tables.items.get(&id)?;
         let leased = self.leases.is_held(id);
+        let envelope = self.tables.envelope(row)?.clone();
         let (lane, recipients) = (row.lane.clone(), row.recipients.clone());
-        Some(ItemSummary { id, message: row.message, lane, due: row.due, leased, recipients })
+        Some(ItemSummary { id, envelope, lane, due: row.due, leased, recipients })
     }
 }
 

@@ -51,12 +51,12 @@ impl Invariant for Finals {
         let stranger = snapshot.items.iter().find(|item| {
             let mut accepted = item.recipients.iter().map(|recipient| &recipient.address);
             // The host may have submitted it past the world; then the engine has said so.
-            !facts.received.contains(&item.message)
+            !facts.received.contains(&item.envelope.id)
                 && !accepted
-                    .all(|to| facts.standing(item.message, to).is_some_and(|standing| standing.accepted))
+                    .all(|to| facts.standing(item.envelope.id, to).is_some_and(|standing| standing.accepted))
         });
         stranger.map_or(Ok(()), |item| {
-            Err(format!("{} is in the store, and nobody accepted it", item.message).into())
+            Err(format!("{} is in the store, and nobody accepted it", item.envelope.id).into())
         })
     }
 }

@@ -13,7 +13,7 @@ impl Invariant for Lost {
         let mut stored: HashMap<MessageId, HashSet<&Address>> = HashMap::new();
         for item in &snapshot.items {
             let recipients = item.recipients.iter().map(|recipient| &recipient.address);
-            stored.entry(item.message).or_default().extend(recipients);
+            stored.entry(item.envelope.id).or_default().extend(recipients);
         }
         for record in snapshot.outbox.iter().filter_map(|(_, event)| record(event)) {
             stored.entry(record.id).or_default().insert(&record.recipient);

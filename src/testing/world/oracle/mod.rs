@@ -221,8 +221,9 @@ impl Oracle {
     pub(super) fn is_idle(&self, snapshot: &Snapshot) -> Result<(), Broken> {
         let left = snapshot.items.first().filter(|_| !self.facts.trouble);
         left.map_or(Ok(()), |item| {
-            let what = format!("nothing is queued, says the engine, and {} is in the store", item.message);
-            Err(Broken { invariant: "starved", what, message: Some(item.message), queue: None })
+            let what =
+                format!("nothing is queued, says the engine, and {} is in the store", item.envelope.id);
+            Err(Broken { invariant: "starved", what, message: Some(item.envelope.id), queue: None })
         })
     }
 

@@ -83,10 +83,10 @@ impl Invariant for Starved {
                 continue;
             }
             // It may have come to this queue just now: it has some time more.
-            let since = before.get(&item.message).copied().unwrap_or(snapshot.at);
-            self.suspects.insert(item.message, since);
+            let since = before.get(&item.envelope.id).copied().unwrap_or(snapshot.at);
+            self.suspects.insert(item.envelope.id, since);
             if snapshot.at.saturating_sub(since) > MORE_PATIENCE {
-                let (message, queue) = (item.message, &key.0);
+                let (message, queue) = (item.envelope.id, &key.0);
                 let what = format!("{message} of {queue} is due since {waited:?}, and its queue did nothing");
                 return Err(Wrong { message: Some(message), queue: Some(queue.clone()), what });
             }
