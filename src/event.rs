@@ -239,7 +239,17 @@ pub enum Failure {
     Engine(String),
 }
 
-/// What a recipient's last failed attempt met. Kept with the recipient.
+impl Failure {
+    /// Cuts a reply that is longer off.
+    pub(crate) fn shorten(&mut self, octets: usize) {
+        if let Self::Reply(reply) = self {
+            reply.shorten(octets);
+        }
+    }
+}
+
+/// What a recipient's last failed attempt met. Kept with the recipient, with 1,024 octets of a reply's
+/// text at most.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs, reason = "stores keep it")]
 pub struct LastFailure {

@@ -101,6 +101,14 @@ impl Reply {
         if input.is_empty() { Ok(reply) } else { Err(ReplyError::trailing(input)) }
     }
 
+    /// Drops text past so many octets. Code and enhanced status stay.
+    pub(crate) fn shorten(&mut self, octets: usize) {
+        if let Some((kept, [_, ..])) = self.lines.split_at_checked(octets) {
+            self.lines = kept.into();
+            self.truncated = true;
+        }
+    }
+
     pub(crate) fn truncated(mut self) -> Self {
         self.truncated = true;
         self

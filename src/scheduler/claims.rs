@@ -7,12 +7,14 @@ use super::writes::is_about_one_change;
 use super::{ClaimId, DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::message::Priority;
-use crate::storage::{ClaimPart, Claimed, ItemId, StorageError};
+use crate::storage::{ClaimPart, Claimed, ItemId, Room, StorageError};
 
 /// Lanes in one claim.
 const LANES_PER_CLAIM: usize = 16;
 /// Items claimed at a time because they are too old.
 const EXPIRIES_PER_CLAIM: usize = 100;
+/// The same where the store has little room: each takes some until its outcome was reported.
+const EXPIRIES_IF_SCARCE: usize = 4;
 
 /// How much of its destination's share of the window a lane may fill: less than all of it, so that mail that is more
 /// urgent always finds room.
@@ -150,7 +152,7 @@ impl Scheduler {
     ) {
         let Some(lane) = self.lanes.get(key) else { return };
         let name = &lane.key;
-        let limit = EXPIRIES_PER_CLAIM;
+        let limit = if self.store_room == Room::Ample { EXPIRIES_PER_CLAIM } else { EXPIRIES_IF_SCARCE };
         let expired = now.saturating_sub(self.bounce_after(lane));
         let is_confirmed = self.destinations.get(destination).is_some_and(|d| d.is_confirmed_missing(now));
         let missing = self.missing_after(destination).filter(|_| is_confirmed);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::command::Command;
 use super::destination::{Refusal, RouteState};
 use super::fault::Fault;
+use super::outcome::KEPT_OF_REPLIES;
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
@@ -379,7 +380,9 @@ impl Scheduler {
         let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
-        clock.last = Some(Box::new(diagnosis.clone()));
+        let mut last = Box::new(diagnosis.clone());
+        last.failure.shorten(KEPT_OF_REPLIES);
+        clock.last = Some(last);
         destination.work.in_doubt = false;
         destination.work.suspended = None;
         destination.work.doubts.change(|doubts| {

@@ -374,7 +374,7 @@ impl Scheduler {
             Event::Page { token, result } => self.on_page(now, token, result),
             Event::Listed { token, result } => self.on_listed(now, token, result),
             Event::ReportsBlocked(blocked) => self.reports_blocked = blocked,
-            Event::StoreRoom(room) => self.store_room = room,
+            Event::StoreRoom(room) => self.on_store_room(now, room),
             Event::Shutdown => self.on_shutdown(now),
             Event::Interrupted => self.on_interrupted(now),
             Event::WriteNow => self.writes.resume(),

@@ -17,9 +17,11 @@ use crate::event::{
 };
 use crate::policy::{Retry, RetryContext};
 use crate::reply::{EnhancedStatus, Reply, Stage};
-use crate::storage::{Change, ItemId, Recipient, Release, StorageError, StorageErrorKind};
+use crate::storage::{Change, ItemId, Recipient, Release, Room, StorageError, StorageErrorKind};
 use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport};
 
+/// Octets of a reply's text that mail keeps while it waits. Records of the attempt itself have all of it.
+pub(super) const KEPT_OF_REPLIES: usize = 1_024;
 /// When a body that could not be read for the moment is tried again.
 const BODY_RETRY: Duration = Duration::from_secs(30);
 /// The due time of what a blown fuse holds until somebody says otherwise. Far past every expiry.
@@ -49,6 +51,8 @@ struct DeferredBy<'a> {
     diagnosis: Diagnosis,
     /// By a reply rule, in place of the next one.
     interval: Option<Duration>,
+    /// The same for all recipients of a transaction, so that they travel together again.
+    random: u64,
 }
 
 impl Scheduler {
@@ -226,6 +230,7 @@ impl Scheduler {
         let mut verdicts = indices.zip(verdicts).peekable();
         let mut left = Settlement::default();
         let mut ruling = Ruling::new(carried, ended_by);
+        let random = self.rng.u64(..);
         for mut recipient in recipients {
             while verdicts.next_if(|&(index, _)| index < recipient.index).is_some() {}
             let Some((_, verdict)) = verdicts.next_if(|&(index, _)| index == recipient.index) else {
@@ -251,7 +256,7 @@ impl Scheduler {
                 Verdict::Deferred(cause) => {
                     let mut diagnosis = cause.diagnosis();
                     diagnosis.rule = ruled.rule;
-                    let failure = DeferredBy { candidate, diagnosis, interval: ruled.interval };
+                    let failure = DeferredBy { candidate, diagnosis, interval: ruled.interval, random };
                     self.defer(now, key, &item, recipient, failure, &mut left);
                 }
                 Verdict::Overflow => {
@@ -399,7 +404,7 @@ impl Scheduler {
         key: DestinationKey,
         item: &WindowItem,
         mut recipient: Recipient,
-        DeferredBy { candidate, diagnosis, interval }: DeferredBy<'_>,
+        DeferredBy { candidate, diagnosis, interval, random }: DeferredBy<'_>,
         left: &mut Settlement,
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
@@ -411,7 +416,6 @@ impl Scheduler {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
         }
-        let random = self.rng.u64(..);
         let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) else { return };
         let envelope = &item.item.envelope;
         let context = RetryContext::new(recipient.attempts, now.saturating_since(envelope.age_from))
@@ -432,6 +436,7 @@ impl Scheduler {
                 }
                 let early = if Fault::DueTooEarly.is_there() { interval / 2 } else { Duration::ZERO };
                 let due = next_attempt.saturating_sub(early);
+                self.keep_little(&mut recipient);
                 left.released.push((due, recipient));
             }
         }
@@ -454,7 +459,19 @@ impl Scheduler {
         }
         recipient.last = Some(Box::new(last_failure(now, candidate, &diagnosis)));
         self.report_deferred(now, item, &recipient, candidate, diagnosis, item.deadline);
+        if let Some(last) = &mut recipient.last {
+            last.diagnosis.failure.shorten(KEPT_OF_REPLIES);
+        }
         left.released.push((HELD_BY_FUSE, recipient));
+    }
+
+    /// A recipient that waits keeps little of a long reply, and where the store has little room nothing of what it met:
+    /// mail that is deferred must not use that up.
+    fn keep_little(&self, recipient: &mut Recipient) {
+        match &mut recipient.last {
+            Some(last) if self.store_room == Room::Ample => last.diagnosis.failure.shorten(KEPT_OF_REPLIES),
+            last => *last = None,
+        }
     }
 
     fn report_deferred(
@@ -554,6 +571,10 @@ impl Scheduler {
         let failure = match (last.map(|last| &last.diagnosis.failure), by_queue, &held) {
             (Some(failure @ Failure::Reply(_)), ..) => failure.clone(),
             (Some(Failure::Engine(message)), ..) => Failure::Engine(format!("expired; last: {message}")),
+            (None, ..) if recipient.attempts > 0 => Failure::Engine(format!(
+                "expired after {} attempts; what they met was not kept since the disk was nearly full",
+                recipient.attempts
+            )),
             (None, Some(why), _) => Failure::Engine(format!("expired before an attempt; {why}")),
             (None, None, Some(held)) => Failure::Engine(match &held.failure {
                 Failure::Reply(reply) => format!("expired before an attempt; its hosts said: {reply}"),
@@ -567,7 +588,8 @@ impl Scheduler {
             stage: last.map_or(Stage::Queue, |last| last.diagnosis.stage),
             status: EnhancedStatus::new(4, 4, 7),
             category: Category::MessageExpired,
-            reason: reason.or_else(|| last.is_none().then_some(Reason::NeverAttempted)),
+            reason: reason
+                .or_else(|| (last.is_none() && recipient.attempts == 0).then_some(Reason::NeverAttempted)),
             failure,
             rule: None,
         };

@@ -17,11 +17,13 @@ use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, StorageTrouble};
 use crate::message::MessageId;
 use crate::storage::{
-    Change, ChangeOutcome, Envelope, ItemId, NewMessage, Recipient, StorageError, StorageErrorKind,
+    Change, ChangeOutcome, Envelope, ItemId, NewMessage, Recipient, Room, StorageError, StorageErrorKind,
 };
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The same trouble is not told again within this.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
 /// A longer list of changes is not kept for the next ones.
 const MOST_SPARE: usize = 4_096;
 
@@ -42,8 +44,10 @@ pub(super) struct Writes {
     unsettled_items: usize,
     /// The commit under way; its changes are kept until it is durable.
     committing: Option<Group>,
-    /// Parts of a group that the store refused as a whole over one of its changes.
-    parts: VecDeque<Group>,
+    /// What the store refused, the next to be committed first: whole groups, or parts of one in their order.
+    refused: VecDeque<Group>,
+    /// The trouble that was told last, and when.
+    told: Option<(Timestamp, String)>,
     /// The store refused for the moment: nothing before the timer.
     paused: bool,
     /// The store refuses for good.
@@ -115,8 +119,8 @@ impl Writes {
 
     /// Changes not yet durable.
     pub(super) fn unsettled(&self) -> usize {
-        let parts = self.committing.iter().chain(&self.parts);
-        self.changes.len() + parts.map(|(changes, _)| changes.len()).sum::<usize>()
+        let groups = self.committing.iter().chain(&self.refused);
+        self.changes.len() + groups.map(|(changes, _)| changes.len()).sum::<usize>()
     }
 
     /// Of these, items: what a crash now would have sent again.
@@ -126,8 +130,8 @@ impl Writes {
 
     /// Items that changes not yet durable are about.
     pub(super) fn items(&self) -> impl Iterator<Item = ItemId> {
-        let parts = self.committing.iter().chain(&self.parts);
-        let changes = parts.flat_map(|(changes, _)| &**changes).chain(&self.changes);
+        let groups = self.committing.iter().chain(&self.refused);
+        let changes = groups.flat_map(|(changes, _)| &**changes).chain(&self.changes);
         changes.filter_map(|change| match change {
             Change::Update { item, .. } | Change::Unclaim { item, .. } => Some(*item),
             _ => None,
@@ -150,7 +154,7 @@ impl Writes {
     fn after_all(&mut self, effect: Effect) -> Option<Effect> {
         if !self.changes.is_empty() || !self.effects.is_empty() {
             self.effects.push(effect);
-        } else if let Some((_, effects)) = self.parts.back_mut().or(self.committing.as_mut()) {
+        } else if let Some((_, effects)) = self.refused.back_mut().or(self.committing.as_mut()) {
             effects.push(effect);
         } else {
             return Some(effect);
@@ -187,7 +191,7 @@ impl Writes {
         for item in self.submissions.iter().chain(&self.inserting).flat_map(|submission| &submission.items) {
             *pending.entry(item.lane).or_default() += 1;
         }
-        let committing = self.committing.iter().chain(&self.parts).flat_map(|(_, effects)| effects);
+        let committing = self.committing.iter().chain(&self.refused).flat_map(|(_, effects)| effects);
         for effect in self.effects.iter().chain(committing) {
             if let Effect::Settled { lane, .. } = effect {
                 *pending.entry(*lane).or_default() += 1;
@@ -203,7 +207,7 @@ impl Writes {
                 && self.changes.is_empty()
                 && self.effects.is_empty()
                 && self.committing.is_none()
-                && self.parts.is_empty())
+                && self.refused.is_empty())
     }
 }
 
@@ -237,10 +241,10 @@ impl Scheduler {
             self.commands.push_back(Command::Insert(std::mem::take(&mut writes.messages)));
         }
         if writes.committing.is_none()
-            && let Some(part) = writes.parts.pop_front()
+            && let Some(group) = writes.refused.pop_front()
         {
-            self.commands.push_back(Command::Commit(part.0.clone()));
-            writes.committing = Some(part);
+            self.commands.push_back(Command::Commit(group.0.clone()));
+            writes.committing = Some(group);
         }
         if writes.committing.is_none() && !(writes.changes.is_empty() && writes.effects.is_empty()) {
             let (changes, effects) = std::mem::take(&mut writes.spare);
@@ -272,49 +276,34 @@ impl Scheduler {
                 }
             }
             Err(error) if error.is_temporary() => {
-                // Nothing was applied. The same again, and what came meanwhile behind it.
-                let changes = Arc::unwrap_or_clone(changes);
-                let later_changes = std::mem::replace(&mut self.writes.changes, changes);
-                let later_effects = std::mem::replace(&mut self.writes.effects, effects);
-                self.writes.changes.extend(later_changes);
-                self.writes.effects.extend(later_effects);
+                // Nothing was applied. The same again, before what came meanwhile; of a full disk, in parts that may fit.
+                let parts = match error.kind() {
+                    StorageErrorKind::Full => divided((changes, effects)),
+                    _ => Err((changes, effects)),
+                };
+                match parts {
+                    Ok(parts) => {
+                        parts.into_iter().rev().for_each(|part| self.writes.refused.push_front(part))
+                    }
+                    Err(whole) => self.writes.refused.push_front(whole),
+                }
                 self.storage_trouble(now, &error);
             }
-            Err(error) if is_about_one_change(&error) => {
-                self.divide(now, Arc::unwrap_or_clone(changes), effects, &error);
-            }
+            // The halves by themselves, until that change is found. It is left out, and its item stays aside until the
+            // store is opened anew.
+            Err(error) if is_about_one_change(&error) => match divided((changes, effects)) {
+                Ok(parts) => parts.into_iter().rev().for_each(|part| self.writes.refused.push_front(part)),
+                Err((changes, effects)) => {
+                    self.writes.settled(&changes);
+                    self.report_storage_trouble(now, &error, false);
+                    effects.into_iter().for_each(|effect| self.take_effect(now, effect));
+                }
+            },
             Err(error) => {
                 // Unknown or refused for good: delivery stops, so that nothing is sent a second time for it.
                 self.writes.changes.splice(0..0, Arc::unwrap_or_clone(changes));
                 self.writes.effects.splice(0..0, effects);
                 self.stop_writing(now, &error);
-            }
-        }
-    }
-
-    /// The store refused a group, of which it applied nothing, over one of its changes: the halves by themselves,
-    /// until that one is found. It is left out, and its item stays aside until the store is opened anew.
-    fn divide(
-        &mut self,
-        now: Timestamp,
-        mut changes: Vec<Change>,
-        effects: Vec<Effect>,
-        error: &StorageError,
-    ) {
-        // An item's reports stand before its update and stay with it.
-        let ends: Vec<usize> = (1..changes.len())
-            .filter(|&end| !matches!(changes.get(end - 1), Some(Change::Report { .. })))
-            .collect();
-        match ends.get(ends.len() / 2) {
-            Some(&middle) => {
-                let second = changes.split_off(middle);
-                self.writes.parts.push_front((Arc::new(second), effects));
-                self.writes.parts.push_front((Arc::new(changes), Vec::new()));
-            }
-            None => {
-                self.writes.settled(&changes);
-                self.report_storage_trouble(now, error, false);
-                effects.into_iter().for_each(|effect| self.take_effect(now, effect));
             }
         }
     }
@@ -374,9 +363,36 @@ impl Scheduler {
     }
 
     fn report_storage_trouble(&mut self, now: Timestamp, error: &StorageError, stopped: bool) {
-        let event = self.event_id(now);
-        let trouble = StorageTrouble { event, time: now, error: error.to_string(), stopped };
-        self.report(DeliveryEvent::StorageTrouble(trouble));
+        self.tell_trouble(now, error.to_string(), stopped);
+    }
+
+    /// The same once a minute, however often it is met.
+    fn tell_trouble(&mut self, now: Timestamp, error: String, stopped: bool) {
+        let is_new = self.writes.told.as_ref().is_none_or(|(at, told)| {
+            stopped || *told != error || now < *at || now.saturating_since(*at) >= TOLD_AGAIN
+        });
+        if is_new {
+            self.writes.told = Some((now, error.clone()));
+            let event = self.event_id(now);
+            let trouble = StorageTrouble { event, time: now, error, stopped };
+            self.report(DeliveryEvent::StorageTrouble(trouble));
+        }
+    }
+
+    /// The store has more room, or less.
+    pub(super) fn on_store_room(&mut self, now: Timestamp, room: Room) {
+        let had = std::mem::replace(&mut self.store_room, room);
+        match room {
+            Room::Scarce if had == Room::Ample => {
+                let scarce = "the store has little room left: what is next waits until all outcomes are stored and reported";
+                self.tell_trouble(now, scarce.to_owned(), false);
+            }
+            Room::Exhausted => {
+                let exhausted = "the store has no room left for outcomes: nothing is sent until it has";
+                self.tell_trouble(now, exhausted.to_owned(), false);
+            }
+            Room::Ample | Room::Scarce => {}
+        }
     }
 
     pub(super) fn refuse(&mut self, now: Timestamp, submission: Submission, error: &StorageError) {
@@ -384,6 +400,17 @@ impl Scheduler {
         let answer = Answer::Submitted(Err(SubmitFailure::Storage(error.clone())));
         self.commands.push_back(Command::Answer { token: submission.token, answer });
     }
+}
+
+/// A group in two halves. `Err`: it is one thing, as it was.
+fn divided((changes, effects): Group) -> Result<[Group; 2], Group> {
+    // An item's reports stand before its update and stay with it.
+    let is_end = |&end: &usize| !matches!(changes.get(end - 1), Some(Change::Report { .. }));
+    let ends: Vec<usize> = (1..changes.len()).filter(is_end).collect();
+    let Some(&middle) = ends.get(ends.len() / 2) else { return Err((changes, effects)) };
+    let mut first = Arc::unwrap_or_clone(changes);
+    let second = first.split_off(middle);
+    Ok([(Arc::new(first), Vec::new()), (Arc::new(second), effects)])
 }
 
 fn is_about_item(change: &Change) -> bool {

@@ -90,7 +90,7 @@ pub struct Recipient {
     pub address: Address,
     /// Attempts charged so far.
     pub attempts: u32,
-    /// What the last of them met.
+    /// What the last of them met. Not kept where the store had little room.
     pub last: Option<Box<LastFailure>>,
 }
 

@@ -15,14 +15,15 @@ pub(super) struct MetadataFile {
 }
 
 impl MetadataFile {
-    /// redb takes any I/O error as the end, so a full disk must not reach it while there is a reserve to give up.
+    /// After any I/O error redb must be opened anew, so a full disk does not reach it while there is a reserve to give up.
     fn with_reserve(&self, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-        match write() {
-            Err(error) if is_full(&error) && self.reserve.release() => {
-                tracing::error!("the disk is full: the reserve is given up, new mail is refused");
-                write()
+        loop {
+            match write() {
+                Err(error) if is_full(&error) && self.reserve.release() => {
+                    tracing::error!("the disk is full: the reserve is given up, new mail is refused");
+                }
+                done => return done,
             }
-            done => done,
         }
     }
 }

@@ -61,7 +61,7 @@ async fn call(store: &dyn Storage, call: Call) -> Result<Answer> {
 pub(super) struct Dump {
     pub(super) items: Vec<ItemSummary>,
     state: Vec<StateRow>,
-    outbox: Vec<OutboxEntry>,
+    pub(super) outbox: Vec<OutboxEntry>,
 }
 
 pub(super) async fn dump(store: &dyn Storage) -> Result<Dump> {

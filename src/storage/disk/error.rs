@@ -16,6 +16,17 @@ pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// It is not known what is on disk, so that nothing may be written any more.
+pub(super) fn is_fatal(error: &StorageError) -> bool {
+    matches!(error.kind(), StorageErrorKind::OutcomeUnknown | StorageErrorKind::Poisoned)
+}
+
+/// The metadata found no room, and nothing of what was to be written was applied.
+pub(super) fn full(error: StorageError) -> StorageError {
+    let message = format!("there is no room for it on the disk, and the reserve is used up: {error}");
+    StorageError::new(StorageErrorKind::Full, message).with_source(error)
+}
+
 /// The metadata could not be read or prepared. After an I/O error redb refuses all that follows, so do we.
 pub(super) fn db(error: impl Into<redb::Error>) -> StorageError {
     let error = error.into();

@@ -108,6 +108,57 @@ fn a_disk_of_20_mb_fills_up_settles_out_of_the_reserve_and_recovers() {
 }
 
 #[test]
+fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
+    run(async {
+        let disk = Disk::default();
+        disk.plan(|plan| plan.capacity = Some(20 * MIB));
+        let mut options = options(&disk).with_segment_size(MIB).with_reserve(2 * MIB);
+        options.files = Arc::new(disk.clone());
+        let store = DiskStorage::open_with(STORE, options).await.unwrap();
+        let mut originals = BTreeMap::new();
+        for number in 0..50 {
+            put(&store, &mut originals, sized(number, "a.example", 100_000)).await.unwrap();
+        }
+        let report = |number: u128, octets| Change::Report {
+            event: EventId::from_uuid(uuid::Uuid::from_u128(number)),
+            payload: vec![1; octets].into(),
+        };
+        let mut written = 0;
+        let mut refusals = 0;
+        // What a large commit has no room for a small one may have, until none has any.
+        for octets in [2 * MIB as usize, 300_000, 20_000, 2_000] {
+            let refused = loop {
+                match store.commit(vec![report(written, octets)]).await {
+                    Ok(_) => written += 1,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(refused.kind(), StorageErrorKind::Full, "{refused}");
+            assert_eq!(store.room(), Room::Exhausted);
+            let outbox = store.outbox(OutboxPosition::default(), 100_000).await.unwrap();
+            assert_eq!(outbox.len() as u128, written, "nothing of it was applied");
+            for survival in Survival::ALL {
+                let store = open(&disk.reboot(survival, refusals)).await;
+                let found = dump(&store).await.unwrap();
+                assert_eq!((found.items.len(), found.outbox.len() as u128), (50, written), "{survival:?}");
+            }
+            refusals += 1;
+        }
+        assert!(disk.used() > 19 * MIB && written > 10, "{written} in {}", disk.used());
+        // Mail that ends gives room back by itself.
+        let all = store.outbox(OutboxPosition::default(), 100_000).await.unwrap();
+        store.commit(vec![Change::Acknowledge(all.last().unwrap().position)]).await.unwrap();
+        assert_eq!(store.room(), Room::Scarce);
+        settle_some(&store, &mut originals, ("a.example", 30, 100)).await;
+        store.maintain(at(5)).await.unwrap();
+        assert_eq!(store.room(), Room::Ample);
+        store.commit(vec![report(written, 300_000)]).await.unwrap();
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
+#[test]
 fn a_failed_flush_is_never_tried_again_whatever_of_it_is_written() {
     for (ending, may_write) in [(".bodies", false), (".redb", false), (".bodies", true), (".redb", true)] {
         run(async {

@@ -33,10 +33,11 @@ impl Shared {
         state.bodies.rollback();
         let (dead, more) = done?;
         state.bodies.delete(&dead, &self.bodies);
-        self.reserve.ensure();
         if !more {
             self.compact(state)?;
         }
+        self.reserve.retry();
+        self.reserve.ensure();
         Ok(more)
     }
 

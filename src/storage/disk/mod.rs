@@ -85,8 +85,9 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 /// # Full disk
 ///
 /// Inserts fail with [`StorageErrorKind::Full`]. Commits go on as long as the metadata file has room inside, and then
-/// out of the reserve; see [`DiskOptions::with_reserve`] and [`Room`]. On file systems that find out only while flushing that they
-/// are full, the flush fails, with the consequence below.
+/// out of the reserve; see [`DiskOptions::with_reserve`] and [`Room`]. Once that is used up they fail with `Full` too: nothing of
+/// them is applied, the same commit succeeds once there is room, and a smaller one maybe before. On file systems that find
+/// out only while flushing that they are full, the flush fails, with the consequence below.
 ///
 /// # Failed flush
 ///
@@ -103,10 +104,11 @@ pub struct DiskStorage {
 
 struct Shared {
     path: PathBuf,
-    /// Written to only to compact: that needs it alone.
+    /// Taken alone to compact it, and to open it anew once the disk was found full.
     database: RwLock<Database>,
     /// The file under it.
     metadata: Arc<dyn OpenFile>,
+    cache_size: usize,
     leases: Mutex<LeaseTable>,
     queue: Mutex<Queue>,
     admission: Arc<Semaphore>,
@@ -310,8 +312,12 @@ impl Shared {
     /// Reads what was committed when this is called.
     fn with<T>(&self, read: impl FnOnce(&Tables<Reading>) -> Result<T>) -> Result<T> {
         let database = self.database();
-        let transaction = database.begin_read().map_err(db)?;
-        read(&Tables::open(&transaction, self.damage.clone())?)
+        let reading = || {
+            let transaction = database.begin_read().map_err(db)?;
+            read(&Tables::open(&transaction, self.damage.clone())?)
+        };
+        // A write that found no room fails all reads until the metadata is opened anew.
+        reading().map_err(|error| self.reserve.explain(error))
     }
 
     /// Reads under the lock of the leases. It is taken first: a lease ends only after the commit that ended it, so

@@ -68,9 +68,10 @@ impl Shared {
         if let Err(error) = &opened
             && error.kind() == StorageErrorKind::Corrupt
         {
-            rebuild::rebuild(path, options, reserve.clone(), &damage, error)?;
-            opened = guarded(METADATA, attempt);
+            let rebuilt = rebuild::rebuild(path, options, reserve.clone(), &damage, error);
+            opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
         }
+        let opened = opened.map_err(|error| reserve.explain(error));
         let (database, metadata, bodies, counters) = opened?;
         if is_suspect {
             files.remove(&suspicion).map_err(|error| error::io("removing", &suspicion, error))?;
@@ -92,6 +93,7 @@ impl Shared {
             path: path.to_owned(),
             database: RwLock::new(database),
             metadata,
+            cache_size: options.cache_size,
             leases: Mutex::new(leases),
             queue: Mutex::new(Queue::default()),
             admission: Arc::new(Semaphore::new(options.waiting_calls)),
@@ -189,15 +191,23 @@ fn open_metadata(
     let file = options.files.open(&name, Mode::Write).map_err(opening)?;
     let verified = is_suspect || file.length().map_err(opening)? <= options.verified_octets;
     let backend = MetadataFile { file: file.clone(), reserve };
-    let opened = Builder::new()
-        .set_cache_size(options.cache_size)
-        .set_check_integrity_on_open(verified)
-        .create_with_backend(backend);
+    let opened = database(backend, options.cache_size, verified);
     let database = opened.map_err(|error| match error {
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => opening(error),
         error => corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error),
     })?;
     Ok((database, file))
+}
+
+pub(super) fn database(
+    backend: MetadataFile,
+    cache_size: usize,
+    verified: bool,
+) -> std::result::Result<Database, DatabaseError> {
+    Builder::new()
+        .set_cache_size(cache_size)
+        .set_check_integrity_on_open(verified)
+        .create_with_backend(backend)
 }
 
 /// How redb says that a file is not one of its own, or ends too early.

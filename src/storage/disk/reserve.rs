@@ -3,10 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::error;
 use super::files::{FileSystem, Mode, parent};
-use crate::storage::Room;
+use crate::storage::{Room, StorageError};
 
 /// A reserve of fewer octets is worth nothing, unless one of not many more is wanted.
 const LEAST: u64 = 64 * 1024;
@@ -22,12 +23,17 @@ pub(super) struct Reserve {
     octets: u64,
     /// What it has.
     held: AtomicU64,
+    /// There may be room for more of it than when it was last made.
+    may_grow: AtomicBool,
+    /// A write found no room and no reserve, and none has gone well since.
+    ran_out: AtomicBool,
 }
 
 impl Reserve {
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf, octets: u64) -> Self {
         let length = files.open(&path, Mode::Read).and_then(|file| file.length()).unwrap_or_default();
-        Self { files, path, octets, held: AtomicU64::new(length.min(octets)) }
+        let held = AtomicU64::new(length.min(octets));
+        Self { files, path, octets, held, may_grow: AtomicBool::new(true), ran_out: AtomicBool::new(false) }
     }
 
     fn held(&self) -> u64 {
@@ -36,19 +42,41 @@ impl Reserve {
 
     /// What there is room for beside it.
     pub(super) fn room(&self) -> Room {
-        match self.held() {
-            held if held == self.octets => Room::Ample,
-            0 => Room::Exhausted,
-            _ => Room::Scarce,
+        if self.has_run_out() {
+            Room::Exhausted
+        } else if self.held() == self.octets {
+            Room::Ample
+        } else {
+            Room::Scarce
         }
+    }
+
+    /// A write found no room, and none has gone well since.
+    pub(super) fn has_run_out(&self) -> bool {
+        self.ran_out.load(Ordering::Acquire)
+    }
+
+    /// redb takes any I/O error as the end: where it was for a lack of room it is not.
+    pub(super) fn explain(&self, error: StorageError) -> StorageError {
+        if self.has_run_out() && error::is_fatal(&error) { error::full(error) } else { error }
+    }
+
+    /// All that was to be written is.
+    pub(super) fn wrote(&self) {
+        self.ran_out.store(false, Ordering::Release);
+    }
+
+    /// Something was given back: the next [`Reserve::ensure`] tries whether there is room.
+    pub(super) fn retry(&self) {
+        self.may_grow.store(true, Ordering::Release);
     }
 
     /// Makes the reserve if it is not there, or a smaller one if the disk is nearly full. `false`: it is not whole, so
     /// there is no room for new mail.
     pub(super) fn ensure(&self) -> bool {
         let held = self.held();
-        if held == self.octets {
-            return true;
+        if held == self.octets || !self.may_grow.swap(false, Ordering::AcqRel) {
+            return held == self.octets;
         }
         let made = self.grow(held).unwrap_or_else(|_| {
             // Of what it has now it is not known whether it is there.
@@ -90,6 +118,10 @@ impl Reserve {
 
     /// Gives the space up. `false`: there was none.
     pub(super) fn release(&self) -> bool {
-        self.held.swap(0, Ordering::AcqRel) > 0 && self.files.remove(&self.path).is_ok()
+        let released = self.held.swap(0, Ordering::AcqRel) > 0 && self.files.remove(&self.path).is_ok();
+        // What this write does not take is a smaller reserve.
+        self.may_grow.store(true, Ordering::Release);
+        self.ran_out.store(!released, Ordering::Release);
+        released
     }
 }

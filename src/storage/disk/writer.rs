@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::PoisonError;
 
+use redb::ReadableDatabase;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::clock::Timestamp;
@@ -14,10 +15,12 @@ use crate::storage::{
     Change, ChangeOutcome, Inserted, ItemId, Lease, NewMessage, StorageError, StorageErrorKind,
 };
 
+use super::backend::MetadataFile;
 use super::error::{self, db};
 use super::segment::SegmentWriter;
 use super::table_writer::Writer;
-use super::{Job, Shared, lock};
+use super::tables::META;
+use super::{Job, Shared, lock, open};
 
 /// A round takes no more calls once it has this many octets of bodies.
 const ROUND_OCTETS: usize = 32 * 1024 * 1024;
@@ -199,6 +202,7 @@ impl Shared {
             match work {
                 Work::Maintain(now, answer) => {
                     let done = self.check().and_then(|()| self.maintain(&mut state, now));
+                    let done = self.with_room(&state, done);
                     self.note(&done);
                     drop(answer.send(done));
                 }
@@ -211,7 +215,7 @@ impl Shared {
         }
         match self.round(&mut state, &round) {
             Ok(done) => round.into_iter().zip(done).for_each(|(work, done)| work.answer(Ok(done))),
-            Err(error) if round.len() == 1 || is_fatal(&error) => {
+            Err(error) if round.len() == 1 || error::is_fatal(&error) => {
                 self.note::<()>(&Err(error.clone()));
                 round.into_iter().for_each(|work| work.refuse(error.clone()));
             }
@@ -226,10 +230,40 @@ impl Shared {
         }
     }
 
+    /// What came of writing metadata. Where there was no room for it redb refuses all that follows: it is opened anew, as
+    /// it was before.
+    fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
+        let explained = written.map_err(|error| self.reserve.explain(error));
+        match &explained {
+            Err(error) if error.kind() == StorageErrorKind::Full && self.reserve.has_run_out() => {
+                self.reopen(state, error)?;
+            }
+            Err(_) => {}
+            Ok(_) => self.reserve.wrote(),
+        }
+        explained
+    }
+
+    /// Opens the metadata anew, which must be as it was after the last commit.
+    fn reopen(&self, state: &WriterState, why: &StorageError) -> Result<()> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let backend = MetadataFile { file: self.metadata.clone(), reserve: self.reserve.clone() };
+        let opened = open::database(backend, self.cache_size, false).map_err(db)?;
+        let transaction = opened.begin_read().map_err(db)?;
+        let counters = open::counters(&transaction.open_table(META).map_err(db)?)?;
+        if counters.as_ref() != Some(&state.counters) {
+            let message = format!("what was to be written may be on disk in part: {why}");
+            return Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message));
+        }
+        drop(transaction);
+        *database = opened;
+        Ok(())
+    }
+
     /// Remembers that nothing may be written any more.
     fn note<T>(&self, done: &Result<T>) {
         if let Err(error) = done
-            && is_fatal(error)
+            && error::is_fatal(error)
         {
             self.poison(error);
         }
@@ -242,6 +276,7 @@ impl Shared {
         let mut effects = Effects::default();
         let applied = self.apply(state, round, &pinned, &mut effects);
         state.bodies.rollback();
+        let applied = self.with_room(state, applied);
         let mut leases = lock(&self.leases);
         if applied.is_ok() {
             effects.finish(&mut leases);
@@ -249,7 +284,10 @@ impl Shared {
         pinned.iter().for_each(|(item, _)| leases.unpin(*item));
         drop(leases);
         let (done, dead) = applied?;
-        state.bodies.delete(&dead, &self.bodies);
+        if !dead.is_empty() {
+            state.bodies.delete(&dead, &self.bodies);
+            self.reserve.retry();
+        }
         // Whoever is answered now may ask what there is room for: it may have been given up, or there may be room again.
         self.reserve.ensure();
         Ok(done)
@@ -326,10 +364,6 @@ fn fill_leases(done: &mut [Done], granted: &HashMap<ItemId, Lease>) {
             *answers = filled.collect();
         }
     }
-}
-
-fn is_fatal(error: &StorageError) -> bool {
-    matches!(error.kind(), StorageErrorKind::OutcomeUnknown | StorageErrorKind::Poisoned)
 }
 
 fn full() -> StorageError {

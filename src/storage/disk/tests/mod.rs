@@ -285,7 +285,7 @@ async fn full_for_metadata_gives_up_the_reserve() {
     rig.faults.reserve_full.store(true, SeqCst);
     store.commit(vec![settle(&items[1], &[0])]).await.unwrap();
     assert!(!rig.reserve().exists());
-    assert_eq!(store.room(), Room::Exhausted);
+    assert_eq!(store.room(), Room::Scarce);
     assert_eq!(store.insert(vec![large(4)]).await.unwrap_err().kind(), StorageErrorKind::Full);
     settle_first(&store, 1).await;
     assert_eq!(store.usage().await.unwrap().items, 0);
