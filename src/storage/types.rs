@@ -393,7 +393,8 @@ pub enum Room {
     /// For outcomes of what is in flight. The engine starts the next transactions only once all outcomes are stored and
     /// the sink has taken them: what is delivered gives room back.
     Scarce,
-    /// For nothing for certain. The engine starts no transaction, whose outcome it might have to forget.
+    /// For nothing: the last write found none. The engine starts no transaction, whose outcome it might have to forget, and
+    /// tries again to write those it has.
     Exhausted,
 }
 

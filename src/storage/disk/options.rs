@@ -54,9 +54,11 @@ impl DiskOptions {
 
     /// Disk space set aside for settling mail once the disk is full, in octets. Default 8 MiB; zero: none.
     ///
-    /// It is a file of this size. When the metadata file can not grow, the file is given up, and new mail is refused until
-    /// it could be made again. As long as there is room for a part of it alone, room is [`Scarce`](crate::storage::Room::Scarce),
-    /// without any [`Exhausted`](crate::storage::Room::Exhausted). Each commit and each upkeep looks again.
+    /// It is a file of this size. When the metadata file can not grow, the file is given up, and made again of half of what
+    /// was left then: room is [`Scarce`](crate::storage::Room::Scarce), and new mail is refused, until it is whole. When there
+    /// is nothing to give up the commit fails with [`Full`](crate::storage::StorageErrorKind::Full), and room is
+    /// [`Exhausted`](crate::storage::Room::Exhausted) until one succeeds. It grows when a body file was given back, and at
+    /// each upkeep, as far as there is room.
     pub fn with_reserve(mut self, octets: u64) -> Self {
         self.reserve = octets;
         self
