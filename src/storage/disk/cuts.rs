@@ -291,6 +291,10 @@ fn release(item: &Item, index: usize, due: u64) -> Release {
     Release { due: at(due), recipients: vec![recipient] }
 }
 
+pub(super) fn tries_all() -> bool {
+    std::env::var("POSTRIDER_CUTS").is_ok_and(|value| value == "all")
+}
+
 /// Names the cut if anything panics in it.
 struct Named(String);
 
@@ -305,7 +309,7 @@ impl Drop for Named {
 
 /// Cuts at every step whose number leaves `part` when divided by `parts`.
 fn cut(part: usize, parts: usize) {
-    let all = std::env::var("POSTRIDER_CUTS").is_ok_and(|value| value == "all");
+    let all = tries_all();
     run(async {
         let recording = Recording::make().await;
         let mut replay = recording.disk.replay();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized};
+use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized, tries_all};
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
@@ -124,9 +124,8 @@ fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
             payload: vec![1; octets].into(),
         };
         let mut written = 0;
-        let mut refusals = 0;
         // What a large commit has no room for a small one may have, until none has any.
-        for octets in [2 * MIB as usize, 300_000, 20_000, 2_000] {
+        for (octets, seed) in [2 * MIB as usize, 300_000, 20_000, 2_000].into_iter().zip(0..) {
             let refused = loop {
                 match store.commit(vec![report(written, octets)]).await {
                     Ok(_) => written += 1,
@@ -138,11 +137,10 @@ fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
             let outbox = store.outbox(OutboxPosition::default(), 100_000).await.unwrap();
             assert_eq!(outbox.len() as u128, written, "nothing of it was applied");
             for survival in Survival::ALL {
-                let store = open(&disk.reboot(survival, refusals)).await;
+                let store = open(&disk.reboot(survival, seed)).await;
                 let found = dump(&store).await.unwrap();
                 assert_eq!((found.items.len(), found.outbox.len() as u128), (50, written), "{survival:?}");
             }
-            refusals += 1;
         }
         assert!(disk.used() > 19 * MIB && written > 10, "{written} in {}", disk.used());
         // Mail that ends gives room back by itself.
@@ -155,6 +153,53 @@ fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
         store.commit(vec![report(written, 300_000)]).await.unwrap();
         drop(store);
         nothing_is_lost(&disk, &originals).await;
+    });
+}
+
+/// Mail comes and goes on a disk that has room for so many blocks beyond a new store. How many calls found none.
+async fn on_a_disk_that_ends(
+    disk: &Disk,
+    blocks: u64,
+    originals: &mut BTreeMap<MessageId, NewMessage>,
+) -> u32 {
+    let store = open(disk).await;
+    let used = disk.used();
+    disk.plan(|plan| plan.capacity = Some(used + blocks * 4096));
+    let mut refused = 0;
+    let mut note = |done: std::result::Result<(), StorageError>| {
+        if let Err(error) = &done {
+            assert_eq!(error.kind(), StorageErrorKind::Full, "{error}");
+            refused += 1;
+        }
+        done.is_ok()
+    };
+    for number in 0..12 {
+        note(put(&store, originals, sized(number, "a.example", 900)).await);
+        let request =
+            ClaimRequest { owner: A, now: at(1), until: at(9), what: vec![due("a.example", 1_000_000, 1)] };
+        let held = store.claim(request).await.unwrap().items;
+        let Some(item) = held.first().filter(|_| number % 2 == 1) else { continue };
+        let event = EventId::from_uuid(*item.envelope.id.as_uuid());
+        let report = Change::Report { event, payload: vec![1; 3_000].into() };
+        if note(store.commit(vec![settle(item, &[0]), report]).await.map(drop)) {
+            originals.remove(&item.envelope.id);
+        }
+        note(store.maintain(at(5)).await);
+    }
+    refused
+}
+
+#[test]
+fn wherever_a_disk_ends_what_was_acknowledged_is_kept() {
+    run(async {
+        let mut refusals = Vec::new();
+        for blocks in (0..60).step_by(if tries_all() { 1 } else { 4 }) {
+            let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+            refusals.push(on_a_disk_that_ends(&disk, blocks, &mut originals).await);
+            disk.plan(|plan| plan.capacity = None);
+            nothing_is_lost(&disk, &originals).await;
+        }
+        assert!(refusals[0] > 10 && *refusals.last().unwrap() == 0, "{refusals:?}");
     });
 }
 
