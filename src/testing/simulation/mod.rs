@@ -25,7 +25,7 @@ const HEALING: Duration = Duration::from_secs(8 * 86_400);
 ///
 /// ```
 /// use postrider::testing::Simulation;
-/// for seed in 1..=3 {
+/// for seed in Simulation::seeds(3) {
 ///     Simulation::new(seed).run()?;
 /// }
 /// # Ok::<(), postrider::testing::SimulationError>(())
@@ -87,6 +87,18 @@ impl Simulation {
         Self { seed, world: World::builder().seed(seed), random }
     }
 
+    /// The seeds of a test: 1 to `count`; to `POSTRIDER_SEEDS` if the environment has it; that one of `POSTRIDER_SEED`, which
+    /// a failure names.
+    ///
+    /// # Panics
+    /// If one of the variables is no number.
+    pub fn seeds(count: u64) -> impl Iterator<Item = u64> {
+        match (number("POSTRIDER_SEED"), number("POSTRIDER_SEEDS")) {
+            (Some(seed), _) => seed..=seed,
+            (None, more) => 1..=more.unwrap_or(count),
+        }
+    }
+
     /// Over the host's own store: see [`WorldBuilder::storage`].
     pub fn storage<S: Storage>(mut self, open: impl FnMut() -> S + Send + 'static) -> Self {
         self.world = self.world.storage(open);
@@ -123,6 +135,12 @@ impl Simulation {
             trace: run.world.trace_text(),
         })
     }
+}
+
+#[allow(clippy::panic, reason = "it fails a test: another seed than was asked for would pass for it")]
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is `{text}`: it must be a number such as 17")))
 }
 
 struct Run {

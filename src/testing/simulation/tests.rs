@@ -3,14 +3,10 @@
 use super::*;
 use crate::scheduler::Fault;
 
-/// Seeds of each run; `POSTRIDER_SEEDS` asks for more, `POSTRIDER_SEED` for one.
+/// Seeds of each run.
 const SEEDS: u64 = 300;
 /// Each fault is found within so many.
 const SEEDS_FOR_A_FAULT: u64 = 200;
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap())
-}
 
 /// What the simulation of a seed found.
 fn find(seed: u64) -> Option<String> {
@@ -41,18 +37,12 @@ fn all_hold(seeds: impl IntoIterator<Item = u64>) {
 /// Two halves, for two processors.
 #[test]
 fn random_worlds_keep_every_invariant_even_seeds() {
-    match number("POSTRIDER_SEED") {
-        Some(seed) => all_hold((seed % 2 == 0).then_some(seed)),
-        None => all_hold((1..=number("POSTRIDER_SEEDS").unwrap_or(SEEDS)).filter(|seed| seed % 2 == 0)),
-    }
+    all_hold(Simulation::seeds(SEEDS).filter(|seed| seed % 2 == 0));
 }
 
 #[test]
 fn random_worlds_keep_every_invariant_odd_seeds() {
-    match number("POSTRIDER_SEED") {
-        Some(seed) => all_hold((seed % 2 == 1).then_some(seed)),
-        None => all_hold((1..=number("POSTRIDER_SEEDS").unwrap_or(SEEDS)).filter(|seed| seed % 2 == 1)),
-    }
+    all_hold(Simulation::seeds(SEEDS).filter(|seed| seed % 2 == 1));
 }
 
 #[test]

@@ -227,12 +227,26 @@ impl Book {
         found
     }
 
-    /// The engine says that nothing is queued.
-    pub(super) fn is_idle(&self, snapshot: &Snapshot) {
+    /// The engine says that nothing is queued: whether nothing is left in the store.
+    pub(super) fn is_idle(&self, snapshot: &Snapshot) -> bool {
         let judged = self.lock().oracle.is_idle(snapshot);
+        judged.unwrap_or_else(|broken| {
+            self.broke(broken);
+            false
+        })
+    }
+
+    /// Nothing follows any more: what is pending is certain.
+    pub(super) fn settle_all(&self) {
+        let judged = self.lock().oracle.settle_pending(Duration::MAX);
         if let Err(broken) = judged {
             self.broke(broken);
         }
+    }
+
+    /// The trace is not all that was seen.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.lock().trace.len() >= KEPT
     }
 
     /// The store is asked. Nobody asks so often at one moment but who does it without end.
@@ -355,8 +369,8 @@ impl State {
         if self.seen_at_once.0 != at {
             self.seen_at_once = (at, 0);
         }
-        self.seen_at_once.1 += 1;
-        let is_endless = self.seen_at_once.1 == ENDLESS;
+        self.seen_at_once.1 = self.seen_at_once.1.saturating_add(1);
+        let is_endless = self.seen_at_once.1 >= ENDLESS;
         if is_endless {
             let what =
                 format!("{ENDLESS} calls of the store and connections at one moment, at last {}", last());

@@ -66,6 +66,35 @@ pub enum WorldError {
     /// Not a probability.
     #[error("{0} is no probability: it must be from 0 to 1")]
     Chance(f64),
+    /// It would never be.
+    #[error("{what} from {} s to {} s: it must end after it begins", .times.start.as_secs_f64(), .times.end.as_secs_f64())]
+    Times {
+        /// What was to be then.
+        what: &'static str,
+        /// When.
+        times: std::ops::Range<std::time::Duration>,
+    },
+    /// A rate without a time.
+    #[error("a message rate of {0} in no time: the time must be longer than zero")]
+    MessageRate(u32),
+    /// Not somebody's address.
+    #[error("`{0}` is no mailbox: it must be an address such as bob@example.net")]
+    Mailbox(String),
+    /// Servers do nothing then.
+    #[error("a server can not fail at the stage {}: it must be connect, ehlo, mail, rcpt, data or dot", stage.as_str())]
+    Stage {
+        /// The stage.
+        stage: crate::reply::Stage,
+    },
+    /// A failure that would be none.
+    #[error("`{0}` is no failure: the code of a greeting or of EHLO's reply must be 4xx or 5xx")]
+    NoFailure(String),
+    /// Nobody asks about such a name.
+    #[error("DNS is never asked about `{0}`: it must be a domain or a host's name")]
+    Name(String),
+    /// One address, two servers.
+    #[error("there are two servers at {0}: one address is one server")]
+    Twice(SocketAddr),
     /// A latency whose ends are the wrong way round.
     #[error("{0:?}: the first time must not be longer than the second")]
     Latency(Latency),
@@ -192,7 +221,10 @@ impl WorldBuilder {
         let mut servers = BTreeMap::new();
         for (name, model) in self.servers {
             model.problem()?;
-            servers.insert(address(&name, &self.policy)?, model);
+            let address = address(&name, &self.policy)?;
+            if servers.insert(address, model).is_some() {
+                return Err(WorldError::Twice(address));
+            }
         }
         if let Some(model) = &self.elsewhere {
             model.problem()?;
@@ -246,6 +278,13 @@ pub(crate) fn seed_of_environment() -> Result<Option<u64>, WorldError> {
     }
 }
 
+pub(super) fn check_times(
+    what: &'static str,
+    times: &std::ops::Range<std::time::Duration>,
+) -> Result<(), WorldError> {
+    if times.is_empty() { Err(WorldError::Times { what, times: times.clone() }) } else { Ok(()) }
+}
+
 pub(super) fn check_chance(probability: f64) -> Result<(), WorldError> {
     if (0.0..=1.0).contains(&probability) { Ok(()) } else { Err(WorldError::Chance(probability)) }
 }
@@ -253,7 +292,9 @@ pub(super) fn check_chance(probability: f64) -> Result<(), WorldError> {
 /// A server's address, with the policy's port if it names none.
 pub(super) fn address(text: &str, policy: &Policy) -> Result<SocketAddr, WorldError> {
     let alone = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, policy.smtp().port));
-    alone.or_else(|_| text.parse()).map_err(|_| WorldError::Address(text.to_owned()))
+    let address = alone.or_else(|_| text.parse()).map_err(|_| WorldError::Address(text.to_owned()))?;
+    // As it is connected to.
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
 impl std::fmt::Debug for WorldBuilder {

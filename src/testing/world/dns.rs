@@ -1,7 +1,7 @@
 //! DNS of a world: its zone, and what is said in place of it.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::WorldError;
 use super::book::Book;
-use super::builder::check_chance;
+use super::builder::{check_chance, check_times};
 use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver};
 use crate::message::Domain;
 use crate::testing::conversation::pause;
@@ -79,13 +79,21 @@ impl DnsFault {
 
     pub(super) fn check(&self) -> Result<(), WorldError> {
         check_chance(self.chance)?;
+        check_times("DNS lies", &self.times)?;
+        if let Some(name) = self.name.as_ref().filter(|name| !is_name(name)) {
+            return Err(WorldError::Name(name.clone()));
+        }
         match &self.lie {
-            DnsLie::Exchanger(name) if Domain::parse(name).is_err() => {
-                Err(WorldError::Exchanger(name.clone()))
-            }
+            DnsLie::Exchanger(name) if !is_name(name) => Err(WorldError::Exchanger(name.clone())),
             _ => Ok(()),
         }
     }
+}
+
+/// A name that may stand in DNS, and no address.
+fn is_name(name: &str) -> bool {
+    Domain::parse(name).is_ok_and(|domain| domain.literal_address().is_none())
+        && name.parse::<IpAddr>().is_err()
 }
 
 /// Answers from the zone, except where it lies. Clones share everything.

@@ -65,8 +65,9 @@ const SHUTDOWN: Duration = Duration::from_secs(60);
 /// The engine is the real one. DNS is a zone given as text, the receivers are [`ServerModel`]s, the store is in memory
 /// or the host's own, and all of them can be made to fail. What happens is seen, and judged: an oracle checks all along
 /// that no mail is lost or sent twice, that limits and rates hold, that nothing is tried before it is due, and more
-/// ([`Violation`] has the list). Methods that let time pass panic at a violation, with the seed and the end of the trace;
-/// any method does if the store can not be opened again after a crash.
+/// ([`Violation`] has the list). Methods that let time pass panic at a violation, with the seed and the end of the trace, and
+/// so does the end of a world of which one was not told; any method does if the store can not be opened again after a crash.
+/// Methods that ask for what was seen panic rather than answer by a part of it, or about an address that is none.
 ///
 /// The same seed and the same calls give the same trace, octet by octet. Without a seed of its own a world takes that in
 /// the environment variable `POSTRIDER_SEED`, else 1.
@@ -200,8 +201,7 @@ impl World {
     pub fn try_run_until_idle(&mut self, limit: Duration) -> Result<bool, Violation> {
         let end = self.elapsed().saturating_add(limit);
         let idle = self.run_to(end, true)?;
-        self.look(idle)?;
-        Ok(idle)
+        self.look(idle)
     }
 
     fn run_to(&mut self, end: Duration, until_idle: bool) -> Result<bool, Violation> {
@@ -244,33 +244,33 @@ impl World {
     /// # Errors
     /// The first [`Violation`].
     pub fn verify(&mut self) -> Result<(), Violation> {
-        self.look(false)
+        self.look(false).map(drop)
     }
 
-    /// `idle`: the engine has said that nothing is queued.
-    fn look(&mut self, idle: bool) -> Result<(), Violation> {
+    /// `idle`: the engine has said that nothing is queued. Returns whether nothing is, as far as it was asked.
+    fn look(&mut self, idle: bool) -> Result<bool, Violation> {
         self.checked = self.elapsed();
         self.next_check = self.checked.saturating_add(CHECK_EVERY);
         let (book, store) = (self.book.clone(), self.store.clone());
-        self.until_stopped(async move |engine| {
-            let Some(store) = store else { return };
+        let is_empty = self.until_stopped(async move |engine| {
+            let Some(store) = store else { return false };
             for try_again in [true, true, false] {
-                let Some(snapshot) = Snapshot::take(&engine, &*store, &book).await else { return };
-                match book.check(&snapshot) {
-                    Ok(()) => {
-                        if idle {
-                            book.is_idle(&snapshot);
-                        }
-                        return;
-                    }
+                let looked = match Snapshot::take(&engine, &*store, &book).await {
+                    Ok(snapshot) => book.check(&snapshot).map(|()| snapshot),
+                    Err(broken) => Err(broken),
+                };
+                match looked {
+                    Ok(snapshot) => return idle && book.is_idle(&snapshot),
                     // Something moved meanwhile: it is looked at once more.
                     Err(_) if try_again => {}
                     Err(broken) => book.broke(broken),
                 }
             }
+            false
         });
         self.raise_if_crashing();
-        self.raise_violation()
+        self.raise_violation()?;
+        Ok(is_empty.unwrap_or(false))
     }
 
     /// The process dies now, and starts again on what is in the store.
@@ -349,7 +349,8 @@ impl World {
         self.see(Seen::Note(note.into()));
     }
 
-    /// Says something to the engine, or asks it: `run` is called with its handle. `None`: the process died meanwhile.
+    /// Says something to the engine, or asks it: `run` is called with its handle. `None`: the process died meanwhile, or an
+    /// invariant broke, which the next method that lets time pass tells, and else the world's end.
     ///
     /// What changes the rules or makes mail due before its time is to be said by the world's own methods, such as
     /// [`World::set_policy`] and [`World::retry_now`]: the oracle would take it for a fault. Mail that is submitted
@@ -447,6 +448,17 @@ impl World {
         })
     }
 
+    /// [`DeliveryEngine::enable_source`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enable_source(&mut self, queue: &str, source: &str) -> Result<bool, ControlError> {
+        let (of, name) = (queue.to_owned(), source.to_owned());
+        self.control(format!("enable_source {queue} {source}"), async move |engine| {
+            engine.enable_source(&of, &name).await
+        })
+    }
+
     /// [`DeliveryEngine::decide_fuse`].
     ///
     /// # Errors
@@ -486,18 +498,28 @@ impl World {
     }
 
     /// What was seen of one message.
+    ///
+    /// # Panics
+    /// Once more was seen than the trace holds.
     pub fn timeline(&self, message: MessageId) -> Vec<Observation> {
+        self.assert_whole();
         self.book.timeline(message)
     }
 
     /// How a recipient of a message ended.
+    ///
+    /// # Panics
+    /// If `recipient` is no address.
     pub fn outcome(&self, message: MessageId, recipient: &str) -> Outcome {
         self.final_event(message, recipient).map_or(Outcome::Queued, |event| Outcome::of(&event))
     }
 
     /// The final event of a recipient of a message.
+    ///
+    /// # Panics
+    /// If `recipient` is no address.
     pub fn final_event(&self, message: MessageId, recipient: &str) -> Option<DeliveryEvent> {
-        self.book.final_event(message, &Address::parse(recipient).ok()?)
+        self.book.final_event(message, &mailbox(recipient))
     }
 
     /// How many recipients ended so. [`Outcome::Queued`] is not counted.
@@ -506,8 +528,11 @@ impl World {
     }
 
     /// How often a recipient of a message was offered to a server.
+    ///
+    /// # Panics
+    /// If `recipient` is no address, and once more was seen than the trace holds.
     pub fn attempts(&self, message: MessageId, recipient: &str) -> u64 {
-        let Ok(recipient) = Address::parse(recipient) else { return 0 };
+        let recipient = mailbox(recipient);
         let offered = |observation: &Observation| match &observation.seen {
             Seen::Offered { recipients, .. } => recipients.contains(&recipient),
             _ => false,
@@ -521,10 +546,12 @@ impl World {
     }
 
     /// What the server at an address saw. Without a port: at all its ports together.
+    ///
+    /// # Panics
+    /// If `address` is none.
     pub fn server(&self, address: &str) -> ServerReport {
         let Ok(ip) = address.parse::<IpAddr>() else {
-            let address = address.parse::<SocketAddr>();
-            return address.map_or_else(|_| ServerReport::default(), |address| self.book.server(address));
+            return self.book.server(socket(address, &self.policy));
         };
         let mut sum = ServerReport::default();
         self.servers().filter(|(address, _)| address.ip() == ip).for_each(|(_, report)| sum.add(&report));
@@ -537,9 +564,21 @@ impl World {
     }
 
     /// The most recipients that the server at an address was offered in any stretch of time of this length.
+    ///
+    /// # Panics
+    /// If `address` is none, and once more was seen than the trace holds.
     pub fn most_offered_in(&self, address: &str, window: Duration) -> u64 {
-        let Ok(address) = builder::address(address, &self.policy) else { return 0 };
+        self.assert_whole();
+        let address = socket(address, &self.policy);
         report::most_offered_in(&self.book.trace(), address, window)
+    }
+
+    /// An answer by a part of what was seen would be a wrong one.
+    #[allow(clippy::panic, reason = "it fails a test, as assert does")]
+    fn assert_whole(&self) {
+        if self.book.is_cut_off() {
+            panic!("more was seen than the trace holds: World::server and World::count go on counting");
+        }
     }
 
     fn see(&self, seen: Seen) {
@@ -665,6 +704,17 @@ impl World {
     }
 }
 
+/// A typo must not pass for somebody who got nothing.
+#[allow(clippy::panic, reason = "it fails a test, as assert does")]
+fn mailbox(text: &str) -> Address {
+    Address::parse(text).unwrap_or_else(|error| panic!("a recipient: {error}"))
+}
+
+#[allow(clippy::panic, reason = "it fails a test, as assert does")]
+fn socket(text: &str, policy: &Policy) -> SocketAddr {
+    builder::address(text, policy).unwrap_or_else(|error| panic!("{error}"))
+}
+
 fn lines<T: std::fmt::Display>(waits: impl IntoIterator<Item = T>) -> Vec<String> {
     let text: Vec<String> = waits.into_iter().map(|waits| waits.to_string()).collect();
     text.iter().flat_map(|text| text.lines()).map(str::to_owned).collect()
@@ -672,9 +722,18 @@ fn lines<T: std::fmt::Display>(waits: impl IntoIterator<Item = T>) -> Vec<String
 
 impl Drop for World {
     #[allow(clippy::print_stderr, reason = "a test failed, and its message does not know the seed")]
+    #[allow(clippy::panic, reason = "it fails a test that did not look")]
     fn drop(&mut self) {
-        if std::thread::panicking() && !self.is_told {
-            eprintln!("the world's seed is {}; {}", self.seed, builder::how_to_repeat(self.seed));
+        if !self.is_told {
+            self.within(|| self.book.settle_all());
+            if std::thread::panicking() {
+                eprintln!("the world's seed is {}; {}", self.seed, builder::how_to_repeat(self.seed));
+                if let Some(broken) = self.within(|| self.book.take_broken()) {
+                    eprintln!("{}", Violation::new(self.seed, broken, Vec::new()));
+                }
+            } else if let Err(violation) = self.raise_violation() {
+                panic!("{violation}");
+            }
         }
         // Connections close with the runtime, and ask what time it is.
         if self.runtime.is_some() {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::WorldError;
-use super::builder::check_chance;
+use super::builder::{check_chance, check_times};
 use super::latency::Latency;
+use crate::message::Address;
 use crate::reply::{Reply, Stage};
 
 /// How a receiver behaves. It accepts all mail at once, except as it is told here.
@@ -196,13 +197,31 @@ impl ServerModel {
     pub(super) fn problem(&self) -> Result<(), WorldError> {
         self.problem.clone().map_or(Ok(()), Err)?;
         self.chances.iter().try_for_each(|&(probability, _)| check_chance(probability))?;
+        self.failures
+            .iter()
+            .try_for_each(|window| check_times("a server fails", &(window.from..window.until)))?;
+        if let Some((messages, Duration::ZERO)) = self.message_rate {
+            return Err(WorldError::MessageRate(messages));
+        }
+        if let Some(name) = self.mailboxes.keys().find(|name| Address::parse(name).is_err()) {
+            return Err(WorldError::Mailbox(name.clone()));
+        }
         self.connect_latency.check()?;
         self.reply_latency.check()
     }
 
     fn check(&mut self, failure: &Failure) {
-        if let Failure::Reply(_, text) = failure {
-            self.read(text);
+        let (Failure::Reply(stage, _) | Failure::Close(stage)) = failure else { return };
+        if matches!(stage, Stage::Queue | Stage::Dns) {
+            self.problem.get_or_insert(WorldError::Stage { stage: *stage });
+        }
+        let Failure::Reply(_, text) = failure else { return };
+        // Later in a session a positive reply may be out of place.
+        if let Some(reply) = self.read(text)
+            && *stage <= Stage::Ehlo
+            && reply.code() < 400
+        {
+            self.problem.get_or_insert(WorldError::NoFailure(text.clone()));
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Facts {
     pub(super) bounds: Bounds,
     settings: HashMap<QueueId, Arc<QueueSettings>>,
     pub(super) messages: HashMap<MessageId, BTreeMap<Address, Standing>>,
+    /// Accepted again under the id of a message that has ended, with these recipients.
+    repeated: HashMap<MessageId, Vec<Address>>,
     /// Messages that the engine said it has taken.
     pub(super) received: HashSet<MessageId>,
     /// What is in the outbox up to here was acknowledged.
@@ -122,6 +124,7 @@ impl Facts {
             bounds,
             settings: HashMap::new(),
             messages: HashMap::new(),
+            repeated: HashMap::new(),
             received: HashSet::new(),
             acknowledged: OutboxPosition::default(),
             open: BTreeMap::new(),
@@ -165,6 +168,21 @@ impl Facts {
     /// Of a recipient of an observation of a message that may not be known.
     pub(super) fn standing_of(&self, message: MessageId, recipient: &Address) -> Standing {
         self.standing(message, recipient).cloned().unwrap_or_default()
+    }
+
+    fn was_accepted(&self, message: MessageId) -> bool {
+        self.messages.get(&message).is_some_and(|all| all.values().any(|standing| standing.accepted))
+    }
+
+    fn has_ended(&self, message: MessageId) -> bool {
+        self.messages.get(&message).is_some_and(|all| all.values().all(|standing| standing.ended))
+    }
+
+    /// A message of an id that was forgotten: it begins anew.
+    fn begin_anew(&mut self, message: MessageId) {
+        let accepted = |address| (address, Standing { accepted: true, ..Standing::default() });
+        let recipients = self.repeated.remove(&message).unwrap_or_default();
+        self.messages.insert(message, recipients.into_iter().map(accepted).collect());
     }
 
     fn standing_mut(&mut self, message: MessageId, recipient: &Address) -> &mut Standing {
@@ -269,6 +287,12 @@ impl Facts {
 
     pub(super) fn learn(&mut self, observation: &Observation) {
         match &observation.seen {
+            // An id again: nothing is stored, unless the engine says that it received a message.
+            Seen::Accepted { message, recipients, .. } if self.was_accepted(*message) => {
+                if self.has_ended(*message) {
+                    self.repeated.insert(*message, recipients.clone());
+                }
+            }
             Seen::Accepted { message, recipients, hold_until } => {
                 let controls = self.controls;
                 for recipient in recipients {
@@ -349,7 +373,12 @@ impl Facts {
         let (life, controls, last_control) = (self.life, self.controls, self.last_control);
         match event {
             DeliveryEvent::StorageTrouble(_) => self.trouble = true,
-            DeliveryEvent::Received(received) => drop(self.received.insert(received.id)),
+            DeliveryEvent::Received(received) => {
+                let is_again = !self.received.insert(received.id);
+                if is_again && self.has_ended(received.id) {
+                    self.begin_anew(received.id);
+                }
+            }
             DeliveryEvent::Deferred(deferred) => {
                 let record = &deferred.record;
                 let standing = self.standing_mut(record.id, &record.recipient);

@@ -217,14 +217,15 @@ impl Oracle {
         Ok(())
     }
 
-    /// The engine says that nothing is queued.
-    pub(super) fn is_idle(&self, snapshot: &Snapshot) -> Result<(), Broken> {
-        let left = snapshot.items.first().filter(|_| !self.facts.trouble);
-        left.map_or(Ok(()), |item| {
-            let what =
-                format!("nothing is queued, says the engine, and {} is in the store", item.envelope.id);
-            Err(Broken { invariant: "starved", what, message: Some(item.envelope.id), queue: None })
-        })
+    /// The engine says that nothing is queued. `false`: it is right of what it may know, and mail is left that the store
+    /// refused to settle.
+    pub(super) fn is_idle(&self, snapshot: &Snapshot) -> Result<bool, Broken> {
+        let Some(item) = snapshot.items.first() else { return Ok(true) };
+        if self.facts.trouble {
+            return Ok(false);
+        }
+        let what = format!("nothing is queued, says the engine, and {} is in the store", item.envelope.id);
+        Err(Broken { invariant: "starved", what, message: Some(item.envelope.id), queue: None })
     }
 
     pub(super) fn set_policy(&mut self, policy: Policy) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::book::Book;
+use super::Broken;
 use crate::clock::Timestamp;
 use crate::engine::DeliveryEngine;
 use crate::event::DeliveryEvent;
@@ -20,7 +21,8 @@ pub(in crate::testing::world) struct Snapshot {
     pub(super) time: Timestamp,
     pub(super) items: Vec<ItemSummary>,
     pub(super) outbox: Vec<(OutboxPosition, DeliveryEvent)>,
-    pub(super) gauges: Gauges,
+    /// `None`: the engine has ended.
+    pub(super) gauges: Option<Gauges>,
 }
 
 impl Snapshot {
@@ -28,18 +30,26 @@ impl Snapshot {
         self.at
     }
 
-    /// Waits a moment, so that all that could be done at once is done. `None`: the engine or the store does not answer.
+    /// Waits a moment, so that all that could be done at once is done.
+    ///
+    /// # Errors
+    /// The store can not be read, so that nothing could be judged.
     pub(in crate::testing::world) async fn take(
         engine: &DeliveryEngine,
         store: &dyn Storage,
         book: &Book,
-    ) -> Option<Self> {
+    ) -> Result<Self, Broken> {
         pause(MOMENT).await;
-        let gauges = engine.gauges().await.ok()?;
-        let items = items(store).await.ok()?;
-        let outbox = outbox(store).await.ok()?;
-        Some(Self { at: book.elapsed(), time: book.now(), items, outbox, gauges })
+        let gauges = engine.gauges().await.ok();
+        let items = items(store).await.map_err(unread)?;
+        let outbox = outbox(store).await.map_err(unread)?;
+        Ok(Self { at: book.elapsed(), time: book.now(), items, outbox, gauges })
     }
+}
+
+fn unread(error: StorageError) -> Broken {
+    let what = format!("the store does not tell what it holds: {error}");
+    Broken { invariant: "unanswered", what, message: None, queue: None }
 }
 
 async fn items(store: &dyn Storage) -> Result<Vec<ItemSummary>, StorageError> {

@@ -66,7 +66,9 @@ impl Invariant for Starved {
         let before = std::mem::take(&mut self.suspects);
         for item in &snapshot.items {
             let waited = snapshot.time.saturating_since(item.due);
-            let (key, last) = match snapshot.gauges.lanes.get(&item.lane) {
+            // An engine that has ended knows of none.
+            let lane = snapshot.gauges.as_ref().and_then(|gauges| gauges.lanes.get(&item.lane));
+            let (key, last) = match lane {
                 Some(lane) if lane.is_held => continue,
                 Some(lane) => {
                     let key = (lane.queue.clone(), lane.source.clone());

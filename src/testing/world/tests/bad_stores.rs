@@ -22,6 +22,8 @@ enum Wrong {
     LosesBodies,
     /// Rows of state are not kept.
     DropsState,
+    /// What it holds can not be listed.
+    ListsNothing,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,9 @@ impl Storage for Bad {
     }
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+        if self.is(Wrong::ListsNothing) {
+            return Err(StorageError::new(StorageErrorKind::Temporary, "not today"));
+        }
         self.inner.list(filter, after, limit).await
     }
 
@@ -118,6 +123,28 @@ fn mail_that_the_engine_does_not_see_any_more() {
     world.run_for(MINUTE);
     world.restart();
     assert_eq!(world.try_run_for(2 * DAY).unwrap_err().invariant, "starved");
+}
+
+#[test]
+fn what_it_holds_is_not_to_be_known() {
+    let mut world = world_on(Wrong::ListsNothing, ServerModel::new());
+    world.submit(message(BOB)).unwrap();
+    let violation = world.try_run_for(HOUR).unwrap_err();
+    assert_eq!(violation.invariant, "unanswered", "{violation}");
+    assert!(violation.to_string().contains("does not tell what it holds"), "{violation}");
+}
+
+/// A test that asks the engine itself, and lets no time pass by the world's own methods afterwards.
+#[test]
+fn a_violation_that_nobody_was_told_of_fails_the_test_at_the_worlds_end() {
+    let end = std::panic::catch_unwind(|| {
+        let mut world = world_on(Wrong::LosesBodies, ServerModel::new().with_greylist(MINUTE));
+        world.submit(message(BOB)).unwrap();
+        world.with_engine(async |engine| engine.wait_idle().await);
+    });
+    let said = end.unwrap_err();
+    let said = said.downcast_ref::<String>().unwrap();
+    assert!(said.contains("content"), "{said}");
 }
 
 #[test]
@@ -161,6 +188,6 @@ fn mail_that_could_not_be_settled_is_the_stores_trouble() {
     world.run_for(HOUR);
     let told = |seen: &Observation| matches!(&seen.seen, Seen::Event(event) if matches!(**event, DeliveryEvent::StorageTrouble(_)));
     assert!(world.trace().iter().any(told), "the host is told");
-    assert!(world.run_until_idle(DAY), "and nothing else is left to do");
+    assert!(!world.run_until_idle(DAY), "nothing else is left to do, and that is in the store");
     assert_eq!(world.stats().queued, 1, "until the next start");
 }

@@ -298,6 +298,28 @@ fn what_no_model_can_do_is_refused() {
         assert_eq!(refused(ServerModel::new().with_reply_latency(latency)), WorldError::Latency(latency));
         assert_eq!(refused(ServerModel::new().with_connect_latency(latency)), WorldError::Latency(latency));
     }
+    let reply = |stage, text: &str| Failure::Reply(stage, text.to_owned());
+    for (model, wanted) in [
+        (ServerModel::new().with_failure(HOUR..HOUR, Failure::Refuse), "must end after it begins"),
+        (ServerModel::new().with_message_rate(10, Duration::ZERO), "10 in no time"),
+        (ServerModel::new().with_mailbox("bob", "550 no"), "`bob` is no mailbox"),
+        (ServerModel::new().with_mailbox("<bob@example.net>", "550 no"), "is no mailbox"),
+        (ServerModel::new().with_chance_of(0.5, Failure::Close(Stage::Dns)), "at the stage dns"),
+        (ServerModel::new().with_chance_of(0.5, reply(Stage::Queue, "450 no")), "at the stage queue"),
+        (ServerModel::new().with_chance_of(0.5, reply(Stage::Connect, "220 hi")), "`220 hi` is no failure"),
+    ] {
+        let error = refused(model).to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    let never = DnsFault::new(DnsLie::NxDomain).during(2 * HOUR..HOUR);
+    let of_nobody = DnsFault::new(DnsLie::NxDomain).about("exa mple..net");
+    let literal = DnsFault::new(DnsLie::Exchanger("192.0.2.1".to_owned()));
+    for (fault, wanted) in [(never, "DNS lies"), (of_nobody, "exa mple..net"), (literal, "192.0.2.1")] {
+        let error = builder(ServerModel::new()).dns_fault(fault).build().unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    let twice = builder(ServerModel::new()).server(format!("::ffff:{SERVER}"), ServerModel::new());
+    assert!(matches!(twice.build().unwrap_err(), WorldError::Twice(_)));
     let nameless = DnsFault::new(DnsLie::Exchanger("not a host".to_owned()));
     let built = builder(ServerModel::new()).dns_fault(nameless).build();
     assert_eq!(built.unwrap_err(), WorldError::Exchanger("not a host".to_owned()));
