@@ -7,7 +7,7 @@ use super::error::is_full;
 use super::files::OpenFile;
 use super::reserve::Reserve;
 
-/// The file that redb works on. The store's own lock file keeps other processes away.
+/// The file that redb works on. The lock on the store's folder keeps other processes away.
 #[derive(Debug)]
 pub(super) struct MetadataFile {
     pub(super) file: Arc<dyn OpenFile>,

@@ -1,6 +1,5 @@
 //! Verifying a store without changing it.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -19,8 +18,8 @@ use super::DiskOptions;
 use super::codec::Location;
 use super::damage::guarded;
 use super::error::{self, corrupt, db};
-use super::files::{FileSystem, Mode};
-use super::open::{self, LOCK, METADATA, UNFINISHED};
+use super::files::Mode;
+use super::open::{self, METADATA, UNFINISHED};
 use super::overlay::Overlay;
 use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
@@ -124,7 +123,7 @@ pub(super) fn run(
         let message = format!("there is no store in {}", path.display());
         return Err(StorageError::new(StorageErrorKind::NotFound, message));
     }
-    let _lock = lock(files, path)?;
+    let _lock = open::locked(path, files)?;
     let file = files.open(&name, Mode::Read).map_err(opening)?;
     let mut report = CheckReport { octets: file.length().unwrap_or_default(), ..CheckReport::default() };
     let open = || -> Result<Database> {
@@ -177,15 +176,6 @@ pub(super) fn run(
     check.table("outbox", Check::outbox);
     check.table("finished messages", Check::finished);
     Ok(check.report)
-}
-
-/// On a disk that nobody can write to nobody has the store open.
-fn lock(files: &dyn FileSystem, path: &Path) -> Result<Option<Box<dyn Any + Send + Sync>>> {
-    let locked = files.lock(&path.join(LOCK));
-    match locked {
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(None),
-        locked => open::locked(path, locked).map(Some),
-    }
 }
 
 struct Check {

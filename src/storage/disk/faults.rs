@@ -68,8 +68,8 @@ impl FileSystem for FaultyFiles {
         SystemFiles.sync_folder(folder)
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
-        SystemFiles.lock(path)
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        SystemFiles.lock(folder)
     }
 }
 

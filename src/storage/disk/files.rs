@@ -22,8 +22,9 @@ pub(super) trait FileSystem: Debug + Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes creations, removals and renamings in a folder durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
-    /// Keeps others out until the answer is dropped. `WouldBlock`: somebody else has it.
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
+    /// Keeps others out of a folder until the answer is dropped, whatever is removed or renamed in it. `WouldBlock`:
+    /// somebody else has it.
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
 }
 
 /// A file. Writes are durable once it was flushed.
@@ -93,14 +94,30 @@ impl FileSystem for SystemFiles {
         Ok(())
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        let file = lockable(folder)?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(file)),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+/// The folder itself: a file in it could be removed, and be locked again under the same name.
+#[cfg(unix)]
+fn lockable(folder: &Path) -> io::Result<File> {
+    File::open(folder)
+}
+
+/// Windows locks no folder, but a file in it can not be removed or renamed while it is opened so.
+#[cfg(windows)]
+fn lockable(folder: &Path) -> io::Result<File> {
+    use std::os::windows::fs::OpenOptionsExt;
+    /// `FILE_SHARE_READ` and `FILE_SHARE_WRITE`, without `FILE_SHARE_DELETE`.
+    const NOT_REMOVED: u32 = 3;
+    let mut how = OpenOptions::new();
+    how.write(true).create(true).truncate(false).share_mode(NOT_REMOVED).open(folder.join("lock"))
 }
 
 fn is_missing(folder: &Path) -> bool {

@@ -71,10 +71,10 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 
 /// The embedded durable store: a folder that one process has at a time.
 ///
-/// The folder holds `metadata.redb`, body files in `bodies`, the file `reserve` and the file `lock`; while it is opened for
-/// the first time also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was
-/// written anew for it the damaged file as `metadata.damaged`, which may be deleted. It must lie on a local file system that
-/// keeps what it has flushed.
+/// The folder holds `metadata.redb`, body files in `bodies` and the file `reserve`; while it is opened for the first time
+/// also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was written anew for
+/// it the damaged file as `metadata.damaged`, which may be deleted. It must lie on a local file system that keeps what it
+/// has flushed. The folder itself is locked (on Windows, a file `lock` in it, which nobody can remove then).
 ///
 /// # Writing
 ///

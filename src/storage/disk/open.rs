@@ -1,5 +1,6 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
@@ -30,7 +31,6 @@ const FORMAT: u32 = 1;
 const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";
-pub(super) const LOCK: &str = "lock";
 /// An empty file that is there until a store was opened for the first time: what a crash before that left of the
 /// metadata is no store yet and holds nothing.
 pub(super) const UNFINISHED: &str = "unfinished";
@@ -43,7 +43,7 @@ impl Shared {
         let files = &options.files;
         has_bodies(path, &folder, &**files)?;
         files.create_folder(&folder).map_err(|error| error::io("creating", &folder, error))?;
-        let folder_lock = locked(path, files.lock(&path.join(LOCK)))?;
+        let folder_lock = locked(path, &**files)?;
         let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
         if !reserve.ensure() {
             tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
@@ -108,9 +108,9 @@ impl Shared {
     }
 }
 
-/// What came of locking the folder.
-pub(super) fn locked<L>(path: &Path, locked: io::Result<L>) -> Result<L> {
-    match locked {
+/// Locks the folder of a store.
+pub(super) fn locked(path: &Path, files: &dyn FileSystem) -> Result<Box<dyn Any + Send + Sync>> {
+    match files.lock(path) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let message = format!(
                 "the store in {} is in use: one process, and one handle in it, at a time",
@@ -118,7 +118,7 @@ pub(super) fn locked<L>(path: &Path, locked: io::Result<L>) -> Result<L> {
             );
             Err(StorageError::new(StorageErrorKind::Locked, message))
         }
-        locked => locked.map_err(|error| error::io("locking", &path.join(LOCK), error)),
+        locked => locked.map_err(|error| error::io("locking", path, error)),
     }
 }
 

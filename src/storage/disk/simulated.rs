@@ -411,9 +411,9 @@ impl FileSystem for Disk {
         self.state().step(Step::SyncFolder(folder.to_owned()))
     }
 
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
-        if self.state().locked.insert(path.to_owned()) {
-            Ok(Box::new(Locked(self.clone(), path.to_owned())))
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        if self.state().locked.insert(folder.to_owned()) {
+            Ok(Box::new(Locked(self.clone(), folder.to_owned())))
         } else {
             Err(ErrorKind::WouldBlock.into())
         }

@@ -136,6 +136,46 @@ async fn a_second_opening_is_refused_by_name() {
     rig.open().await;
 }
 
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    insert_each(&store, 1..=1).await;
+    let [metadata, moved] = [open::METADATA, "moved"].map(|name| rig.folder.path().join(name));
+    let other = tempfile::tempdir().unwrap();
+    let link = other.path().join("link");
+    std::os::unix::fs::symlink(rig.folder.path(), &link).unwrap();
+    let is_locked = async || {
+        let opened = [rig.try_open().await, DiskStorage::open(&link).await].map(Result::unwrap_err);
+        for error in opened {
+            assert_eq!(error.kind(), StorageErrorKind::Locked, "{error}");
+        }
+        // Nothing is told of what it has not.
+        let kind = if metadata.exists() { StorageErrorKind::Locked } else { StorageErrorKind::NotFound };
+        let error = DiskStorage::check(rig.folder.path()).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+    };
+    is_locked().await;
+    fs::rename(&metadata, &moved).unwrap();
+    is_locked().await;
+    fs::write(&metadata, "").unwrap();
+    is_locked().await;
+    fs::rename(&moved, &metadata).unwrap();
+    fs::remove_file(rig.reserve()).unwrap();
+    is_locked().await;
+    for entry in fs::read_dir(rig.folder.path()).unwrap() {
+        let entry = entry.unwrap();
+        assert!(["bodies", open::METADATA].iter().any(|name| entry.file_name() == *name), "{entry:?}");
+    }
+    insert_each(&store, 2..=2).await;
+    drop(store);
+    let store = rig.open().await;
+    for number in 1..=2 {
+        assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropping_waits_for_writing_that_has_begun() {
     let rig = Rig::new();
