@@ -143,17 +143,45 @@ pub(super) fn run(
         Err(error) => report.tell(METADATA, error),
     }
     // Anew: after an error it refuses all.
-    drop(database);
+    report.told(METADATA, close(database));
     let database = open()?;
+    let checked = each_row(path, options, &database, report, visit);
+    let closed = close(database);
+    checked.map(|mut report| {
+        report.told(METADATA, closed);
+        report
+    })
+}
+
+/// Over damaged pages redb can panic while it closes a file, too.
+fn close(database: Database) -> Result<()> {
+    guarded(METADATA, || {
+        drop(database);
+        Ok(())
+    })
+}
+
+fn each_row(
+    path: &Path,
+    options: &DiskOptions,
+    database: &Database,
+    mut report: CheckReport,
+    visit: &mut dyn FnMut(StoredMessage),
+) -> Result<CheckReport> {
+    let files = &*options.files;
     let transaction = database.begin_read().map_err(db)?;
-    let rows = guarded(METADATA, || {
+    let (rows, pairing) = guarded(METADATA, || {
         let meta = transaction.open_table(tables::META).map_err(db)?;
-        let has_format = open::check_format(&meta)?;
-        let numbers = open::counters(&meta);
+        let has_format = open::check_format(&meta)??;
+        let (numbers, pairing) = (open::counters(&meta), open::pairing(&meta));
         if report.told(METADATA, numbers).is_some_and(|numbers| numbers.is_none()) || !has_format {
             report.tell(METADATA, "its format version or its row of counters is lost");
         }
-        Tables::open(&transaction, Arc::default())
+        let pairing = report.told(METADATA, pairing);
+        if pairing == Some(None) {
+            report.tell(METADATA, "its row about body files is lost");
+        }
+        Ok((Tables::open(&transaction, Arc::default())?, pairing.flatten()))
     })?;
     let folder = path.join("bodies");
     let body_files = match files.list(&folder) {
@@ -166,6 +194,11 @@ pub(super) fn run(
     report.body_files = body_files.len() as u64;
     report.octets = report.octets.saturating_add(body_files.values().sum());
     let bodies = Bodies::new(options.files.clone(), folder);
+    if let Some(pairing) = pairing
+        && let Err(error) = pairing.verify(&bodies, &body_files)
+    {
+        report.tell(METADATA, error);
+    }
     let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
     check.table("messages", |check| check.messages(visit));
     check.table("items", Check::items);
@@ -355,6 +388,10 @@ impl Check {
             let needs = counted.0.saturating_add(counted.1.saturating_mul(RECORD_HEADER as u64));
             if files.get(&segment).is_some_and(|size| *size < needs) {
                 self.report.tell(&place, "it is shorter than what is alive in it");
+            }
+            // One in which nothing is alive may be what a crash left.
+            if files.contains_key(&segment) && counted.1 > 0 && self.bodies.store_of(segment).is_none() {
+                self.report.tell(&place, "its header is damaged");
             }
         }
         Ok(())

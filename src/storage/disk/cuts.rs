@@ -9,6 +9,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use super::files::{FileSystem, Mode};
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
@@ -338,6 +339,41 @@ fn cut(part: usize, parts: usize) {
             steps += 1;
         }
         assert!(steps > 300, "{steps} steps are no workload");
+    });
+}
+
+/// The metadata of every earlier moment beside the bodies of the end.
+#[test]
+fn metadata_older_than_its_bodies_is_refused_and_nothing_is_deleted() {
+    run(async {
+        let recording = Recording::make().await;
+        let metadata = Path::new(STORE).join(open::METADATA);
+        let (mut replay, mut steps, mut refused) = (recording.disk.replay(), 0, 0);
+        let (last, _) = recording.states.last().unwrap();
+        for end in recording.calls.iter().map(|call| call.end) {
+            while steps < end {
+                assert!(replay.advance());
+                steps += 1;
+            }
+            let older = replay.reboot(Survival::All, 1).content(&metadata);
+            let disk = recording.disk.reboot(Survival::All, 1);
+            disk.open(&metadata, Mode::Fresh).unwrap().write_all_at(&older, 0).unwrap();
+            let bodies = || {
+                let paths = disk.paths().into_iter().filter(|path| path.to_string_lossy().contains("bodies"));
+                paths.map(|path| (disk.content(&path), path)).collect::<Vec<_>>()
+            };
+            let before = bodies();
+            match DiskStorage::open_with(STORE, options(&disk)).await {
+                Ok(store) => assert_eq!(dump(&store).await.unwrap(), *last, "from step {end}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), StorageErrorKind::Corrupt, "from step {end}: {error}");
+                    assert!(error.to_string().contains("older than its bodies"), "from step {end}: {error}");
+                    assert!(bodies() == before, "from step {end}");
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!(refused, recording.calls.len() - 1, "all but the last");
     });
 }
 

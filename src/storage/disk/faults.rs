@@ -71,6 +71,10 @@ impl FileSystem for FaultyFiles {
     fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         SystemFiles.lock(folder)
     }
+
+    fn draw(&self) -> u128 {
+        SystemFiles.draw()
+    }
 }
 
 impl OpenFile for FaultyFile {

@@ -25,6 +25,8 @@ pub(super) trait FileSystem: Debug + Send + Sync {
     /// Keeps others out of a folder until the answer is dropped, whatever is removed or renamed in it. `WouldBlock`:
     /// somebody else has it.
     fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
+    /// A number that nobody else draws.
+    fn draw(&self) -> u128;
 }
 
 /// A file. Writes are durable once it was flushed.
@@ -101,6 +103,10 @@ impl FileSystem for SystemFiles {
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn draw(&self) -> u128 {
+        uuid::Uuid::new_v4().as_u128()
     }
 }
 

@@ -15,15 +15,15 @@ use super::table_writer::Writer;
 use super::tables::Tables;
 use super::writer::WriterState;
 use super::{Shared, lock};
-use crate::message::MessageId;
 
 /// A smaller metadata file is left as it is.
 const SMALL_METADATA: u64 = 16 * 1024 * 1024;
 /// What a row takes at least, roughly: to see without reading whether a file may be nearly empty.
 const ROW_OCTETS: u64 = 256;
 
-/// A body that is alive: its row, and its record as it is. A damaged one stays damaged and is found by whoever reads it.
-type Living = (MessageId, MessageRow<Location>, Bytes);
+/// A body that is alive: the header of its record, its row, and the body as it is. A damaged one stays damaged and is found by
+/// whoever reads it.
+type Living = (RecordHeader, MessageRow<Location>, Bytes);
 
 impl Shared {
     /// Forgets what is old, then rewrites one body file in which under a quarter is alive, then the metadata file
@@ -92,17 +92,15 @@ impl Shared {
     /// The living bodies of a file, found by following its records.
     fn living(&self, writer: &Writer<'_, '_>, segment: u64, size: u64) -> Result<Vec<Living>> {
         let mut living = Vec::new();
-        let mut offset = FILE_HEADER;
-        while offset + RECORD_HEADER as u64 <= size {
-            let Some(bytes) = self.bodies.read_at(segment, offset, 0)? else { break };
-            let Some(header) = RecordHeader::parse(&bytes) else { break };
+        for record in self.bodies.records(segment, FILE_HEADER, size) {
+            let (offset, header) = record?;
+            let body = offset.saturating_add(RECORD_HEADER as u64);
             if let Some(row) = writer.readable(writer.message(header.id))?.flatten()
                 && (row.body.segment, row.body.offset) == (segment, offset)
-                && let Some(record) = self.bodies.read_at(segment, offset, row.body.length as usize)?
+                && let Some(body) = self.bodies.read_at(segment, body, row.body.length as usize)?
             {
-                living.push((header.id, row, record));
+                living.push((header, row, body));
             }
-            offset += RECORD_HEADER as u64 + u64::from(header.length);
         }
         Ok(living)
     }
@@ -147,9 +145,9 @@ impl Shared {
 
 /// Copies records to the end of the bodies.
 fn move_bodies(writer: &mut Writer<'_, '_>, living: Vec<Living>) -> Result<()> {
-    for (id, row, record) in living {
-        let to = writer.bodies.append_record(record);
-        writer.move_body(id, row, to)?;
+    for (header, row, body) in living {
+        let to = writer.bodies.append_as(header, body);
+        writer.move_body(header.id, row, to)?;
     }
     Ok(())
 }

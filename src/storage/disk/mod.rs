@@ -24,6 +24,7 @@ mod mend;
 mod open;
 mod options;
 mod overlay;
+mod pairing;
 mod rebuild;
 mod reserve;
 mod segment;
@@ -126,8 +127,8 @@ impl DiskStorage {
     /// Opens the store in the folder `path` with [`DiskOptions::default`], or makes one.
     ///
     /// # Errors
-    /// `Locked` if somebody has it open, `Corrupt` if it is damaged or of another version, `Full` or `Temporary` if
-    /// the folder can not be used.
+    /// `Locked` if somebody has it open; `Corrupt` if it is damaged, of another version, or put together from metadata and
+    /// bodies of two stores or two times; `Full` or `Temporary` if the folder can not be used.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, DiskOptions::default()).await
     }

@@ -11,7 +11,7 @@ use redb::{Builder, Database, DatabaseError, ReadableTable, WriteTransaction};
 use tokio::sync::Semaphore;
 
 use crate::storage::lease::LeaseTable;
-use crate::storage::rows::{Counters, Result};
+use crate::storage::rows::{Counters, Met, Result};
 use crate::storage::upkeep::Upkeep;
 use crate::storage::{StorageError, StorageErrorKind};
 
@@ -19,10 +19,11 @@ use super::backend::MetadataFile;
 use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, Mode, OpenFile};
+use super::pairing::Pairing;
 use super::reserve::Reserve;
 use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
-use super::tables::{COUNTERS, META, RECOUNT};
+use super::tables::{COUNTERS, META, PAIRING, RECOUNT};
 use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, mend, rebuild};
 
@@ -59,10 +60,11 @@ impl Shared {
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
         let attempt = || {
             let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
-            let next = known.keys().next_back().map_or(1, |last| last.saturating_add(1));
-            let mut bodies = SegmentWriter::new(folder.clone(), options, known.clone(), next, octets.clone());
-            let counters = begin(&database, is_new, &mut bodies, &reader, &damage)?;
-            Ok((database, metadata, bodies, counters))
+            let new = is_new.then(|| Pairing::new(files.draw()));
+            let bodies =
+                |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
+            let begun = begin(&database, new, bodies, &reader, &damage)?;
+            Ok(begun.map(|(bodies, counters)| (database, metadata, bodies, counters)))
         };
         let mut opened = guarded(METADATA, attempt);
         if let Err(error) = &opened
@@ -72,7 +74,7 @@ impl Shared {
             opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
         }
         let opened = opened.map_err(|error| reserve.explain(error));
-        let (database, metadata, bodies, counters) = opened?;
+        let (database, metadata, bodies, counters) = opened??;
         if is_suspect {
             files.remove(&suspicion).map_err(|error| error::io("removing", &suspicion, error))?;
         }
@@ -221,16 +223,16 @@ pub(super) fn body_files(files: &dyn FileSystem, folder: &Path) -> Result<BTreeM
     Ok(listed.into_iter().filter_map(|(path, length)| Some((number_of(&path)?, length))).collect())
 }
 
-/// Refuses other versions. `false`: there is none yet.
-pub(super) fn check_format(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<bool> {
-    let Some(row) = meta.get(FORMAT_KEY).map_err(db)? else { return Ok(false) };
-    match <[u8; 4]>::try_from(row.value()).map(u32::from_le_bytes) {
+/// Refuses other versions, by the inner error. `false`: there is none yet.
+pub(super) fn check_format(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Met<bool> {
+    let Some(row) = meta.get(FORMAT_KEY).map_err(db)? else { return Ok(Ok(false)) };
+    Ok(match <[u8; 4]>::try_from(row.value()).map(u32::from_le_bytes) {
         Ok(FORMAT) => Ok(true),
         Ok(other) => {
             Err(corrupt(format!("the store has format version {other}, this program knows version {FORMAT}")))
         }
         Err(_) => Err(corrupt("the store's format version is damaged")),
-    }
+    })
 }
 
 pub(super) fn put_format(transaction: &WriteTransaction) -> Result<()> {
@@ -244,32 +246,52 @@ pub(super) fn counters(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) 
     row.map(|row| codec::from_row("the row of counters", COUNTERS, row.value())).transpose()
 }
 
-/// Checks the version, counts the opening, makes good what can be, and deletes body files in which nothing is alive.
+/// What the metadata says about its body files. `None`: nothing yet.
+pub(super) fn pairing(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<Pairing>> {
+    let row = meta.get(PAIRING).map_err(db)?;
+    row.map(|row| codec::from_row("the row about body files", PAIRING, row.value())).transpose()
+}
+
+/// Checks the version and that the bodies are those of this metadata, counts the opening, makes good what can be, and
+/// deletes body files in which nothing is alive. The inner error: it is another's store, and nothing of it is changed.
 fn begin(
     database: &Database,
-    is_new: bool,
-    bodies: &mut SegmentWriter,
+    new: Option<Pairing>,
+    bodies: impl FnOnce(Pairing) -> SegmentWriter,
     reader: &Bodies,
     damage: &Arc<Damage>,
-) -> Result<Counters> {
+) -> Met<(SegmentWriter, Counters)> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
-    if is_new {
+    let (found, pairing, recount) = {
+        let mut meta = transaction.open_table(META).map_err(db)?;
+        let has_format = match check_format(&meta)? {
+            Ok(has_format) => has_format,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let (found, pairing) = match (new, counters(&meta)?, pairing(&meta)?) {
+            (Some(new), ..) => (Counters::default(), new),
+            (None, Some(counters), Some(pairing)) if has_format => (counters, pairing),
+            // With numbers that begin anew new mail would take the place of old.
+            _ => {
+                let lost =
+                    "the store's format version, its row of counters or the one about body files is lost";
+                return Err(corrupt(lost));
+            }
+        };
+        let recount = meta.remove(RECOUNT).map_err(db)?.is_some();
+        (found, pairing, recount)
+    };
+    if new.is_some() {
         put_format(&transaction)?;
     }
-    let (found, recount) = {
-        let mut meta = transaction.open_table(META).map_err(db)?;
-        let (has_format, counters) = (check_format(&meta)?, counters(&meta)?);
-        // With numbers that begin anew new mail would take the place of old.
-        if !is_new && (!has_format || counters.is_none()) {
-            return Err(corrupt("the store's format version or its row of counters is lost"));
-        }
-        let recount = meta.remove(RECOUNT).map_err(db)?.is_some();
-        (counters.unwrap_or_default(), recount)
-    };
+    let mut bodies = bodies(pairing);
+    if let Err(refused) = pairing.verify(reader, bodies.sizes()) {
+        return Ok(Err(refused));
+    }
     let mut counters = found.clone();
     counters.openings = counters.openings.saturating_add(1);
-    let mut writer = Writer::new(&transaction, &found, bodies, damage.clone())?;
+    let mut writer = Writer::new(&transaction, &found, &mut bodies, damage.clone())?;
     *crate::storage::rows::RowsMut::counters(&mut writer) = counters;
     mend::lanes(&mut writer)?;
     let (known, whole) = mend::body_files(&mut writer, recount)?;
@@ -281,8 +303,9 @@ fn begin(
         unknown.clear();
     }
     let (counters, _, mut dead) = writer.finish(&transaction)?;
+    bodies.flush()?;
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
     dead.extend(unknown);
     bodies.delete(&dead, reader);
-    Ok(counters)
+    Ok(Ok((bodies, counters)))
 }

@@ -13,7 +13,7 @@ use redb::{
 
 use crate::message::MessageId;
 use crate::storage::order::LaneId;
-use crate::storage::rows::{Counters, ItemRow, MessageRow, Result, Rows, RowsMut};
+use crate::storage::rows::{Counters, ItemRow, MessageRow, Met, Result, Rows, RowsMut};
 use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
 
 use super::DiskOptions;
@@ -24,8 +24,9 @@ use super::error::{self, corrupt, db};
 use super::files::{FileSystem, Mode, OpenFile};
 use super::open::{self, METADATA};
 use super::overlay::Overlay;
+use super::pairing::Pairing;
 use super::reserve::Reserve;
-use super::segment::{Bodies, FILE_HEADER, RECORD_HEADER, RecordHeader, SegmentWriter};
+use super::segment::{Bodies, FILE_HEADER, SegmentWriter};
 use super::table_writer::Writer;
 use super::tables::{self, META, Reading, Tables};
 
@@ -67,7 +68,8 @@ pub(super) fn finish(path: &Path, files: &dyn FileSystem) -> Result<()> {
 /// Takes memory in proportion to the items stored, some dozen octets each.
 ///
 /// # Errors
-/// `Corrupt` if nothing of it can be read or it is of another version. After an error the old file is as it was.
+/// `Corrupt` if nothing of it can be read, it is of another version, or the bodies are not those of it. After an error the
+/// old file is as it was.
 pub(super) fn rebuild(
     path: &Path,
     options: &DiskOptions,
@@ -80,17 +82,23 @@ pub(super) fn rebuild(
     let source = Source::new(path, options, damage.clone())?;
     let unreadable =
         |error| corrupt(format!("{why}; reading what is left of it: {error}")).with_source(error);
-    guarded(METADATA, || source.check_format()).map_err(unreadable)?;
+    guarded(METADATA, || source.check_format()).map_err(unreadable)??;
+    let folder = path.join("bodies");
+    let (bodies, body_files) =
+        (Bodies::new(options.files.clone(), folder.clone()), open::body_files(files, &folder)?);
+    let pairing = match guarded(METADATA, || source.pairing()) {
+        Ok(Some(pairing)) => pairing.verify(&bodies, &body_files).map(|()| pairing)?,
+        _ => Pairing::derive(&bodies, &body_files, files.draw())?,
+    };
     let creating = |error| error::io("creating", &rebuilding, error);
     let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
     let backend = MetadataFile { file: file.clone(), reserve };
     let database =
         Builder::new().set_cache_size(options.cache_size).create_with_backend(backend).map_err(db)?;
-    let folder = path.join("bodies");
     let target = Target {
         database,
         // Bodies stay where they are.
-        no_bodies: SegmentWriter::new(folder.clone(), options, BTreeMap::new(), u64::MAX, Arc::default()),
+        no_bodies: SegmentWriter::new(folder, options, BTreeMap::new(), pairing, Arc::default()),
         damage: damage.clone(),
     };
     let mut copy = Copy {
@@ -101,7 +109,7 @@ pub(super) fn rebuild(
         messages: 0,
         losers: 0,
     };
-    copy.run(&Bodies::new(options.files.clone(), folder.clone()), &open::body_files(files, &folder)?)?;
+    copy.run(&bodies, &body_files)?;
     let (messages, losers) = (copy.messages, copy.losers);
     drop(copy);
     file.sync().map_err(|error| error::flush("flushing metadata", error))?;
@@ -148,10 +156,16 @@ impl Source {
         builder.open_read_only_with_backend(backend).map_err(db)
     }
 
-    fn check_format(&self) -> Result<()> {
+    fn check_format(&self) -> Met<bool> {
         let database = self.open()?;
         let transaction = database.begin_read().map_err(db)?;
-        open::check_format(&transaction.open_table(META).map_err(db)?).map(drop)
+        open::check_format(&transaction.open_table(META).map_err(db)?)
+    }
+
+    fn pairing(&self) -> Result<Option<Pairing>> {
+        let database = self.open()?;
+        let transaction = database.begin_read().map_err(db)?;
+        open::pairing(&transaction.open_table(META).map_err(db)?)
     }
 
     fn counters(&self) -> Result<Option<Counters>> {
@@ -366,14 +380,10 @@ impl Copy {
         }
         let mut found = BTreeMap::new();
         for (segment, size) in body_files {
-            let mut offset = FILE_HEADER;
-            while offset.saturating_add(RECORD_HEADER as u64) <= *size {
-                let Ok(Some(bytes)) = bodies.read_at(*segment, offset, 0) else { break };
-                let Some(header) = RecordHeader::parse(&bytes) else { break };
+            for (offset, header) in bodies.records(*segment, FILE_HEADER, *size).map_while(Result::ok) {
                 if lost.contains_key(&header.id) {
                     found.insert(header.id, Location { segment: *segment, offset, length: header.length });
                 }
-                offset = offset.saturating_add(RECORD_HEADER as u64 + u64::from(header.length));
             }
         }
         self.messages += lost.len() as u64;

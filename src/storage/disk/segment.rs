@@ -1,7 +1,8 @@
 //! Bodies on disk: append-only files of records.
 //!
-//! A file starts with a header: 8 octets of magic, its number (u64, little endian as all numbers here). Records
-//! follow: magic (4 octets), message id (16), body length (u32), CRC-32 of id, length and body (u32), body.
+//! A file starts with a header: 8 octets of magic, its number (u64, little endian as all numbers here), the store's id (u128),
+//! CRC-32 of these (u32). Records follow: magic (4 octets), message id (16), body length (u32), CRC-32 of id, length and
+//! body (u32), the number of the commit it was written for (u64), CRC-32 of these (u32), body.
 //! Which records are alive is known to the metadata alone; what a crash left behind in a file is just never alive.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,14 +16,15 @@ use bytes::{Bytes, BytesMut};
 use crate::message::MessageId;
 use crate::storage::rows::Result;
 
-use super::codec::Location;
+use super::codec::{Location, checksum};
 use super::error::{self, corrupt};
 use super::files::{FileSystem, Mode, OpenFile};
+use super::pairing::Pairing;
 
 const FILE_MAGIC: [u8; 8] = *b"prbody\0\x01";
-pub(super) const FILE_HEADER: u64 = 16;
+pub(super) const FILE_HEADER: u64 = 36;
 const RECORD_MAGIC: [u8; 4] = *b"\xb0dy\x01";
-pub(super) const RECORD_HEADER: usize = 28;
+pub(super) const RECORD_HEADER: usize = 40;
 /// Files kept open for reading.
 const OPEN_FILES: usize = 32;
 
@@ -31,13 +33,16 @@ const OPEN_FILES: usize = 32;
 pub(super) struct RecordHeader {
     pub(super) id: MessageId,
     pub(super) length: u32,
+    /// Of id, length and body.
     checksum: u32,
+    /// The number of the commit that it was written for.
+    pub(super) commit: u64,
 }
 
 impl RecordHeader {
-    fn new(id: MessageId, body: &[u8]) -> Self {
+    fn new(id: MessageId, body: &[u8], commit: u64) -> Self {
         let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        Self { id, length, checksum: checksum(id, length, body) }
+        Self { id, length, checksum: body_checksum(id, length, body), commit }
     }
 
     fn to_bytes(self) -> Bytes {
@@ -46,31 +51,51 @@ impl RecordHeader {
         bytes.extend_from_slice(self.id.as_uuid().as_bytes());
         bytes.extend_from_slice(&self.length.to_le_bytes());
         bytes.extend_from_slice(&self.checksum.to_le_bytes());
+        bytes.extend_from_slice(&self.commit.to_le_bytes());
+        let sealed = checksum(&[&bytes]);
+        bytes.extend_from_slice(&sealed.to_le_bytes());
         bytes.freeze()
     }
 
+    /// `None`: there is none, or it is damaged.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        let rest = bytes.strip_prefix(&RECORD_MAGIC)?;
+        let rest = sealed(bytes)?.strip_prefix(&RECORD_MAGIC)?;
         let (id, rest) = rest.split_first_chunk::<16>()?;
         let (length, rest) = rest.split_first_chunk::<4>()?;
-        let (checksum, _) = rest.split_first_chunk::<4>()?;
+        let (checksum, rest) = rest.split_first_chunk::<4>()?;
+        let (commit, _) = rest.split_first_chunk::<8>()?;
         let id = MessageId::from_uuid(uuid::Uuid::from_bytes(*id));
-        Some(Self { id, length: u32::from_le_bytes(*length), checksum: u32::from_le_bytes(*checksum) })
+        let (length, checksum) = (u32::from_le_bytes(*length), u32::from_le_bytes(*checksum));
+        Some(Self { id, length, checksum, commit: u64::from_le_bytes(*commit) })
     }
 
     fn matches(self, id: MessageId, body: &[u8]) -> bool {
         self.id == id
             && self.length as usize == body.len()
-            && self.checksum == checksum(id, self.length, body)
+            && self.checksum == body_checksum(id, self.length, body)
     }
 }
 
-fn checksum(id: MessageId, length: u32, body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(id.as_uuid().as_bytes());
-    hasher.update(&length.to_le_bytes());
-    hasher.update(body);
-    hasher.finalize()
+fn body_checksum(id: MessageId, length: u32, body: &[u8]) -> u32 {
+    checksum(&[id.as_uuid().as_bytes(), &length.to_le_bytes(), body])
+}
+
+/// What comes before the CRC-32 of it, if that matches.
+fn sealed(bytes: &[u8]) -> Option<&[u8]> {
+    let (rest, seal) = bytes.split_last_chunk::<4>()?;
+    (checksum(&[rest]) == u32::from_le_bytes(*seal)).then_some(rest)
+}
+
+fn file_header(segment: u64, store: u128) -> Vec<u8> {
+    let mut header = [&FILE_MAGIC[..], &segment.to_le_bytes(), &store.to_le_bytes()].concat();
+    header.extend(checksum(&[&header]).to_le_bytes());
+    header
+}
+
+/// Whose file it is. `None`: its header is damaged, or that of another file.
+fn store_in(header: &[u8], segment: u64) -> Option<u128> {
+    let rest = sealed(header)?.strip_prefix(&FILE_MAGIC)?.strip_prefix(&segment.to_le_bytes())?;
+    Some(u128::from_le_bytes(rest.try_into().ok()?))
 }
 
 pub(super) fn path_of(folder: &Path, segment: u64) -> PathBuf {
@@ -90,6 +115,8 @@ pub(super) struct SegmentWriter {
     files: Arc<dyn FileSystem>,
     folder: PathBuf,
     full_size: u64,
+    /// As of the last commit.
+    pairing: Pairing,
     next: u64,
     current: Option<Current>,
     pending: Vec<Bytes>,
@@ -107,20 +134,22 @@ struct Current {
 }
 
 impl SegmentWriter {
-    /// Continues in a new file: the end of the last one may be what a crash left.
+    /// Continues in a new file: the end of the last one may be what a crash left. No number is given twice.
     pub(super) fn new(
         folder: PathBuf,
         options: &super::DiskOptions,
         sizes: BTreeMap<u64, u64>,
-        next: u64,
+        pairing: Pairing,
         total: Arc<AtomicU64>,
     ) -> Self {
         total.store(sizes.values().sum(), Ordering::Relaxed);
+        let last = sizes.keys().next_back().map_or(pairing.segment, |last| pairing.segment.max(*last));
         Self {
             files: options.files.clone(),
             folder,
             full_size: options.segment_size,
-            next,
+            pairing,
+            next: last.saturating_add(1),
             current: None,
             pending: Vec::new(),
             pending_octets: 0,
@@ -146,18 +175,23 @@ impl SegmentWriter {
 
     /// Adds a body to what the next [`SegmentWriter::flush`] writes.
     pub(super) fn append(&mut self, id: MessageId, body: &Bytes) -> Location {
-        let header = RecordHeader::new(id, body);
+        self.append_as(RecordHeader::new(id, body, 0), body.clone())
+    }
+
+    /// As [`SegmentWriter::append`], with the header that the body has elsewhere: a damaged one stays damaged.
+    pub(super) fn append_as(&mut self, header: RecordHeader, body: Bytes) -> Location {
+        let header = RecordHeader { commit: self.pairing_after().commit, ..header };
         let (segment, offset) = self.end();
         self.add(header.to_bytes());
-        self.add(body.clone());
+        self.add(body);
         Location { segment, offset, length: header.length }
     }
 
-    /// Adds a whole record as it is. Returns its segment and offset.
-    pub(super) fn append_record(&mut self, record: Bytes) -> (u64, u64) {
-        let end = self.end();
-        self.add(record);
-        end
+    /// What the metadata is to say about body files once what was appended is committed.
+    pub(super) fn pairing_after(&self) -> Pairing {
+        let Pairing { segment, length, .. } = self.pairing;
+        let (segment, length) = if self.pending.is_empty() { (segment, length) } else { self.end() };
+        Pairing { commit: self.pairing.commit.saturating_add(1), segment, length, ..self.pairing }
     }
 
     fn end(&self) -> (u64, u64) {
@@ -179,14 +213,21 @@ impl SegmentWriter {
         self.pending_octets = 0;
     }
 
-    /// Writes all that was appended and makes it durable.
+    /// Writes all that was appended and makes it durable, so that it can be committed. To be called before each commit: if
+    /// that fails, nothing may be written any more.
     ///
     /// # Errors
     /// `OutcomeUnknown` if making it durable failed: then nothing may be written again. Else nothing was written.
     pub(super) fn flush(&mut self) -> Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
+        let after = self.pairing_after();
+        if !self.pending.is_empty() {
+            self.write()?;
         }
+        self.pairing = after;
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<()> {
         let created = self.current.is_none();
         if created {
             self.create()?;
@@ -219,8 +260,7 @@ impl SegmentWriter {
         let path = path_of(&self.folder, segment);
         // A file of this number can only be what an earlier failure left.
         let begun = self.files.open(&path, Mode::Fresh).and_then(|file| {
-            let header = [FILE_MAGIC, segment.to_le_bytes()].concat();
-            file.write_all_at(&header, 0)?;
+            file.write_all_at(&file_header(segment, self.pairing.store), 0)?;
             Ok(file)
         });
         let file = begun.map_err(|error| {
@@ -295,34 +335,64 @@ impl Bodies {
 
     /// Reads and checks a body. `None`: its file is gone, so it has moved or died.
     pub(super) fn read(&self, id: MessageId, location: Location) -> Result<Option<Bytes>> {
-        let Some(mut record) = self.read_at(location.segment, location.offset, location.length as usize)?
-        else {
+        let octets = RECORD_HEADER + location.length as usize;
+        let Some(mut record) = self.read_at(location.segment, location.offset, octets)? else {
             return Ok(None);
         };
         let body = record.split_off(RECORD_HEADER);
         match RecordHeader::parse(&record) {
             Some(header) if header.matches(id, &body) => Ok(Some(body)),
             _ => {
-                let path = path_of(&self.folder, location.segment);
+                let path = self.path_of(location.segment);
                 let Location { offset, .. } = location;
                 Err(corrupt(format!("the body of message {id} in {} at {offset} is damaged", path.display())))
             }
         }
     }
 
-    /// A record as it is, of which the body has `length` octets.
-    pub(super) fn read_at(&self, segment: u64, offset: u64, length: usize) -> Result<Option<Bytes>> {
-        let path = path_of(&self.folder, segment);
+    /// The records of a file from an offset on, with their offsets, up to what is none or the file's `size`. Only their
+    /// headers are read.
+    pub(super) fn records(
+        &self,
+        segment: u64,
+        from: u64,
+        size: u64,
+    ) -> impl Iterator<Item = Result<(u64, RecordHeader)>> {
+        let mut next = Some(from);
+        std::iter::from_fn(move || {
+            let offset = next.take().filter(|next| next.saturating_add(RECORD_HEADER as u64) <= size)?;
+            let header = match self.read_at(segment, offset, RECORD_HEADER).transpose()? {
+                Ok(bytes) => RecordHeader::parse(&bytes)?,
+                Err(error) => return Some(Err(error)),
+            };
+            next = Some(offset.saturating_add(RECORD_HEADER as u64 + u64::from(header.length)));
+            Some(Ok((offset, header)))
+        })
+    }
+
+    /// Whose file it is. `None`: that can not be read.
+    pub(super) fn store_of(&self, segment: u64) -> Option<u128> {
+        let header = self.read_at(segment, 0, FILE_HEADER as usize).ok().flatten()?;
+        store_in(&header, segment)
+    }
+
+    pub(super) fn path_of(&self, segment: u64) -> PathBuf {
+        path_of(&self.folder, segment)
+    }
+
+    /// Octets as they are. `None`: the file is gone.
+    pub(super) fn read_at(&self, segment: u64, offset: u64, octets: usize) -> Result<Option<Bytes>> {
+        let path = self.path_of(segment);
         let file = match self.file(segment, &path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error::io("opening", &path, error)),
         };
-        let mut record = BytesMut::zeroed(RECORD_HEADER + length);
-        match file.read_exact_at(&mut record, offset) {
-            Ok(()) => Ok(Some(record.freeze())),
+        let mut read = BytesMut::zeroed(octets);
+        match file.read_exact_at(&mut read, offset) {
+            Ok(()) => Ok(Some(read.freeze())),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(corrupt(format!("{} ends before the record at {offset} does", path.display())))
+                Err(corrupt(format!("{} ends before what begins at {offset} does", path.display())))
             }
             Err(error) => Err(error::io("reading", &path, error)),
         }
@@ -354,13 +424,26 @@ mod tests {
     #[test]
     fn headers_round_trip_and_tell_damage() {
         let id = MessageId::from_uuid(uuid::Uuid::from_u128(7));
-        let header = RecordHeader::new(id, b"body");
+        let header = RecordHeader::new(id, b"body", 1 << 40);
         let bytes = header.to_bytes();
         assert_eq!((bytes.len(), RecordHeader::parse(&bytes)), (RECORD_HEADER, Some(header)));
         assert!(header.matches(id, b"body"));
         assert!(!header.matches(id, b"bodi") && !header.matches(id, b"body2"));
         assert_eq!(RecordHeader::parse(&bytes[..20]), None);
         assert_eq!(RecordHeader::parse(&[0; RECORD_HEADER]), None);
+        let of_file = file_header(7, 1 << 100);
+        assert_eq!((of_file.len() as u64, store_in(&of_file, 7)), (FILE_HEADER, Some(1 << 100)));
+        assert_eq!(store_in(&of_file, 8), None, "that of another file");
+        for (whole, is_taken) in [
+            (&bytes[..], &(|octets: &[u8]| RecordHeader::parse(octets).is_some()) as &dyn Fn(&[u8]) -> bool),
+            (&of_file, &|octets: &[u8]| store_in(octets, 7).is_some()),
+        ] {
+            for bit in 0..whole.len() * 8 {
+                let mut flipped = whole.to_vec();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(!is_taken(&flipped), "bit {bit}");
+            }
+        }
     }
 
     #[test]

@@ -418,6 +418,11 @@ impl FileSystem for Disk {
             Err(ErrorKind::WouldBlock.into())
         }
     }
+
+    /// Always the same, so that a run can be repeated to the octet.
+    fn draw(&self) -> u128 {
+        0x7369_6d75_6c61_7465_6420_6469_736b_2101
+    }
 }
 
 struct Locked(Disk, PathBuf);

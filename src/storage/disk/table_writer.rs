@@ -15,7 +15,7 @@ use super::codec::{self, Location};
 use super::damage::Damage;
 use super::error::{corrupt, db};
 use super::segment::SegmentWriter;
-use super::tables::{COUNTERS, META, RECOUNT, Tables, Writing, id_key, lane_key, part_key};
+use super::tables::{COUNTERS, META, PAIRING, RECOUNT, Tables, Writing, id_key, lane_key, part_key};
 
 /// Tables of a write transaction, the counters and the bodies that go with it.
 pub(super) struct Writer<'t, 's> {
@@ -106,10 +106,10 @@ impl<'t, 's> Writer<'t, 's> {
         &mut self,
         id: MessageId,
         mut row: MessageRow<Location>,
-        to: (u64, u64),
+        to: Location,
     ) -> Result<()> {
         self.touch_body(row.body, -1);
-        (row.body.segment, row.body.offset) = to;
+        row.body = to;
         self.touch_body(row.body, 1);
         self.put_message(id, &row)
     }
@@ -156,13 +156,18 @@ impl<'t, 's> Writer<'t, 's> {
                 self.tables.segments.insert(segment, codec::alive_row(segment, after)).map_err(db)?;
             }
         }
+        let mut meta = meta.open_table(META).map_err(db)?;
         if self.counters != self.counters_before {
             let row = codec::to_row(COUNTERS, &self.counters)?;
-            meta.open_table(META).map_err(db)?.insert(COUNTERS, row.as_slice()).map_err(db)?;
+            meta.insert(COUNTERS, row.as_slice()).map_err(db)?;
             self.changed = true;
         }
         if self.recount {
-            meta.open_table(META).map_err(db)?.insert(RECOUNT, [].as_slice()).map_err(db)?;
+            meta.insert(RECOUNT, [].as_slice()).map_err(db)?;
+        }
+        if self.changed {
+            let row = codec::to_row(PAIRING, &self.bodies.pairing_after())?;
+            meta.insert(PAIRING, row.as_slice()).map_err(db)?;
         }
         Ok((self.counters, self.changed, dead))
     }

@@ -42,6 +42,8 @@ const OUTBOX: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("ou
 const SEGMENTS: TableDefinition<'_, u64, AliveRow> = TableDefinition::new("segments");
 
 pub(super) const COUNTERS: &[u8] = b"counters";
+/// A [`Pairing`](super::pairing::Pairing).
+pub(super) const PAIRING: &[u8] = b"pairing";
 /// There as long as what is alive in body files is to be counted at the next opening.
 pub(super) const RECOUNT: &[u8] = b"recount";
 

@@ -1,6 +1,7 @@
 //! What only files can do: space given back, damage found, failures of the disk.
 
 mod conformance;
+mod pairing;
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
