@@ -197,7 +197,7 @@ fn each_row(
     if let Some(pairing) = pairing
         && let Err(error) = pairing.verify(&bodies, &body_files)
     {
-        report.tell(METADATA, error);
+        report.tell("body files", error);
     }
     let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
     check.table("messages", |check| check.messages(visit));
