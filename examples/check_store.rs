@@ -7,12 +7,13 @@
 //! Nothing is changed. With `--list` each message takes a line: its id, its reverse-path, and each recipient left with
 //! its due time and attempts.
 //!
-//! Exit status: 0 nothing is damaged, 1 there is damage, 2 wrong arguments, no store or one in use.
+//! Exit status: 0 nothing is damaged, 1 something is, 2 wrong arguments, or it can not be checked: no store, one in use, one of
+//! another version, or one whose metadata can not be opened at all.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use postrider::storage::{CheckReport, DiskStorage, StorageError, StorageErrorKind, StoredMessage};
+use postrider::storage::{CheckReport, DiskStorage, StoredMessage};
 
 const USAGE: &str = "usage: check_store FOLDER [--list]";
 
@@ -22,9 +23,9 @@ async fn main() -> ExitCode {
     let all = arguments.len();
     arguments.retain(|argument| argument != "--list");
     let list = arguments.len() < all;
-    let [folder] = arguments.as_slice() else { return failed(USAGE, 2) };
+    let [folder] = arguments.as_slice() else { return failed(USAGE) };
     if folder.to_string_lossy().starts_with("--") {
-        return failed(USAGE, 2);
+        return failed(USAGE);
     }
     let visit = move |message: StoredMessage| {
         if list {
@@ -36,17 +37,13 @@ async fn main() -> ExitCode {
             let _ = print(&report);
             ExitCode::from(u8::from(!report.is_clean()))
         }
-        Err(error) => failed(&error.to_string(), status(&error)),
+        Err(error) => failed(&error.to_string()),
     }
 }
 
-fn failed(message: &str, status: u8) -> ExitCode {
+fn failed(message: &str) -> ExitCode {
     let _ = writeln!(io::stderr(), "check_store: {message}");
-    ExitCode::from(status)
-}
-
-fn status(error: &StorageError) -> u8 {
-    if error.kind() == StorageErrorKind::Corrupt { 1 } else { 2 }
+    ExitCode::from(2)
 }
 
 fn line(message: &StoredMessage) -> String {
