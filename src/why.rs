@@ -238,7 +238,7 @@ pub enum Wait {
     Settling {
         /// Items whose outcome is not durable.
         unsettled: u64,
-        /// How many there may be.
+        /// From how many on no transaction starts. Those under way then come on top.
         limit: u64,
     },
     /// The sink or a live stream has not taken what there is to report: no transaction starts.

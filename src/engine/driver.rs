@@ -684,7 +684,7 @@ impl Driver {
             }
         }
         let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
-        let unsettled = self.scheduler.unsettled() as u64;
+        let unsettled = self.scheduler.unsettled_items() as u64;
         let report = ShutdownReport { interrupted, queued, unsettled };
         let replies = self.shutdown.take().map(|shutdown| shutdown.replies).unwrap_or_default();
         let Self { events, results, to_driver, .. } = self;

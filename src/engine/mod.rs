@@ -138,7 +138,7 @@ pub struct ShutdownReport {
     pub interrupted: u64,
     /// Items that stay queued.
     pub queued: u64,
-    /// Outcomes and other changes that the store did not take: what was delivered of these is sent again.
+    /// Items whose outcome the store did not take: what was delivered of these is sent again.
     pub unsettled: u64,
 }
 

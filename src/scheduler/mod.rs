@@ -612,6 +612,11 @@ impl Scheduler {
         self.writes.unsettled()
     }
 
+    /// Items whose outcome is not durable.
+    pub(crate) fn unsettled_items(&self) -> usize {
+        self.writes.unsettled_items()
+    }
+
     /// What only ever waits for moments begins anew, since its end may lie hours away now. The one scan over
     /// destinations and connections there is, for an event as rare as it is disruptive.
     fn on_clock_stepped(&mut self) {

@@ -131,7 +131,10 @@ impl Display for Wait {
                 write!(f, "the store refused for the moment, next try at {until}")
             }
             Self::Settling { unsettled, limit } => {
-                write!(f, "{unsettled} of {limit} outcomes are not durable yet")
+                write!(
+                    f,
+                    "{unsettled} outcomes are not durable yet: with {limit} or more no transaction starts"
+                )
             }
             Self::ReportsBlocked => {
                 f.write_str("the sink or a live stream has not taken what there is to report")

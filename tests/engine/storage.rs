@@ -204,6 +204,7 @@ async fn a_failed_flush_stops_delivery_and_says_so() {
     assert!(matches!(refused, SubmitError::Storage(_)) && !refused.is_unknown(), "{refused:?}");
     let report = engine.shutdown(Duration::from_secs(10)).await;
     assert_eq!(report.queued, 200, "nothing was settled");
+    assert_eq!(report.unsettled, sent, "a message each, whatever else was to be written");
     // The next process finds what is on disk: here all of it, so that only those in doubt go twice.
     Troubled::fail(&store.commits, None);
     let engine = world.engine(store.inner.reopened(), "").await;

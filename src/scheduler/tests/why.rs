@@ -518,7 +518,7 @@ fn waiting_for_outcomes_to_be_durable() {
     rig.connect();
     let id = rig.submit("b@x.example");
     rig.accept();
-    let settling = "1 of 1 outcomes are not durable yet".to_owned();
+    let settling = "1 outcomes are not durable yet: with 1 or more no transaction starts".to_owned();
     assert_eq!(rig.waits_until(id), (settling, None));
     rig.tell(Event::ReportsBlocked(true));
     assert_eq!(rig.waits(id), "the sink or a live stream has not taken what there is to report");
