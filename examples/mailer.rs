@@ -10,6 +10,9 @@
 //!
 //! SIGUSR1 prints on stderr what the mail waits for, queue by queue.
 //!
+//! At the end stdout has ten seconds to take the last records. If it does not, the mailer says on stderr how many are not
+//! written and exits with 1. Outcomes among them are in the outbox and come after the next start.
+//!
 //! A `received` record may follow a `delivered` one of the same message: the two come by different ways.
 //!
 //! Exit status: 0 done, 1 something failed on the way, 2 wrong arguments or configuration.
@@ -20,7 +23,7 @@ use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +43,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::{JoinSet, block_in_place};
+use tokio::task::{JoinSet, block_in_place, spawn_blocking};
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 /// Submissions under way at a time: they share flushes of the store.
@@ -59,22 +63,26 @@ const PROGRESS_EVERY: u64 = 10;
 const EXPLAINED: usize = 50;
 /// How long transactions may take to end after the first signal.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long stdout may take to take the last records, once the engine has ended.
+const LAST_RECORDS: Duration = Duration::from_secs(10);
 
 const USAGE: &str = "usage: mailer --config FILE [--until-idle] < submissions.jsonl > accounting.jsonl";
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(End(code, message)) => {
+async fn main() {
+    let status = match run().await {
+        Ok(()) => 0,
+        Err(End(status, message)) => {
             let _ = writeln!(io::stderr(), "mailer: {message}");
-            ExitCode::from(code)
+            status
         }
-    }
+    };
+    // Returning would wait for a write to a stdout that nobody reads.
+    std::process::exit(status);
 }
 
 /// The exit status of an end that is no success, and its message.
-struct End(u8, String);
+struct End(i32, String);
 
 fn usage(message: impl Display) -> End {
     End(2, format!("{message}; {USAGE}"))
@@ -117,8 +125,8 @@ async fn run() -> Result<(), End> {
     };
     drop(lines);
     // Submissions that still wait for room are refused by the shutdown, and say so.
-    let (report, ()) =
-        tokio::join!(engine.shutdown(GRACE), async { while submissions.join_next().await.is_some() {} });
+    let answered = tokio::spawn(async move { while submissions.join_next().await.is_some() {} });
+    let report = engine.shutdown(GRACE).await;
     let ShutdownReport { interrupted, unsettled, .. } = report;
     if interrupted + unsettled > 0 {
         let _ = writeln!(
@@ -126,7 +134,15 @@ async fn run() -> Result<(), End> {
             "mailer: {interrupted} transactions were cut off and {unsettled} outcomes are not stored: these may be sent again"
         );
     }
-    let flushed = block_in_place(|| accounting.flush()).map_err(failed("stdout"));
+    let flushing = accounting.clone();
+    let written = timeout(LAST_RECORDS, async move {
+        let _ = answered.await;
+        spawn_blocking(move || flushing.flush()).await.map_err(io::Error::other).flatten()
+    });
+    let flushed = match written.await {
+        Ok(flushed) => flushed.map_err(failed("stdout")),
+        Err(_) => Err(accounting.not_taken()),
+    };
     end.and(flushed).and(accounting.store_works())
 }
 
@@ -372,6 +388,8 @@ async fn submit(engine: DeliveryEngine, accounting: Arc<Accounting>, line: Line)
 struct Accounting {
     clock: Clock,
     unflushed: Mutex<Vec<u8>>,
+    /// Records that are not written yet.
+    unwritten: AtomicU64,
     /// The first error of stdout. After it nothing more is written and nothing more acknowledged.
     broken: Mutex<Option<io::ErrorKind>>,
     /// Why the store refuses for good.
@@ -380,7 +398,22 @@ struct Accounting {
 
 impl Accounting {
     fn new(clock: Clock) -> Self {
-        Self { clock, unflushed: Mutex::default(), broken: Mutex::default(), store_failed: Mutex::default() }
+        Self {
+            clock,
+            unflushed: Mutex::default(),
+            unwritten: AtomicU64::new(0),
+            broken: Mutex::default(),
+            store_failed: Mutex::default(),
+        }
+    }
+
+    fn not_taken(&self) -> End {
+        let records = self.unwritten.load(Ordering::Relaxed);
+        let message = format!(
+            "stdout takes nothing: up to {records} records are not written. Of these, `delivered`, `bounced` and `cancelled` stay in \
+             the outbox and are written after the next start; whoever misses a `received` submits again, with the same id"
+        );
+        End(1, message)
     }
 
     fn store_works(&self) -> Result<(), End> {
@@ -394,6 +427,7 @@ impl Accounting {
 
     fn write(&self, record: Record) {
         let mut unflushed = lock(&self.unflushed);
+        self.unwritten.fetch_add(1, Ordering::Relaxed);
         unflushed.extend_from_slice(&record.0);
         unflushed.extend_from_slice(b"}\n");
         let full = unflushed.len() > MAX_UNFLUSHED;
@@ -427,6 +461,10 @@ impl EventSink for Accounting {
         let mut stdout = io::stdout().lock();
         let result = stdout.write_all(&records).and_then(|()| stdout.flush());
         *broken = result.as_ref().err().map(io::Error::kind);
+        if result.is_ok() {
+            let written = records.iter().filter(|octet| **octet == b'\n').count();
+            self.unwritten.fetch_sub(written as u64, Ordering::Relaxed);
+        }
         result
     }
 }

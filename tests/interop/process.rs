@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command};
+use std::process::{Child, ChildStdin, ChildStdout, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,12 +21,23 @@ pub(crate) struct Mailer {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
+    /// Read once it has ended.
+    unread: Option<ChildStdout>,
     records: Vec<Value>,
     stderr: Option<JoinHandle<String>>,
     /// The lines of stderr, as they come.
     said: Receiver<String>,
     /// Dropped with the mailer, which tells the watchdog to stand down.
     _alive: Sender<()>,
+}
+
+/// Who reads the mailer's stdout.
+enum Reader {
+    All,
+    /// Nobody; the pipe is closed.
+    Gone,
+    /// Nobody; the pipe is open.
+    Idle,
 }
 
 /// What is left of a mailer.
@@ -40,22 +51,31 @@ pub(crate) struct Ended {
 
 impl Mailer {
     pub(crate) fn start(config: &Path, args: &[&str]) -> Self {
-        Self::spawn(config, args, true)
+        Self::spawn(config, args, Reader::All)
     }
 
     /// Nobody reads its stdout: the pipe is closed from the start.
     pub(crate) fn start_unheard(config: &Path, args: &[&str]) -> Self {
-        Self::spawn(config, args, false)
+        Self::spawn(config, args, Reader::Gone)
     }
 
-    fn spawn(config: &Path, args: &[&str], heard: bool) -> Self {
+    /// Nobody reads its stdout: the pipe stays open and becomes full.
+    pub(crate) fn start_unread(config: &Path, args: &[&str]) -> Self {
+        Self::spawn(config, args, Reader::Idle)
+    }
+
+    fn spawn(config: &Path, args: &[&str], reader: Reader) -> Self {
         let mut child = mailer(config, args);
         let (line, lines) = channel();
-        if let Some(stdout) = child.stdout.take().filter(|_| heard) {
-            let mut texts = BufReader::new(stdout).lines().map_while(Result::ok);
-            std::thread::spawn(move || texts.try_for_each(|text| line.send(text)));
-        } else {
-            drop(line);
+        let stdout = child.stdout.take().unwrap();
+        let mut unread = None;
+        match reader {
+            Reader::All => {
+                let mut texts = texts(stdout);
+                std::thread::spawn(move || texts.try_for_each(|text| line.send(text)));
+            }
+            Reader::Gone => {}
+            Reader::Idle => unread = Some(stdout),
         }
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (saying, said) = channel();
@@ -78,7 +98,8 @@ impl Mailer {
             }
         });
         let stdin = child.stdin.take();
-        Self { child, stdin, lines, records: Vec::new(), stderr: Some(stderr), said, _alive: alive }
+        let (records, stderr) = (Vec::new(), Some(stderr));
+        Self { child, stdin, lines, unread, records, stderr, said, _alive: alive }
     }
 
     /// Writes lines on a thread of their own, since the mailer may take them slowly; then ends the input.
@@ -183,6 +204,7 @@ impl Mailer {
             }
         }
         let code = self.child.wait().unwrap().code();
+        self.records.extend(self.unread.take().into_iter().flat_map(texts).map(|line| parse(&line)));
         let stderr = self.stderr.take().unwrap().join().unwrap();
         Ended { code, records: std::mem::take(&mut self.records), stderr }
     }
@@ -193,6 +215,10 @@ impl Drop for Mailer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn texts(stdout: ChildStdout) -> impl Iterator<Item = String> {
+    BufReader::new(stdout).lines().map_while(Result::ok)
 }
 
 fn parse(line: &str) -> Value {

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::process::{Ended, Mailer};
-use crate::recorder::Recorder;
+use crate::recorder::{Gate, Recorder};
 use crate::site::Site;
 use crate::{submission, text};
 
@@ -144,4 +144,38 @@ fn stopped_because_nobody_takes_the_records() {
     assert_eq!(told.code, Some(0), "{}", told.stderr);
     assert_eq!(told.count("delivered"), 1, "{:#?}", told.records);
     assert_eq!(recorder.taken().len(), 1);
+}
+
+#[test]
+fn terminated_while_nobody_reads_its_stdout() {
+    let Some(mut site) = Site::new() else { return };
+    let all_taken = Gate::default();
+    let (taken, gate) = (AtomicUsize::new(0), all_taken.clone());
+    let recorder = Recorder::scripted(site.smtp(1), move |line| {
+        if line == "." && taken.fetch_add(1, Ordering::Relaxed) + 1 == PER_ROUND {
+            gate.open();
+        }
+        None
+    });
+    site.serve_dns("good MX 10 mx\nmx A @1\n");
+    let config = site.config("", "");
+    let mut unread = Mailer::start_unread(&config, &[]);
+    // Their records are far more than a pipe holds.
+    unread.feed_all((0..PER_ROUND).map(|n| submission(&n.to_string(), "a@good.example", "1\r\n")).collect());
+    all_taken.pass();
+    unread.signal("TERM");
+    let unread = unread.until_ended();
+    assert_eq!(unread.code, Some(1), "{}", unread.stderr);
+    assert!(unread.stderr.contains("records are not written"), "{}", unread.stderr);
+    assert!(unread.count("received") > 0 && unread.count("delivered") < PER_ROUND);
+
+    // What was not written is written now, and nothing is sent again.
+    let rest = Mailer::start(&config, &["--until-idle"]).finish();
+    assert_eq!(rest.code, Some(0), "{}", rest.stderr);
+    let delivered: BTreeSet<_> = [&unread, &rest]
+        .into_iter()
+        .flat_map(|ended| ended.of_type("delivered"))
+        .map(|record| text(record, "ref"))
+        .collect();
+    assert_eq!((delivered.len(), recorder.taken().len()), (PER_ROUND, PER_ROUND));
 }
