@@ -30,7 +30,7 @@ use std::time::Duration;
 use postrider::clock::{Clock, Timestamp};
 use postrider::control::QueueSort;
 use postrider::dns::HickoryResolver;
-use postrider::engine::{ControlError, ShutdownReport};
+use postrider::engine::{ControlError, ShutdownReport, SubmitError};
 use postrider::event::{DeliveryEvent, Diagnosis, EventSink, Failure, RecipientRecord};
 use postrider::message::{Message, Priority};
 use postrider::policy::{Config, parse_duration};
@@ -132,6 +132,13 @@ async fn run() -> Result<(), End> {
         let _ = writeln!(
             io::stderr(),
             "mailer: {interrupted} transactions were cut off and {unsettled} outcomes are not stored: these may be sent again"
+        );
+    }
+    let refused = accounting.refused.load(Ordering::Relaxed);
+    if refused > 0 {
+        let _ = writeln!(
+            io::stderr(),
+            "mailer: the store refused {refused} messages, as their `rejected` records say: submit them again"
         );
     }
     let flushing = accounting.clone();
@@ -361,7 +368,10 @@ async fn submit(engine: DeliveryEngine, accounting: Arc<Accounting>, line: Line)
     let result = match line.message {
         Ok(message) => {
             let facts = (message.body().len(), message.recipients().len());
-            engine.submit(message).await.map(|id| (id, facts)).map_err(|error| error.to_string())
+            let submitted = engine.submit(message).await;
+            let is_refused = matches!(submitted, Err(SubmitError::Storage(_)));
+            accounting.refused.fetch_add(is_refused.into(), Ordering::Relaxed);
+            submitted.map(|id| (id, facts)).map_err(|error| error.to_string())
         }
         Err(error) => Err(error),
     };
@@ -390,6 +400,8 @@ struct Accounting {
     unflushed: Mutex<Vec<u8>>,
     /// Records that are not written yet.
     unwritten: AtomicU64,
+    /// Messages that the store refused.
+    refused: AtomicU64,
     /// The first error of stdout. After it nothing more is written and nothing more acknowledged.
     broken: Mutex<Option<io::ErrorKind>>,
     /// Why the store refuses for good.
@@ -402,6 +414,7 @@ impl Accounting {
             clock,
             unflushed: Mutex::default(),
             unwritten: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             broken: Mutex::default(),
             store_failed: Mutex::default(),
         }
