@@ -35,7 +35,7 @@ const OFFERED: usize = 600;
 pub(crate) const CONNECTIONS: usize = 8;
 /// The longest that the last mailer may take, by the number of kills: each leaves mail behind.
 const LAST: Duration = Duration::from_secs(60);
-const LAST_PER_KILL: Duration = Duration::from_secs(2);
+const LAST_PER_KILL: Duration = Duration::from_secs(10);
 
 /// A message that was offered to a mailer.
 pub(crate) struct Offered {

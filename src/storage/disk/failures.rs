@@ -156,6 +156,30 @@ fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
     });
 }
 
+#[test]
+fn commits_without_room_leave_their_number_to_the_next() {
+    run(async {
+        let disk = Disk::default();
+        let store = open(&disk).await;
+        let mut originals = BTreeMap::new();
+        put(&store, &mut originals, sized(1, "a.example", 500)).await.unwrap();
+        let used = disk.used();
+        disk.plan(|plan| plan.capacity = Some(used));
+        for number in 0..3 {
+            let event = EventId::from_uuid(uuid::Uuid::from_u128(number));
+            let large = Change::Report { event, payload: vec![1; MIB as usize].into() };
+            assert_eq!(store.commit(vec![large]).await.unwrap_err().kind(), StorageErrorKind::Full);
+        }
+        disk.plan(|plan| plan.capacity = None);
+        store.maintain(at(5)).await.unwrap();
+        // The power goes between the flush of a body and that of the metadata.
+        disk.plan(|plan| plan.fail_sync = Some(".redb"));
+        store.insert(vec![sized(2, "a.example", 500)]).await.unwrap_err();
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
 /// Mail comes and goes on a disk that has room for so many blocks beyond a new store. How many calls found none.
 async fn on_a_disk_that_ends(
     disk: &Disk,

@@ -80,11 +80,12 @@ impl Shared {
             transaction.abort().map_err(db)?;
             return Ok((Vec::new(), more));
         }
-        state.bodies.flush()?;
+        let pairing = state.bodies.flush()?;
         transaction
             .commit()
             .map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
         state.counters = counters;
+        state.bodies.committed(pairing);
         state.unreadable.retain(|segment| !dead.contains(segment));
         Ok((dead, more))
     }

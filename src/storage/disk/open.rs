@@ -303,8 +303,9 @@ fn begin(
         unknown.clear();
     }
     let (counters, _, mut dead) = writer.finish(&transaction)?;
-    bodies.flush()?;
+    let pairing = bodies.flush()?;
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
+    bodies.committed(pairing);
     dead.extend(unknown);
     bodies.delete(&dead, reader);
     Ok(Ok((bodies, counters)))

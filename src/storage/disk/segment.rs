@@ -213,18 +213,27 @@ impl SegmentWriter {
         self.pending_octets = 0;
     }
 
-    /// Writes all that was appended and makes it durable, so that it can be committed. To be called before each commit: if
-    /// that fails, nothing may be written any more.
+    /// Writes all that was appended and makes it durable, so that it can be committed. To be called before each commit;
+    /// the answer is for [`SegmentWriter::committed`] after it.
     ///
     /// # Errors
     /// `OutcomeUnknown` if making it durable failed: then nothing may be written again. Else nothing was written.
-    pub(super) fn flush(&mut self) -> Result<()> {
+    pub(super) fn flush(&mut self) -> Result<Pairing> {
         let after = self.pairing_after();
         if !self.pending.is_empty() {
             self.write()?;
         }
-        self.pairing = after;
-        Ok(())
+        Ok(after)
+    }
+
+    /// The metadata says so now. A commit that found no room leaves its number to the next.
+    pub(super) fn committed(&mut self, pairing: Pairing) {
+        self.pairing = pairing;
+    }
+
+    /// What the metadata says about body files since the last commit.
+    pub(super) fn pairing(&self) -> Pairing {
+        self.pairing
     }
 
     fn write(&mut self) -> Result<()> {

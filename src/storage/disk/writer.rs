@@ -250,12 +250,13 @@ impl Shared {
         let backend = MetadataFile { file: self.metadata.clone(), reserve: self.reserve.clone() };
         let opened = open::database(backend, self.cache_size, false).map_err(db)?;
         let transaction = opened.begin_read().map_err(db)?;
-        let counters = open::counters(&transaction.open_table(META).map_err(db)?)?;
-        if counters.as_ref() != Some(&state.counters) {
+        let meta = transaction.open_table(META).map_err(db)?;
+        let found = (open::counters(&meta)?, open::pairing(&meta)?);
+        if found != (Some(state.counters.clone()), Some(state.bodies.pairing())) {
             let message = format!("what was to be written may be on disk in part: {why}");
             return Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message));
         }
-        drop(transaction);
+        drop((meta, transaction));
         *database = opened;
         Ok(())
     }
@@ -343,7 +344,7 @@ impl Shared {
             transaction.abort().map_err(db)?;
             return Ok((done, Vec::new()));
         }
-        state.bodies.flush()?;
+        let pairing = state.bodies.flush()?;
         // Before the commit: once a claim can see the items, it must see that they are taken.
         let granted = effects.grant(&mut lock(&self.leases));
         if let Err(error) = transaction.commit() {
@@ -351,6 +352,7 @@ impl Shared {
             return Err(error::flush("committing metadata", redb::Error::from(error)));
         }
         state.counters = counters;
+        state.bodies.committed(pairing);
         fill_leases(&mut done, &granted);
         Ok((done, dead))
     }
