@@ -78,7 +78,7 @@ use limits::Call;
 use queue::Queue;
 use session::Connection;
 #[cfg(feature = "testing")]
-pub(crate) use state::StoredStep;
+pub(crate) use state::{Stored, StoredMode, StoredPace, StoredPaceKind, StoredStep};
 pub(crate) use sweep::PAGE;
 use timers::Timers;
 

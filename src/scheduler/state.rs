@@ -1,5 +1,8 @@
 //! Durable scheduler state: one row for each destination, queue and slow rate that is not at rest.
 
+#[cfg(feature = "testing")]
+mod stored;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +21,9 @@ use crate::event::Diagnosis;
 use crate::message::Domain;
 use crate::policy::Rate;
 use crate::storage::{Change, StateRow};
+
+#[cfg(feature = "testing")]
+pub(crate) use stored::{Stored, StoredMode, StoredPace, StoredPaceKind, StoredStep};
 
 /// The rows' version: a row of another version is dropped with a warning.
 const VERSION: u8 = 2;
@@ -284,34 +290,6 @@ impl Scheduler {
         if let Ok(value) = postcard::to_extend(row, vec![VERSION]) {
             self.writes.change(Change::PutState(StateRow { key, value }));
         }
-    }
-}
-
-/// What a row remembers of a destination's retry clock.
-#[cfg(feature = "testing")]
-pub(crate) struct StoredStep {
-    pub(crate) queue: Arc<str>,
-    pub(crate) source: Arc<str>,
-    pub(crate) step: u32,
-    /// It does not connect before this.
-    pub(crate) until: Option<Timestamp>,
-    /// DNS did not have what it needs: once it does, the clock begins anew.
-    pub(crate) is_missing: bool,
-}
-
-#[cfg(feature = "testing")]
-impl StoredStep {
-    /// `None`: the row is of something else.
-    pub(crate) fn of(row: &StateRow) -> Option<Self> {
-        let (_, encoded) = row.value.split_first()?;
-        let Ok(Row::Destination(row)) = postcard::from_bytes(encoded) else { return None };
-        Some(Self {
-            queue: row.queue.into(),
-            source: row.source.into(),
-            step: row.step,
-            until: row.until,
-            is_missing: row.missing.is_some(),
-        })
     }
 }
 

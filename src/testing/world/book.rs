@@ -1,7 +1,7 @@
 //! Everything a world sees, in order, and the oracle that reads along.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::event::{DeliveryEvent, EventSink};
 use crate::message::{Address, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
-use crate::storage::Change;
+use crate::storage::{Change, NewMessage};
 use crate::transport::Target;
 
 /// Observations kept; past it they are still judged and counted.
@@ -285,6 +285,21 @@ impl Book {
     /// These changes are durable.
     pub(super) fn committed(&self, changes: &[Change]) {
         self.lock().oracle.committed(changes);
+    }
+
+    /// These messages are about to be stored.
+    pub(super) fn inserted(&self, messages: &[NewMessage]) {
+        self.lock().oracle.inserted(messages);
+    }
+
+    /// DNS says that the domain has this mail exchanger.
+    pub(super) fn exchanger(&self, domain: &str, host: &str) {
+        self.lock().oracle.exchanger(domain, host);
+    }
+
+    /// DNS says that the host has this address.
+    pub(super) fn address(&self, host: &str, address: IpAddr) {
+        self.lock().oracle.address(host, address);
     }
 
     /// A running engine has another policy from here on.

@@ -175,10 +175,12 @@ impl Resolver for LyingResolver {
                 .map(|host| MxRecord { preference: 10, exchange: host.as_str().to_owned() }),
             _ => None,
         };
-        match self.answer(domain, Question::Mx, record).await {
+        let answer = match self.answer(domain, Question::Mx, record).await {
             Some(answer) => answer,
             None => self.zone.mx(domain, freshness).await,
-        }
+        };
+        records(&answer).iter().for_each(|record| self.book.exchanger(domain, &record.exchange));
+        answer
     }
 
     async fn ipv4(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv4Addr>, DnsError> {
@@ -186,17 +188,28 @@ impl Resolver for LyingResolver {
             DnsLie::Address(address) => Some(address),
             _ => None,
         };
-        match self.answer(host, Question::Ipv4, record).await {
+        let answer = match self.answer(host, Question::Ipv4, record).await {
             Some(answer) => answer,
             None => self.zone.ipv4(host, freshness).await,
-        }
+        };
+        records(&answer).iter().for_each(|&address| self.book.address(host, address.into()));
+        answer
     }
 
     async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
-        match self.answer(host, Question::Ipv6, |_| None).await {
+        let answer = match self.answer(host, Question::Ipv6, |_| None).await {
             Some(answer) => answer,
             None => self.zone.ipv6(host, freshness).await,
-        }
+        };
+        records(&answer).iter().for_each(|&address| self.book.address(host, address.into()));
+        answer
+    }
+}
+
+fn records<T>(answer: &Result<Answer<T>, DnsError>) -> &[T] {
+    match answer {
+        Ok(Answer::Records { records, .. }) => records,
+        _ => &[],
     }
 }
 

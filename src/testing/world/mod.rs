@@ -281,8 +281,9 @@ impl World {
 
     /// Shuts the engine down in good order, and starts it again.
     pub fn restart(&mut self) {
-        self.until_stopped(async |engine| engine.shutdown(SHUTDOWN).await);
-        let seen = if self.book.is_crashing() { Seen::Crashed } else { Seen::Stopped };
+        let report = self.until_stopped(async |engine| engine.shutdown(SHUTDOWN).await);
+        let cut = report.is_some_and(|report| report.interrupted + report.unsettled > 0);
+        let seen = if self.book.is_crashing() { Seen::Crashed } else { Seen::Stopped { cut } };
         self.end_runtime(seen);
         self.start_again();
     }

@@ -109,8 +109,11 @@ pub enum Seen {
     },
     /// The process died here. What was in memory is gone.
     Crashed,
-    /// The engine was shut down in good order.
-    Stopped,
+    /// The engine was shut down.
+    Stopped {
+        /// Its time was over before all was: transactions were cut, or outcomes are not in the store.
+        cut: bool,
+    },
     /// An engine runs on what is in the store.
     Started,
     /// The wall clock was stepped.
@@ -199,7 +202,8 @@ impl fmt::Display for Seen {
             }
             Self::Closed { connection } => write!(f, "#{connection} closed"),
             Self::Crashed => f.write_str("the process crashed"),
-            Self::Stopped => f.write_str("the engine was shut down"),
+            Self::Stopped { cut: false } => f.write_str("the engine was shut down"),
+            Self::Stopped { cut: true } => f.write_str("the engine was shut down, and cut at its deadline"),
             Self::Started => f.write_str("the engine was started"),
             Self::ClockStepped { to } => write!(f, "the wall clock was stepped to {to}"),
             Self::PolicyReplaced => f.write_str("the policy was replaced"),

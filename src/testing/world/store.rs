@@ -171,7 +171,12 @@ impl FaultyStorage {
 #[async_trait]
 impl Storage for FaultyStorage {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>, StorageError> {
-        self.call(StoreCall::Insert, self.inner.insert(messages)).await
+        self.book.inserted(&messages);
+        let told = messages.clone();
+        let inserted = self.call(StoreCall::Insert, self.inner.insert(messages)).await;
+        // Once more: what new mail brings about comes after it.
+        self.book.inserted(&told);
+        inserted
     }
 
     async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>, StorageError> {

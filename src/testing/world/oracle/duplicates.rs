@@ -1,4 +1,7 @@
-//! What a server took is sent again only after a crash or a lost answer, and then no more than was in flight.
+//! What a server took is sent again only after a crash, a lost answer, or a shutdown that was cut at its deadline, and
+//! then no more than was in flight.
+//!
+//! Trouble with the store excuses once another engine is started: what it could not write down is not known to that.
 
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ impl Invariant for Duplicates {
         match &observation.seen {
             Seen::Offered { message, recipients, .. } => {
                 for recipient in recipients {
-                    if facts.standing_of(*message, recipient).taken == Some((facts.life, true)) {
+                    if facts.is_taken(&facts.standing_of(*message, recipient)) {
                         return Err(format!(
                             "{message} to {recipient} was taken by a server, and is sent again"
                         )
@@ -26,7 +29,7 @@ impl Invariant for Duplicates {
                 DeliveryEvent::Deferred(deferred) => {
                     let record = &deferred.record;
                     let standing = facts.standing_of(record.id, &record.recipient);
-                    if standing.taken == Some((facts.life, true)) {
+                    if facts.is_taken(&standing) {
                         let (message, recipient) = (record.id, &record.recipient);
                         return Err(format!(
                             "{message} to {recipient} was taken by a server, and is deferred"

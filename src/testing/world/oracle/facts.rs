@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::observation::{Observation, Seen, record};
+use super::modes::Modes;
+use super::names::Names;
 use crate::clock::Timestamp;
-use crate::event::{DeliveryEvent, QueueModeChange};
-use crate::message::{Address, EventId, MessageId};
+use crate::event::{DeliveryEvent, RecipientRecord};
+use crate::message::{Address, Domain, EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
-use crate::scheduler::{Bounds, StoredStep};
-use crate::storage::{Change, OutboxEntry, OutboxPosition};
+use crate::scheduler::{Bounds, Stored, StoredStep};
+use crate::storage::{Change, Envelope, NewMessage, OutboxEntry, OutboxPosition};
 use crate::transport::TlsWish;
 
 /// The engine's clock moved otherwise than time did by this much: it was stepped.
@@ -32,9 +34,15 @@ pub(super) struct Facts {
     /// What is in the outbox up to here was acknowledged.
     pub(super) acknowledged: OutboxPosition,
     pub(super) open: BTreeMap<u64, Open>,
-    backoff: HashMap<QueueId, Option<Timestamp>>,
+    pub(super) modes: Modes,
+    pub(super) names: Names,
+    envelopes: HashMap<MessageId, Arc<Envelope>>,
+    /// How often mail for each domain was stored, before and after.
+    fresh: HashMap<Domain, u64>,
     /// How many times an engine was started.
     pub(super) life: u32,
+    /// Counts what excuses that mail is sent again: crashes, shutdowns that were cut, and trouble with the store.
+    pub(super) excuses: u32,
     /// The store had trouble in this life: what it could not write lies there until the next start.
     pub(super) trouble: bool,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
@@ -49,6 +57,12 @@ pub(super) struct Facts {
     /// Counts what may make mail due before its time.
     pub(super) controls: u64,
     last_control: Option<Timestamp>,
+    /// What was decided before may have been by another policy.
+    pub(super) policy_since: Timestamp,
+    /// When that policy came.
+    pub(super) policy_at: Duration,
+    /// The latest that the engine's clock has shown.
+    latest: Timestamp,
     /// Failed steps in the store, by row.
     steps: HashMap<Vec<u8>, StoredStep>,
     /// How often those of a queue were forgotten, since it had no mail any more or some was delivered.
@@ -74,7 +88,7 @@ pub(super) struct Standing {
     /// Attempts of the last deferral, and the life it was seen in.
     pub(super) attempts: u32,
     pub(super) attempts_seen_in: u32,
-    /// A server took it for the last time in this life, and said so or not.
+    /// A server took it for the last time after so many [`Facts::excuses`], and said so or not.
     pub(super) taken: Option<(u32, bool)>,
     pub(super) times_taken: u32,
     /// In this transaction, and the end is not durable.
@@ -128,8 +142,12 @@ impl Facts {
             received: HashSet::new(),
             acknowledged: OutboxPosition::default(),
             open: BTreeMap::new(),
-            backoff: HashMap::new(),
+            modes: Modes::default(),
+            names: Names::default(),
+            envelopes: HashMap::new(),
+            fresh: HashMap::new(),
             life: 0,
+            excuses: 0,
             trouble: false,
             strangers: false,
             undurable: HashMap::new(),
@@ -138,6 +156,9 @@ impl Facts {
             epoch: 0,
             controls: 0,
             last_control: None,
+            policy_since: Timestamp::from_unix_seconds(0),
+            policy_at: Duration::ZERO,
+            latest: Timestamp::from_unix_seconds(0),
             steps: HashMap::new(),
             forgotten: HashMap::new(),
             clock: None,
@@ -157,8 +178,44 @@ impl Facts {
     }
 
     pub(super) fn in_backoff(&self, queue: &Arc<str>, source: &Arc<str>, now: Timestamp) -> bool {
-        let until = self.backoff.get(&(queue.clone(), source.clone()));
-        until.is_some_and(|until| until.is_none_or(|until| until > now))
+        self.modes.in_backoff(&(queue.clone(), source.clone()), now)
+    }
+
+    /// A server took it, said so, and nothing has excused since that it is sent again.
+    pub(super) fn is_taken(&self, standing: &Standing) -> bool {
+        standing.taken == Some((self.excuses, true))
+    }
+
+    /// A deferral that is no attempt: past its queue's fuse, what would bounce waits for the host. Nobody is charged.
+    pub(super) fn is_held_by_fuse(&self, record: &RecipientRecord) -> bool {
+        let standing = self.standing_of(record.id, &record.recipient);
+        let most = standing.attempts + self.lives_since(&standing);
+        record.attempts <= most && self.modes.had_blown(&(record.queue.clone(), record.source.clone()))
+    }
+
+    /// Lives in which a deferral may have been told to nobody: its event dies with the process.
+    pub(super) fn lives_since(&self, standing: &Standing) -> u32 {
+        self.life - standing.attempts_seen_in.max(1).min(self.life)
+    }
+
+    /// What was stored of a message, if that is known.
+    pub(super) fn envelope(&self, message: MessageId) -> Option<&Envelope> {
+        self.envelopes.get(&message).map(|envelope| &**envelope)
+    }
+
+    /// These messages are about to be stored, or were. One whose id is known already is the first one.
+    pub(super) fn inserted(&mut self, messages: &[NewMessage]) {
+        for message in messages {
+            self.envelopes.entry(message.envelope.id).or_insert_with(|| message.envelope.clone());
+            for item in &message.items {
+                *self.fresh.entry(item.lane.domain.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Changes whenever new mail may have come for the domain.
+    pub(super) fn times_fresh(&self, domain: &Domain) -> u64 {
+        self.fresh.get(domain).copied().unwrap_or(0)
     }
 
     pub(super) fn standing(&self, message: MessageId, recipient: &Address) -> Option<&Standing> {
@@ -199,6 +256,10 @@ impl Facts {
             self.rules_changed = Some(observation.at);
         }
         self.read_clock(observation);
+        self.latest = self.latest.max(observation.time);
+        if observation.seen == Seen::PolicyReplaced {
+            (self.policy_since, self.policy_at) = (self.latest, observation.at);
+        }
     }
 
     /// What is seen at this moment may go by other rules.
@@ -220,6 +281,7 @@ impl Facts {
         if was_stepped {
             self.epoch += 1;
             self.rules_changed = Some(observation.at);
+            self.modes.stepped(observation.at);
             // What was due before the clock was set back has been taken up.
             let standings = self.messages.values_mut().flat_map(BTreeMap::values_mut);
             for standing in standings.filter(|standing| standing.not_before <= was_due_by) {
@@ -260,13 +322,14 @@ impl Facts {
                         self.is_durable(transaction);
                     }
                 }
-                Change::PutState(row) => {
-                    if let Some(step) = StoredStep::of(row) {
-                        self.steps.insert(row.key.clone(), step);
-                    }
-                }
+                Change::PutState(row) => match Stored::of(row) {
+                    Some(Stored::Step(step)) => drop(self.steps.insert(row.key.clone(), step)),
+                    Some(stored) => self.modes.put(&row.key, stored, self.clock.unwrap_or_default()),
+                    None => {}
+                },
                 Change::Acknowledge(position) => self.acknowledged = self.acknowledged.max(*position),
                 Change::DeleteState(key) => {
+                    self.modes.delete(key);
                     if let Some(step) = self.steps.remove(key) {
                         *self.forgotten.entry((step.queue, step.source)).or_default() += 1;
                     }
@@ -286,6 +349,7 @@ impl Facts {
     }
 
     pub(super) fn learn(&mut self, observation: &Observation) {
+        self.modes.learn(observation);
         match &observation.seen {
             // An id again: nothing is stored, unless the engine says that it received a message.
             Seen::Accepted { message, recipients, .. } if self.was_accepted(*message) => {
@@ -333,12 +397,12 @@ impl Facts {
                 if self.undurable.is_empty() {
                     self.most_open = self.open.len();
                 }
-                let life = self.life;
+                let excuses = self.excuses;
                 self.transactions += 1;
                 let transaction = self.transactions;
                 for recipient in taken {
                     let standing = self.standing_mut(*message, recipient);
-                    standing.taken = Some((life, !unsaid));
+                    standing.taken = Some((excuses, !unsaid));
                     standing.times_taken += 1;
                     if !standing.ended {
                         let earlier = standing.undurable_since.replace(transaction);
@@ -351,6 +415,7 @@ impl Facts {
             Seen::Started => {
                 self.open.clear();
                 self.life += 1;
+                self.excuses += u32::from(self.trouble);
                 self.trouble = false;
                 self.epoch += 1;
                 self.undurable.clear();
@@ -361,9 +426,9 @@ impl Facts {
                 self.controls += 1;
                 self.last_control = Some(observation.time);
             }
+            Seen::Crashed | Seen::Stopped { cut: true } => self.excuses += 1,
             Seen::NotConnected { .. }
-            | Seen::Crashed
-            | Seen::Stopped
+            | Seen::Stopped { cut: false }
             | Seen::PolicyReplaced
             | Seen::Note(_) => {}
         }
@@ -391,14 +456,6 @@ impl Facts {
                 standing.taken = None;
                 let transaction = standing.undurable_since.take();
                 self.is_durable(transaction);
-            }
-            DeliveryEvent::QueueMode(change) => {
-                let key = (change.queue.clone(), change.source.clone());
-                match change.mode {
-                    QueueModeChange::Backoff => drop(self.backoff.insert(key, change.until)),
-                    QueueModeChange::Normal => drop(self.backoff.remove(&key)),
-                    _ => {}
-                }
             }
             event if event.is_final() => {
                 if let Some(record) = record(event) {

@@ -29,7 +29,7 @@ impl Invariant for Finals {
                 Err(format!("{message} to {recipient} is reported as delivered, and no server took it")
                     .into())
             }
-            DeliveryEvent::Bounced(_) if standing.taken == Some((facts.life, true)) => {
+            DeliveryEvent::Bounced(_) if facts.is_taken(&standing) => {
                 Err(format!("{message} to {recipient} is reported as bounced, and a server took it").into())
             }
             _ => Ok(()),

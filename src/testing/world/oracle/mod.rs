@@ -11,6 +11,8 @@ mod facts;
 mod finals;
 mod limits;
 mod lost;
+mod modes;
+mod names;
 mod permits;
 mod rates;
 mod schedule;
@@ -20,6 +22,7 @@ mod starved;
 mod tls;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +33,7 @@ use super::observation::Observation;
 use crate::message::MessageId;
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
-use crate::storage::Change;
+use crate::storage::{Change, NewMessage};
 
 /// What is wrong, or nothing.
 type Judgement = Result<(), Wrong>;
@@ -78,7 +81,7 @@ pub(super) struct Broken {
 /// |---|---|
 /// | `lost` | accepted mail is in the store until its final event was reported |
 /// | `settled` | a recipient whose end is durable is never tried again |
-/// | `duplicates` | what a server took is sent again only after a crash or an answer that was lost, and no more than was in flight |
+/// | `duplicates` | what a server took is sent again only after a crash, an answer that was lost, or a shutdown cut at its deadline, and no more than was in flight |
 /// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
 /// | `limits` | no limit on connections is exceeded |
 /// | `tls` | mail goes over sessions that were opened for the TLS its queue wishes, and verified for its own host |
@@ -205,6 +208,21 @@ impl Oracle {
     /// These changes are durable.
     pub(super) fn committed(&mut self, changes: &[Change]) {
         self.facts.committed(changes);
+    }
+
+    /// These messages are about to be stored.
+    pub(super) fn inserted(&mut self, messages: &[NewMessage]) {
+        self.facts.inserted(messages);
+    }
+
+    /// DNS says that the domain has this mail exchanger.
+    pub(super) fn exchanger(&mut self, domain: &str, host: &str) {
+        self.facts.names.exchanger(domain, host);
+    }
+
+    /// DNS says that the host has this address.
+    pub(super) fn address(&mut self, host: &str, address: IpAddr) {
+        self.facts.names.address(host, address);
     }
 
     /// Judges store and engine.
