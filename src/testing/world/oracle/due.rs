@@ -1,4 +1,6 @@
 //! Nothing is tried before it is due.
+//!
+//! Of a rollup only recipients are judged: which of its destinations a connection is for is not said.
 
 use std::collections::HashMap;
 
@@ -7,7 +9,9 @@ use super::facts::QueueId;
 use super::{Facts, Invariant, Judgement};
 use crate::clock::Timestamp;
 use crate::event::DeliveryEvent;
+use crate::message::Domain;
 use crate::policy::{NoMx, NxDomain};
+use crate::reply::Stage;
 
 /// Queues whose hosts could not be used.
 #[derive(Default)]
@@ -19,6 +23,8 @@ struct Held {
     until: Timestamp,
     controls: u64,
     epoch: u64,
+    /// [`Facts::times_fresh`] of its domain.
+    fresh: Option<u64>,
 }
 
 impl Invariant for Due {
@@ -52,7 +58,11 @@ impl Invariant for Due {
             }
             Seen::Connecting { queue, source, .. } => {
                 let held = self.queues.get(&(queue.clone(), source.clone()));
-                let holds = |held: &&Held| held.controls == facts.controls && held.epoch == facts.epoch;
+                let key = (queue.clone(), source.clone());
+                let holds = |held: &&Held| {
+                    let is_as_was = (held.controls, held.epoch) == (facts.controls, facts.epoch);
+                    is_as_was && held.fresh == fresh(facts, &key) && !may_be_there(facts, &key)
+                };
                 match held.filter(holds).filter(|held| held.until > now) {
                     Some(held) => {
                         let until = held.until;
@@ -71,8 +81,10 @@ impl Invariant for Due {
                 let (controls, epoch) = (facts.controls, facts.epoch + 1);
                 let durable = facts.durable_steps();
                 let durable = durable.filter(|(key, stored)| !stored.is_missing && is_certain(facts, key));
-                let held = durable
-                    .filter_map(|(key, stored)| Some((key, Held { until: stored.until?, controls, epoch })));
+                let held = durable.filter_map(|(key, stored)| {
+                    let fresh = fresh(facts, &key);
+                    Some((key, Held { until: stored.until?, controls, epoch, fresh }))
+                });
                 self.queues = held.collect();
                 Ok(())
             }
@@ -80,8 +92,14 @@ impl Invariant for Due {
                 if let DeliveryEvent::QueueDeferred(deferred) = &**event {
                     let key = (deferred.queue.clone(), deferred.source.clone());
                     let until = deferred.next_attempt;
-                    if is_certain(facts, &key) {
-                        self.queues.insert(key, Held { until, controls: facts.controls, epoch: facts.epoch });
+                    // What DNS did not have it may have before that.
+                    let by_dns = deferred.diagnosis.stage == Stage::Dns;
+                    if is_certain(facts, &key) && !(by_dns && has_deadline(facts, &key)) {
+                        let (controls, epoch) = (facts.controls, facts.epoch);
+                        let fresh = fresh(facts, &key);
+                        self.queues.insert(key, Held { until, controls, epoch, fresh });
+                    } else {
+                        self.queues.remove(&key);
                     }
                 }
                 Ok(())
@@ -91,11 +109,27 @@ impl Invariant for Due {
     }
 }
 
-/// One set of hosts, and neither new mail nor a deadline opens a connection before its time.
+/// One set of hosts, and no attempt under way.
 fn is_certain(facts: &Facts, (queue, source): &QueueId) -> bool {
-    let settings = facts.settings(queue, source);
-    let deadline = matches!(settings.bounce_upon_no_mx, NoMx::After(_))
-        || matches!(settings.bounce_upon_nxdomain, NxDomain::After(_));
     let opening = facts.open.values().any(|open| open.queue == *queue && open.source == *source);
-    !queue.ends_with(".rollup") && !settings.retry_upon_new_mail && !deadline && !opening
+    !queue.ends_with(".rollup") && !opening
+}
+
+/// Its mail bounces at an age if DNS does not have its domain. Then DNS is asked before the time.
+fn has_deadline(facts: &Facts, (queue, source): &QueueId) -> bool {
+    let settings = facts.settings(queue, source);
+    matches!(settings.bounce_upon_no_mx, NoMx::After(_))
+        || matches!(settings.bounce_upon_nxdomain, NxDomain::After(_))
+}
+
+/// DNS did not have all of the domain: once it does, the clock begins anew.
+fn may_be_there(facts: &Facts, key: &QueueId) -> bool {
+    has_deadline(facts, key) && facts.durable_steps().any(|(of, stored)| of == *key && stored.is_missing)
+}
+
+/// With `retry-upon-new-mail` what comes ends the wait.
+fn fresh(facts: &Facts, (queue, source): &QueueId) -> Option<u64> {
+    let settings = facts.settings(queue, source);
+    let domain = settings.retry_upon_new_mail.then(|| Domain::parse(queue).ok())?;
+    domain.map(|domain| facts.times_fresh(&domain))
 }

@@ -1,4 +1,11 @@
 //! Attempts are counted and intervals follow the policy, over restarts too.
+//!
+//! An interval is that of the list in force, or that of the reply rule which the record names. Where backoff began or
+//! ended at the moment of the decision either list is right; where the rule that is named decided about the recipient,
+//! the interval may be of any rule.
+//!
+//! Destinations of a rollup are told apart by the domain they came to be for. One may have been forgotten and come to
+//! be anew: its step may be any up to as many as there were.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -7,16 +14,17 @@ use std::time::Duration;
 use super::super::observation::{Observation, Seen, record};
 use super::facts::QueueId;
 use super::{Facts, Invariant, Judgement};
-use crate::clock::Timestamp;
-use crate::event::DeliveryEvent;
-use crate::policy::{Action, QueueSettings, ReplyRule};
+use crate::event::{DeliveryEvent, Diagnosis};
+use crate::message::Domain;
+use crate::policy::{Action, QueueSettings, ReplyRule, RetryAfter};
 use crate::reply::Stage;
 
 /// Failed steps of each queue, one after the other.
 #[derive(Default)]
 pub(super) struct Schedule {
     steps: HashMap<QueueId, Steps>,
-    policy_since: Option<Timestamp>,
+    /// The most steps in a row of each destination of a rollup, by the domain it came to be for.
+    of_rollups: HashMap<(QueueId, Domain), u32>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -41,37 +49,59 @@ impl Invariant for Schedule {
                     let (before, now) = (standing.attempts, record.attempts);
                     let (message, recipient) = (record.id, &record.recipient);
                     // Also if its domain has moved to another queue meanwhile.
-                    if let Some(queue) = standing.offered_from.filter(|queue| *queue != record.queue) {
+                    let offered_from = standing.offered_from.clone();
+                    if let Some(queue) = offered_from.filter(|queue| *queue != record.queue) {
                         let named = &record.queue;
                         return Err(
                             format!("{message} to {recipient} was sent from {queue}, not {named}").into()
                         );
                     }
-                    // Held by a fuse, nobody is charged.
-                    if settings.bounce_fuse.is_some() {
+                    if facts.is_held_by_fuse(record) {
                         return Ok(());
                     }
-                    // The event of a deferral that was durable dies with the process.
-                    let lives = facts.life - standing.attempts_seen_in.max(1).min(facts.life);
+                    let lives = facts.lives_since(&standing);
                     if now <= before || now > before + 1 + lives {
                         return Err(
                             format!("{message} to {recipient} has {now} attempts after {before}").into()
                         );
                     }
                     // Events of deferrals come once they are durable.
-                    let is_of_older_policy = self.policy_since.is_some_and(|since| record.time <= since);
-                    if is_of_older_policy || fits(facts, &settings, wait, now..=now) {
+                    let key = (record.queue.clone(), record.source.clone());
+                    let backoff = facts.modes.was_in_backoff(&key, record.time, observation.at);
+                    let lists = lists(&settings, backoff);
+                    let of_rule = interval_of_rule(facts, &deferred.diagnosis);
+                    let fits = match of_rule {
+                        OfRule::None => fits(&settings, wait, intervals(&lists, now..=now)),
+                        OfRule::This(interval) => fits(&settings, wait, [interval]),
+                        OfRule::Any => {
+                            let intervals = intervals(&lists, now..=now);
+                            fits(&settings, wait, intervals.chain(intervals_of_rules(facts)))
+                        }
+                    };
+                    if record.time <= facts.policy_since || fits {
                         return Ok(());
                     }
                     Err(format!("{message} to {recipient} waits {wait:?} after attempt {now}").into())
                 }
                 DeliveryEvent::QueueDeferred(deferred) => {
                     let key = (deferred.queue.clone(), deferred.source.clone());
-                    if deferred.queue.ends_with(".rollup") {
-                        return Ok(());
-                    }
                     let wait = deferred.next_attempt.saturating_since(deferred.time);
                     let settings = facts.settings(&deferred.queue, &deferred.source);
+                    let backoff = facts.modes.was_in_backoff(&key, deferred.time, observation.at);
+                    let lists = lists(&settings, backoff);
+                    if deferred.queue.ends_with(".rollup") {
+                        let most = self.of_rollups.entry((key, deferred.domain.clone())).or_default();
+                        *most += 1;
+                        let intervals = intervals(&lists, 1..=*most);
+                        if fits(&settings, wait, intervals.chain(intervals_of_rules(facts))) {
+                            return Ok(());
+                        }
+                        let (queue, domain) = (&deferred.queue, &deferred.domain);
+                        return Err(format!(
+                            "{queue} waits {wait:?} for the hosts of {domain} after step 1 to {most}"
+                        )
+                        .into());
+                    }
                     let mut known = self.steps.get(&key).copied().unwrap_or_default();
                     let forgotten = facts.times_forgotten(&key);
                     if known.forgotten != forgotten {
@@ -81,8 +111,10 @@ impl Invariant for Schedule {
                     // What DNS did not have for a while may be there now: then the list begins anew.
                     let by_dns = deferred.diagnosis.stage == Stage::Dns;
                     let known = Steps { least: if by_dns { 0 } else { steps.least }, ..steps };
-                    self.steps.insert(key, known);
-                    if fits(facts, &settings, wait, steps.least..=steps.most) {
+                    self.steps.insert(key.clone(), known);
+                    // A rule about an address tried before may have said so: the record names the last one's.
+                    let intervals = intervals(&lists, steps.least..=steps.most);
+                    if fits(&settings, wait, intervals.chain(intervals_of_rules(facts))) {
                         return Ok(());
                     }
                     let (queue, Steps { least, most, .. }) = (&deferred.queue, steps);
@@ -113,9 +145,6 @@ impl Invariant for Schedule {
                 Ok(())
             }
             Seen::Control(_) | Seen::PolicyReplaced => {
-                if observation.seen == Seen::PolicyReplaced {
-                    self.policy_since = Some(observation.time);
-                }
                 self.steps.values_mut().for_each(|steps| steps.least = 0);
                 Ok(())
             }
@@ -133,18 +162,55 @@ impl Schedule {
     }
 }
 
-/// Whether this is an interval of one of these attempts, in backoff or not, or that of a reply rule; with jitter.
-fn fits(facts: &Facts, settings: &QueueSettings, wait: Duration, attempts: RangeInclusive<u32>) -> bool {
-    let longest = 1.0 + settings.retry_jitter;
-    let rounding = Duration::from_millis(1);
-    let lists = [&settings.retry_after, &settings.backoff_retry_after];
-    let of_lists = attempts.flat_map(|attempt| lists.map(|list| list.interval(attempt)));
-    let actions = facts.policy.reply_rules().iter().flat_map(ReplyRule::actions);
-    let of_rules = actions.filter_map(|action| match action {
+/// The lists that may be in force.
+fn lists(settings: &QueueSettings, backoff: Option<bool>) -> Vec<&RetryAfter> {
+    match backoff {
+        Some(backoff) => vec![settings.in_force(backoff).retry_after],
+        None => vec![&settings.retry_after, &settings.backoff_retry_after],
+    }
+}
+
+fn intervals(lists: &[&RetryAfter], attempts: RangeInclusive<u32>) -> impl Iterator<Item = Duration> {
+    attempts.flat_map(move |attempt| lists.iter().map(move |list| list.interval(attempt)))
+}
+
+/// What a rule puts in place of the interval.
+enum OfRule {
+    None,
+    This(Duration),
+    /// A record names the rule that decided about the recipient. The interval may be of another.
+    Any,
+}
+
+fn interval_of_rule(facts: &Facts, diagnosis: &Diagnosis) -> OfRule {
+    let rule = diagnosis.rule.as_ref();
+    let Some(name) = rule else { return OfRule::None };
+    let rules = facts.policy.reply_rules();
+    let Some(rule) = rules.iter().find(|rule| rule.name() == name) else { return OfRule::Any };
+    let decides = |action: &Action| matches!(action, Action::RetryRecipient | Action::SkipMx);
+    if rule.actions().iter().any(decides) {
+        return OfRule::Any;
+    }
+    let stage = diagnosis.stage;
+    let own = rule.actions().iter().filter(|action| rule.applies_at(action, stage)).find_map(interval);
+    own.map_or(OfRule::None, OfRule::This)
+}
+
+fn interval(action: &Action) -> Option<Duration> {
+    match action {
         Action::RetryAfter(interval) => Some(*interval),
         _ => None,
-    });
-    of_lists
-        .chain(of_rules)
-        .any(|interval| wait + rounding >= interval && wait <= interval.mul_f64(longest) + rounding)
+    }
+}
+
+fn intervals_of_rules(facts: &Facts) -> impl Iterator<Item = Duration> {
+    facts.policy.reply_rules().iter().flat_map(ReplyRule::actions).filter_map(interval)
+}
+
+/// Whether this is one of these intervals, with jitter.
+fn fits(settings: &QueueSettings, wait: Duration, intervals: impl IntoIterator<Item = Duration>) -> bool {
+    let longest = 1.0 + settings.retry_jitter;
+    let rounding = Duration::from_millis(1);
+    let mut intervals = intervals.into_iter();
+    intervals.any(|interval| wait + rounding >= interval && wait <= interval.mul_f64(longest) + rounding)
 }
