@@ -4,6 +4,7 @@
 //! the book. An invariant sees each observation before it becomes a fact, and a snapshot of store and engine now and
 //! then.
 
+mod bounces;
 mod bounded;
 mod due;
 mod duplicates;
@@ -83,6 +84,7 @@ pub(super) struct Broken {
 /// | `settled` | a recipient whose end is durable is never tried again |
 /// | `duplicates` | what a server took is sent again only after a crash, an answer that was lost, or a shutdown cut at its deadline, and no more than was in flight |
 /// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
+/// | `bounces` | mail bounces only for a reason: a 5xx, a rule, DNS, its age, too many attempts, the host |
 /// | `limits` | no limit on connections is exceeded |
 /// | `tls` | mail goes over sessions that were opened for the TLS its queue wishes, and verified for its own host |
 /// | `rates` | no rate is exceeded |
@@ -148,7 +150,7 @@ pub(super) struct Oracle {
 }
 
 /// Invariants by the policy's rules and the host's word.
-const BY_RULES: [&str; 5] = ["limits", "tls", "rates", "due", "schedule"];
+const BY_RULES: [&str; 6] = ["bounces", "limits", "tls", "rates", "due", "schedule"];
 
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
@@ -157,6 +159,7 @@ impl Oracle {
             ("settled", Box::new(settled::Settled)),
             ("duplicates", Box::new(duplicates::Duplicates)),
             ("finals", Box::new(finals::Finals)),
+            ("bounces", Box::new(bounces::Bounces)),
             ("limits", Box::<limits::Limits>::default()),
             ("tls", Box::new(tls::Tls)),
             ("rates", Box::<rates::Rates>::default()),
