@@ -1,7 +1,8 @@
 //! Limits on connections are never exceeded.
 //!
 //! Counted again from what the network saw, by the policy alone. A limit that was lowered closes nothing: only a
-//! connection that is opened, or put to work, may exceed one.
+//! connection that is opened, or put to work, may exceed one. A temporary cap of a reply rule counts once it is in the
+//! store.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -117,6 +118,13 @@ impl Limits {
                     policy.ip_connection_limit(open.peer.ip().to_canonical()).map(|limit| limit.limit)
                 }
             };
+            let cap = match key {
+                Key::Queue(queue, source) => {
+                    facts.modes.connection_cap(&(queue.clone(), source.clone()), now, policy)
+                }
+                _ => None,
+            };
+            let limit = [limit, cap].into_iter().flatten().min();
             let count = self.counts.get(key).copied().unwrap_or(0);
             if let Some(limit) = limit.filter(|limit| count > *limit) {
                 return Err(format!("{count} connections for {key:?}: the limit is {limit}").into());

@@ -6,6 +6,7 @@
 
 mod bounces;
 mod bounded;
+mod counts;
 mod due;
 mod duplicates;
 mod facts;
@@ -88,6 +89,7 @@ pub(super) struct Broken {
 /// | `limits` | no limit on connections is exceeded |
 /// | `tls` | mail goes over sessions that were opened for the TLS its queue wishes, and verified for its own host |
 /// | `rates` | no rate is exceeded |
+/// | `counts` | no connection carries more messages, no transaction more recipients, and nobody is tried more often than allowed |
 /// | `due` | nothing is tried before it is due |
 /// | `schedule` | attempts are counted and intervals follow the policy, over restarts too |
 /// | `permits` | what a connection takes of the limits is given back when it ends |
@@ -150,7 +152,7 @@ pub(super) struct Oracle {
 }
 
 /// Invariants by the policy's rules and the host's word.
-const BY_RULES: [&str; 6] = ["bounces", "limits", "tls", "rates", "due", "schedule"];
+const BY_RULES: [&str; 7] = ["bounces", "limits", "tls", "rates", "counts", "due", "schedule"];
 
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
@@ -163,6 +165,7 @@ impl Oracle {
             ("limits", Box::<limits::Limits>::default()),
             ("tls", Box::new(tls::Tls)),
             ("rates", Box::<rates::Rates>::default()),
+            ("counts", Box::<counts::Counts>::default()),
             ("due", Box::<due::Due>::default()),
             ("schedule", Box::<schedule::Schedule>::default()),
             ("permits", Box::new(permits::Permits)),

@@ -1,4 +1,6 @@
 //! Rates are never exceeded: in any time no more than the rate allows, and one burst.
+//!
+//! A start begins all rates anew but those that the store remembers: those whose period is an hour or more.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,6 +11,7 @@ use super::super::observation::{Observation, Seen};
 use super::{Facts, Invariant, Judgement};
 use crate::event::DeliveryEvent;
 use crate::policy::Rate;
+use crate::scheduler::StoredPaceKind;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -16,6 +19,8 @@ enum Key {
     MessagesFrom(Arc<str>, Option<IpAddr>),
     Connections(Arc<str>, Arc<str>),
     ConnectionsFrom(Arc<str>, Option<IpAddr>),
+    /// A temporary cap, and how many there were before it.
+    Capped(Arc<str>, Arc<str>, u64),
 }
 
 /// When what was used of each rate is paid off.
@@ -33,6 +38,12 @@ impl Invariant for Rates {
         if self.epoch != facts.epoch {
             self.epoch = facts.epoch;
             self.used.clear();
+        }
+        if observation.seen == Seen::Started {
+            self.epoch = facts.epoch + 1;
+            self.used.clear();
+            self.resume(facts, observation);
+            return Ok(());
         }
         if let Seen::Event(event) = &observation.seen
             && let DeliveryEvent::QueueMode(change) = &**event
@@ -59,6 +70,11 @@ impl Invariant for Rates {
                 let units = u32::try_from(recipients.len()).unwrap_or(u32::MAX);
                 let key = Key::Messages(queue.clone(), open.source.clone());
                 self.take(observation.at, key, rate, units)?;
+                let id = (queue.clone(), open.source.clone());
+                if let Some((cap, which)) = facts.modes.rate_cap(&id, observation.time, &facts.policy) {
+                    let key = Key::Capped(id.0, id.1, which);
+                    self.take(observation.at, key, Some(cap), units)?;
+                }
                 let key = Key::MessagesFrom(queue.clone(), open.local);
                 self.take(observation.at, key, settings.source_ip_max_msg_rate, units)
             }
@@ -68,6 +84,26 @@ impl Invariant for Rates {
 }
 
 impl Rates {
+    /// What the store remembers of slow rates holds for a new engine.
+    fn resume(&mut self, facts: &Facts, observation: &Observation) {
+        for pace in facts.modes.durable_paces() {
+            let queue = pace.queue.clone();
+            let key = match &pace.kind {
+                StoredPaceKind::Messages(source) => Key::Messages(queue, source.clone()),
+                StoredPaceKind::Connections(source) => Key::Connections(queue, source.clone()),
+                StoredPaceKind::SourceIpMessages(ip) => Key::MessagesFrom(queue, Some(*ip)),
+                StoredPaceKind::SourceIpConnections(ip) => Key::ConnectionsFrom(queue, Some(*ip)),
+                StoredPaceKind::Capped(source) => {
+                    // It is counted as another one once it is read.
+                    let which = facts.modes.times_capped(&(queue.clone(), source.clone())) + 1;
+                    Key::Capped(queue, source.clone(), which)
+                }
+            };
+            let rests_in = pace.rests_at.saturating_since(observation.time);
+            self.used.insert(key, (pace.rate, observation.at + rests_in));
+        }
+    }
+
     fn take(&mut self, now: Duration, key: Key, rate: Option<Rate>, units: u32) -> Judgement {
         let Some(rate) = rate else {
             self.used.remove(&key);
