@@ -11,6 +11,7 @@ mod due;
 mod duplicates;
 mod facts;
 mod finals;
+mod held;
 mod limits;
 mod lost;
 mod modes;
@@ -90,6 +91,7 @@ pub(super) struct Broken {
 /// | `tls` | mail goes over sessions that were opened for the TLS its queue wishes, and verified for its own host |
 /// | `rates` | no rate is exceeded |
 /// | `counts` | no connection carries more messages, no transaction more recipients, and nobody is tried more often than allowed |
+/// | `held` | nothing is sent from what is paused, deferred or disabled |
 /// | `due` | nothing is tried before it is due |
 /// | `schedule` | attempts are counted and intervals follow the policy, over restarts too |
 /// | `permits` | what a connection takes of the limits is given back when it ends |
@@ -152,7 +154,7 @@ pub(super) struct Oracle {
 }
 
 /// Invariants by the policy's rules and the host's word.
-const BY_RULES: [&str; 7] = ["bounces", "limits", "tls", "rates", "counts", "due", "schedule"];
+const BY_RULES: [&str; 8] = ["bounces", "limits", "tls", "rates", "counts", "held", "due", "schedule"];
 
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
@@ -166,6 +168,7 @@ impl Oracle {
             ("tls", Box::new(tls::Tls)),
             ("rates", Box::<rates::Rates>::default()),
             ("counts", Box::<counts::Counts>::default()),
+            ("held", Box::new(held::Held)),
             ("due", Box::<due::Due>::default()),
             ("schedule", Box::<schedule::Schedule>::default()),
             ("permits", Box::new(permits::Permits)),
