@@ -16,6 +16,7 @@ mod limits;
 mod lost;
 mod modes;
 mod names;
+mod neglected;
 mod permits;
 mod rates;
 mod schedule;
@@ -96,6 +97,7 @@ pub(super) struct Broken {
 /// | `schedule` | attempts are counted and intervals follow the policy, over restarts too |
 /// | `permits` | what a connection takes of the limits is given back when it ends |
 /// | `starved` | no queue waits without an end for what it could have |
+/// | `neglected` | mail that nothing held does not expire before its first attempt |
 /// | `bounded` | what has a bound in memory stays within it |
 /// | `content` | a server is sent what was submitted, octet by octet |
 /// | `endless` | nothing is done again and again at one moment |
@@ -173,6 +175,7 @@ impl Oracle {
             ("schedule", Box::<schedule::Schedule>::default()),
             ("permits", Box::new(permits::Permits)),
             ("starved", Box::<starved::Starved>::default()),
+            ("neglected", Box::<neglected::Neglected>::default()),
             ("bounded", Box::new(bounded::Bounded)),
         ];
         Self { facts: Facts::new(policy, bounds), invariants, pending: None }

@@ -107,6 +107,11 @@ impl Starved {
 fn patience(settings: &QueueSettings) -> Duration {
     let lists = [&settings.retry_after, &settings.backoff_retry_after];
     let longest = lists.into_iter().flat_map(|list| list.intervals()).max().copied().unwrap_or_default();
+    PATIENCE + longest.mul_f64(1.5) + slowest_rate(settings) * 2
+}
+
+/// What it waits between two of its slowest rate.
+pub(super) fn slowest_rate(settings: &QueueSettings) -> Duration {
     let rates = [
         settings.max_msg_rate,
         settings.backoff_max_msg_rate,
@@ -115,6 +120,5 @@ fn patience(settings: &QueueSettings) -> Duration {
         settings.source_ip_max_connect_rate,
     ];
     let one = |rate: Rate| rate.period() / rate.count().max(1);
-    let slowest = rates.into_iter().flatten().map(one).max().unwrap_or_default();
-    PATIENCE + longest.mul_f64(1.5) + slowest * 2
+    rates.into_iter().flatten().map(one).max().unwrap_or_default()
 }
