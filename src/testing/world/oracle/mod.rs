@@ -19,6 +19,7 @@ mod names;
 mod neglected;
 mod permits;
 mod rates;
+mod routes;
 mod schedule;
 mod settled;
 mod snapshot;
@@ -98,6 +99,7 @@ pub(super) struct Broken {
 /// | `permits` | what a connection takes of the limits is given back when it ends |
 /// | `starved` | no queue waits without an end for what it could have |
 /// | `neglected` | mail that nothing held does not expire before its first attempt |
+/// | `routes` | mail is offered only to hosts of its domain, at their addresses |
 /// | `bounded` | what has a bound in memory stays within it |
 /// | `content` | a server is sent what was submitted, octet by octet |
 /// | `endless` | nothing is done again and again at one moment |
@@ -176,6 +178,7 @@ impl Oracle {
             ("permits", Box::new(permits::Permits)),
             ("starved", Box::<starved::Starved>::default()),
             ("neglected", Box::<neglected::Neglected>::default()),
+            ("routes", Box::new(routes::Routes)),
             ("bounded", Box::new(bounded::Bounded)),
         ];
         Self { facts: Facts::new(policy, bounds), invariants, pending: None }
