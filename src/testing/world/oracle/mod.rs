@@ -19,6 +19,7 @@ mod names;
 mod neglected;
 mod permits;
 mod rates;
+mod reported;
 mod routes;
 mod schedule;
 mod settled;
@@ -99,6 +100,7 @@ pub(super) struct Broken {
 /// | `permits` | what a connection takes of the limits is given back when it ends |
 /// | `starved` | no queue waits without an end for what it could have |
 /// | `neglected` | mail that nothing held does not expire before its first attempt |
+/// | `reported` | an outcome in the store is reported before long |
 /// | `routes` | mail is offered only to hosts of its domain, at their addresses |
 /// | `bounded` | what has a bound in memory stays within it |
 /// | `content` | a server is sent what was submitted, octet by octet |
@@ -178,6 +180,7 @@ impl Oracle {
             ("permits", Box::new(permits::Permits)),
             ("starved", Box::<starved::Starved>::default()),
             ("neglected", Box::<neglected::Neglected>::default()),
+            ("reported", Box::<reported::Reported>::default()),
             ("routes", Box::new(routes::Routes)),
             ("bounded", Box::new(bounded::Bounded)),
         ];
