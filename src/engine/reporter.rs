@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use super::driver::Input;
 use crate::clock;
 use crate::event::{DeliveryEvent, EventSink};
+use crate::scheduler::Fault;
 use crate::storage::{Change, OutboxPosition, Storage};
 
 /// Entries read from the outbox at a time.
@@ -122,6 +123,9 @@ impl Reporter {
                     },
                     () = self.handover.committed.notified() => {}
                 }
+            }
+            if Fault::OutcomesUntold.is_there() && self.position != OutboxPosition::default() {
+                std::future::pending::<()>().await;
             }
             if !self.guarded_round().await {
                 if !open {

@@ -130,7 +130,8 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most)
+        let one = u32::from(Fault::OneMessageMore.is_there());
+        let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most + one)
             // A limit was lowered, or other TLS is wished for now.
             || connection.holds.iter().any(|&slot| self.limits.is_over(slot))
             || connection.wish != queue.settings.tls_wish();
@@ -378,6 +379,9 @@ impl Scheduler {
         clock.step = clock.step.saturating_add(1);
         let overridden = destination.work.doubts.next_interval.as_ref().map(|(interval, _)| *interval);
         let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
+        let is_rollup = queue.name.ends_with(".rollup");
+        let forgets = Fault::RollupClockForgotten.is_there() && is_rollup;
+        let interval = if forgets { std::time::Duration::from_secs(20) } else { interval };
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
         let mut last = Box::new(diagnosis.clone());

@@ -29,6 +29,38 @@ pub(crate) enum Fault {
     UnboundedUnsettled,
     /// Submissions refused by a stopped store fill the line for ever.
     RefusedStayInLine,
+    /// What was delivered while the engine shuts down stays in its item.
+    ShutdownForgets,
+    /// Deferred recipients wait as in backoff, whether their queue is or not.
+    BackoffIntervals,
+    /// A refusal that is transient bounces.
+    BouncedTransient,
+    /// Mail expires after a quarter of its time.
+    ExpiredTooEarly,
+    /// `max-attempts` counts one attempt too many.
+    OneAttemptLess,
+    /// The temporary caps of reply rules do nothing.
+    CapsForgotten,
+    /// A connection carries one message more than it may.
+    OneMessageMore,
+    /// A transaction has one recipient more than it may.
+    OneRecipientMore,
+    /// A new engine begins slow rates anew.
+    SlowRateForgotten,
+    /// A pause of a queue or source does nothing.
+    SentWhilePaused,
+    /// A disabled source is used.
+    SentWhileDisabled,
+    /// A queue that a rule defers is sent from.
+    SentWhileDeferred,
+    /// A rollup's destination that failed is tried again after twenty seconds.
+    RollupClockForgotten,
+    /// A session is used for mail of any host, wherever it leads.
+    SentElsewhere,
+    /// Mail whose recipient begins with `forgotten` is never sent.
+    ForgottenForDays,
+    /// After its first page nothing of the outbox is reported.
+    OutcomesUntold,
 }
 
 #[cfg(test)]
@@ -39,7 +71,7 @@ thread_local! {
 impl Fault {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::LimitOffByOne,
         Self::SharedWithoutTls,
         Self::LostWakeUp,
@@ -53,6 +85,35 @@ impl Fault {
         Self::SentAgain,
         Self::UnboundedUnsettled,
         Self::RefusedStayInLine,
+        Self::ShutdownForgets,
+        Self::BackoffIntervals,
+        Self::BouncedTransient,
+        Self::ExpiredTooEarly,
+        Self::OneAttemptLess,
+        Self::CapsForgotten,
+        Self::OneMessageMore,
+        Self::OneRecipientMore,
+        Self::SlowRateForgotten,
+        Self::SentWhilePaused,
+        Self::SentWhileDisabled,
+        Self::SentWhileDeferred,
+        Self::RollupClockForgotten,
+        Self::SentElsewhere,
+        Self::ForgottenForDays,
+        Self::OutcomesUntold,
+    ];
+
+    /// Those that have a world of their own each: random ones seldom meet them.
+    #[cfg(test)]
+    pub(crate) const OF_WORLDS: [Self; 8] = [
+        Self::SlowRateForgotten,
+        Self::SentWhilePaused,
+        Self::SentWhileDisabled,
+        Self::SentWhileDeferred,
+        Self::RollupClockForgotten,
+        Self::SentElsewhere,
+        Self::ForgottenForDays,
+        Self::OutcomesUntold,
     ];
 
     /// Puts it back while `run` runs, on this thread.
@@ -70,13 +131,13 @@ impl Fault {
     }
 
     #[cfg(test)]
-    pub(super) fn is_there(self) -> bool {
+    pub(crate) fn is_there(self) -> bool {
         PUT_BACK.get() == Some(self)
     }
 
     #[cfg(not(test))]
     #[allow(clippy::unused_self, reason = "as in tests")]
-    pub(super) const fn is_there(self) -> bool {
+    pub(crate) const fn is_there(self) -> bool {
         false
     }
 }

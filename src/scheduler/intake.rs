@@ -9,6 +9,7 @@ use smallvec::{SmallVec, smallvec};
 use super::claims::window_share;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::destination::Destination;
+use super::fault::Fault;
 use super::few::FewSet;
 use super::lane::{Head, LaneState};
 use super::outcome::{HELD_BY_FUSE, PAUSED};
@@ -108,7 +109,8 @@ impl Scheduler {
 
     pub(super) fn recipients_per_transaction(&self, lane: LaneKey) -> usize {
         let queue = self.lanes.get(lane).and_then(|lane| self.queues.get(lane.queue));
-        queue.map_or(1, |queue| queue.settings.max_rcpt_per_transaction.max(1) as usize)
+        let one = usize::from(Fault::OneRecipientMore.is_there());
+        queue.map_or(1, |queue| queue.settings.max_rcpt_per_transaction.max(1) as usize + one)
     }
 
     /// Fresh mail goes straight into the window unless its destination rests or has enough there: while due mail
@@ -240,7 +242,8 @@ impl Scheduler {
 
     /// When items of this lane's queue expire, by the queue's setting.
     pub(super) fn bounce_after(&self, lane: &LaneState) -> Duration {
-        self.queues.get(lane.queue).map_or(Duration::MAX, |queue| queue.settings.bounce_after)
+        let part = if Fault::ExpiredTooEarly.is_there() { 4 } else { 1 };
+        self.queues.get(lane.queue).map_or(Duration::MAX, |queue| queue.settings.bounce_after / part)
     }
 
     pub(super) fn expiry_of(&self, lane: &LaneState, envelope: &Envelope) -> Timestamp {
@@ -342,6 +345,12 @@ impl Scheduler {
 
     pub(super) fn stand_in_line(&mut self, id: ItemId, fresh: bool, front: bool) -> Option<DestinationKey> {
         let item = self.window.get_mut(id)?;
+        if Fault::ForgottenForDays.is_there() {
+            let mut recipients = item.item.recipients.iter();
+            if recipients.any(|recipient| recipient.address.as_str().starts_with("forgotten")) {
+                return None;
+            }
+        }
         let key = item.lane;
         let lane = self.lanes.get_mut(key)?;
         let destination_key = lane.destination;

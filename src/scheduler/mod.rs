@@ -68,7 +68,6 @@ pub(crate) use control::Control;
 use destination::Destination;
 use directory::Directory;
 pub(crate) use event::{Content, Event};
-#[cfg(test)]
 pub(crate) use fault::Fault;
 #[cfg(feature = "testing")]
 pub(crate) use gauges::Gauges;

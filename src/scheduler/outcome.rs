@@ -238,6 +238,10 @@ impl Scheduler {
                 left.staying.push(recipient);
                 continue;
             };
+            let verdict = match verdict {
+                Verdict::Deferred(cause) if Fault::BouncedTransient.is_there() => Verdict::Bounced(cause),
+                verdict => verdict,
+            };
             let ruled = self.rule_on(now, key, &mut item, &recipient, verdict, &mut ruling);
             match ruled.verdict {
                 Verdict::Delivered(reply) => {
@@ -375,7 +379,7 @@ impl Scheduler {
             let record = self.record(now, item, &recipient, Some(carried.candidate));
             self.finish(&DeliveryEvent::Delivered(Delivered { record, ..delivered }));
         }
-        if Fault::SentAgain.is_there() {
+        if Fault::SentAgain.is_there() || (self.shutting_down && Fault::ShutdownForgets.is_there()) {
             return left.staying.push(recipient);
         }
         left.settled.push(recipient.index);
@@ -420,10 +424,15 @@ impl Scheduler {
         let envelope = &item.item.envelope;
         let context = RetryContext::new(recipient.attempts, now.saturating_since(envelope.age_from))
             .with_expires_after(envelope.expires_at.map(|at| at.saturating_since(envelope.age_from)))
-            .with_backoff(queue.in_backoff())
+            .with_backoff(queue.in_backoff() || Fault::BackoffIntervals.is_there())
             .with_interval(interval)
             .with_random(random);
-        match queue.settings.retry(&context) {
+        let is_last = |most| Fault::OneAttemptLess.is_there() && recipient.attempts + 1 >= most;
+        let retry = match queue.settings.max_attempts {
+            Some(most) if is_last(most) => Retry::TooManyAttempts,
+            _ => queue.settings.retry(&context),
+        };
+        match retry {
             Retry::TooManyAttempts => {
                 self.expire_recipient(now, key, item, &recipient, Some(Reason::TooManyAttempts), left);
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::command::{Command, Outgoing};
 use super::destination::{Destination, RouteState, Waits};
 use super::event::Content;
+use super::fault::Fault;
 use super::placement::Site;
 use super::rare::AtRest;
 use super::session::{InTransaction, State};
@@ -492,7 +493,8 @@ impl Scheduler {
             destination.is_held(now)
                 || self.pause_of_home(destination).is_some()
                 || self.queues.get(destination.queue).is_some_and(|queue| {
-                    queue.is_held(now) || self.pauses.of_queue(&queue.name, &queue.source).is_some()
+                    let is_paused = self.pauses.of_queue(&queue.name, &queue.source).is_some();
+                    queue.is_held(now) || (is_paused && !Fault::SentWhilePaused.is_there())
                 })
         })
     }

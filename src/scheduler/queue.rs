@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DestinationKey;
 use super::directory::Named;
+use super::fault::Fault;
 use super::few::FewSet;
 use super::limits::SlotKey;
 use super::rare::{AtRest, Rare};
@@ -165,6 +166,7 @@ impl Queue {
     pub(super) fn connection_limit(&self) -> usize {
         let limit = self.settings.in_force(self.in_backoff()).max_smtp_out;
         let cap = self.mode.connection_cap.map(|(cap, _)| cap);
+        let cap = cap.filter(|_| !Fault::CapsForgotten.is_there());
         let least = [limit, cap].into_iter().flatten().min();
         least.map_or(usize::MAX, |limit| limit as usize)
     }
@@ -176,7 +178,7 @@ impl Queue {
 
     /// A temporary cap on that.
     pub(super) fn capped_rate(&self) -> Option<Rate> {
-        self.mode.rate_cap.map(|(rate, _)| rate)
+        self.mode.rate_cap.map(|(rate, _)| rate).filter(|_| !Fault::CapsForgotten.is_there())
     }
 
     /// What is waited after a failure now.
@@ -185,12 +187,13 @@ impl Queue {
     }
 
     pub(super) fn is_disabled(&self) -> bool {
-        self.mode.disabled.is_some()
+        self.mode.disabled.is_some() && !Fault::SentWhileDisabled.is_there()
     }
 
     /// Nothing is sent from it now.
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
-        self.is_disabled() || self.mode.held_until.is_some_and(|until| until > now)
+        let is_deferred = self.mode.held_until.is_some_and(|until| until > now);
+        self.is_disabled() || (is_deferred && !Fault::SentWhileDeferred.is_there())
     }
 
     /// Ends what ends by itself.

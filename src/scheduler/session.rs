@@ -125,7 +125,9 @@ pub(super) struct Meeting {
 impl Meeting {
     pub(super) fn new(source: Arc<str>, to: &Candidate, tls: TlsWish) -> Self {
         let tls = if Fault::SharedWithoutTls.is_there() { TlsWish::default() } else { tls };
-        Self { source, peer: to.peer, tls, host: tls.is_verified().then(|| to.host.clone()) }
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let peer = if Fault::SentElsewhere.is_there() { nowhere } else { to.peer };
+        Self { source, peer, tls, host: tls.is_verified().then(|| to.host.clone()) }
     }
 }
 

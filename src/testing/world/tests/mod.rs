@@ -2,6 +2,7 @@
 
 mod bad_stores;
 mod dns;
+mod faults;
 mod models;
 mod moves;
 mod questions;
