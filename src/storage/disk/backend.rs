@@ -2,29 +2,48 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::is_full;
 use super::files::OpenFile;
 use super::reserve::Reserve;
 
-/// The file that redb works on. The lock on the store's folder keeps other processes away.
+/// The file that redb works on. The store's own lock keeps other processes away.
 #[derive(Debug)]
 pub(super) struct MetadataFile {
-    pub(super) file: Arc<dyn OpenFile>,
-    pub(super) reserve: Arc<Reserve>,
+    file: Arc<dyn OpenFile>,
+    reserve: Arc<Reserve>,
+    /// A write was refused: whoever has it does nothing more with it, not even as it is dropped. The file is opened anew.
+    ended: AtomicBool,
 }
 
 impl MetadataFile {
+    pub(super) fn new(file: Arc<dyn OpenFile>, reserve: Arc<Reserve>) -> Self {
+        Self { file, reserve, ended: AtomicBool::new(false) }
+    }
+
     /// After any I/O error redb must be opened anew, so a full disk does not reach it while there is a reserve to give up.
     fn with_reserve(&self, mut write: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         loop {
+            self.check()?;
             match write() {
-                Err(error) if is_full(&error) && self.reserve.release() => {
-                    tracing::error!("the disk is full: the reserve is given up, new mail is refused");
+                Err(error) if is_full(&error) => {
+                    if self.reserve.release() {
+                        tracing::error!("the disk is full: the reserve is given up, new mail is refused");
+                    } else {
+                        tracing::error!("the disk is full and there is no reserve: outcomes wait for room");
+                        self.ended.store(true, Ordering::Release);
+                        return Err(error);
+                    }
                 }
                 done => return done,
             }
         }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let ended = self.ended.load(Ordering::Acquire);
+        if ended { Err(io::Error::other("a write found no room before")) } else { Ok(()) }
     }
 }
 
@@ -42,6 +61,7 @@ impl redb::StorageBackend for MetadataFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.check()?;
         self.file.sync()
     }
 

@@ -62,7 +62,7 @@ fn flip_in<K: Key + 'static, V: Value + 'static>(disk: &Disk, table: &str, row: 
     let files: Arc<dyn FileSystem> = Arc::new(disk.clone());
     let file = files.open(&Path::new(STORE).join(open::METADATA), Mode::Write).unwrap();
     let reserve = Arc::new(Reserve::new(files, Path::new(STORE).join("reserve"), 0));
-    let database = Builder::new().create_with_backend(MetadataFile { file, reserve }).unwrap();
+    let database = Builder::new().create_with_backend(MetadataFile::new(file, reserve)).unwrap();
     let transaction = database.begin_write().unwrap();
     let found = {
         let mut table = transaction.open_table(TableDefinition::<K, V>::new(table)).unwrap();

@@ -23,7 +23,8 @@ pub(super) fn is_fatal(error: &StorageError) -> bool {
 
 /// The metadata found no room, and nothing of what was to be written was applied.
 pub(super) fn full(error: StorageError) -> StorageError {
-    let message = format!("there is no room for it on the disk, and the reserve is used up: {error}");
+    let message =
+        "the metadata finds no room on the disk and the reserve is used up: nothing of it was written";
     StorageError::new(StorageErrorKind::Full, message).with_source(error)
 }
 

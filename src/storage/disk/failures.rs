@@ -156,6 +156,51 @@ fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
     });
 }
 
+/// A store without a reserve whose last commit found no room.
+async fn exhausted(disk: &Disk, originals: &mut BTreeMap<MessageId, NewMessage>) -> DiskStorage {
+    let store = DiskStorage::open_with(STORE, options(disk).with_reserve(0)).await.unwrap();
+    put(&store, originals, sized(1, "a.example", 500)).await.unwrap();
+    let used = disk.used();
+    disk.plan(|plan| plan.capacity = Some(used));
+    let event = EventId::from_uuid(uuid::Uuid::from_u128(1));
+    let large = Change::Report { event, payload: vec![1; MIB as usize].into() };
+    assert_eq!(store.commit(vec![large]).await.unwrap_err().kind(), StorageErrorKind::Full);
+    assert_eq!(store.room(), Room::Exhausted);
+    store
+}
+
+#[test]
+fn a_failed_flush_is_no_lack_of_room_though_there_was_one_before() {
+    run(async {
+        let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+        let store = exhausted(&disk, &mut originals).await;
+        disk.plan(|plan| (plan.capacity, plan.fail_sync) = (None, Some(".redb")));
+        let event = EventId::from_uuid(uuid::Uuid::from_u128(2));
+        let failed = store.commit(vec![Change::Report { event, payload: vec![1; 9].into() }]).await;
+        assert_eq!(failed.unwrap_err().kind(), StorageErrorKind::OutcomeUnknown);
+        assert_eq!(store.maintain(at(5)).await.unwrap_err().kind(), StorageErrorKind::Poisoned);
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
+/// A database that is dropped though it was refused nothing writes once more, under the one that took its place.
+#[test]
+fn bodies_without_room_leave_the_metadata_as_it_is() {
+    run(async {
+        let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+        let store = exhausted(&disk, &mut originals).await;
+        let metadata = Path::new(STORE).join("metadata.redb");
+        let before = disk.content(&metadata);
+        let refused = store.insert(vec![sized(2, "a.example", 50_000)]).await.unwrap_err();
+        assert_eq!(refused.kind(), StorageErrorKind::Full, "{refused}");
+        assert!(disk.content(&metadata) == before, "it is not written to");
+        drop(store);
+        disk.plan(|plan| plan.capacity = None);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
 #[test]
 fn commits_without_room_leave_their_number_to_the_next() {
     run(async {

@@ -1,12 +1,11 @@
 //! The real files, some steps of which fail on demand.
 
-use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::files::{FileSystem, Mode, OpenFile, SystemFiles};
+use super::files::{FileSystem, FolderLock, Mode, OpenFile, SystemFiles};
 
 /// What shall fail. Everything works until a test says otherwise.
 #[derive(Debug, Default)]
@@ -68,7 +67,7 @@ impl FileSystem for FaultyFiles {
         SystemFiles.sync_folder(folder)
     }
 
-    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn FolderLock>> {
         SystemFiles.lock(folder)
     }
 

@@ -3,7 +3,6 @@
 //! All of a store's I/O goes through [`FileSystem`] and [`OpenFile`], so that a test can put a disk of its own under it
 //! and fail, fill or cut off any single step.
 
-use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -24,9 +23,32 @@ pub(super) trait FileSystem: Debug + Send + Sync {
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
     /// Keeps others out of a folder until the answer is dropped, whatever is removed or renamed in it. `WouldBlock`:
     /// somebody else has it.
-    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn FolderLock>>;
     /// A number that nobody else draws.
     fn draw(&self) -> u128;
+}
+
+/// A lock on a folder, held until it is dropped.
+pub(super) trait FolderLock: Send + Sync {
+    /// Whether the path still leads to the folder that is locked.
+    fn holds(&self, folder: &Path) -> bool;
+}
+
+#[cfg(unix)]
+impl FolderLock for File {
+    fn holds(&self, folder: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let id = |found: fs::Metadata| (found.dev(), found.ino());
+        matches!((self.metadata().map(id), fs::metadata(folder).map(id)), (Ok(locked), Ok(named)) if locked == named)
+    }
+}
+
+/// Windows renames no folder in which a file is open.
+#[cfg(not(unix))]
+impl FolderLock for File {
+    fn holds(&self, _: &Path) -> bool {
+        true
+    }
 }
 
 /// A file. Writes are durable once it was flushed.
@@ -96,7 +118,7 @@ impl FileSystem for SystemFiles {
         Ok(())
     }
 
-    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn FolderLock>> {
         let file = lockable(folder)?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(file)),

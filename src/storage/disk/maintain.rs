@@ -6,6 +6,7 @@ use bytes::Bytes;
 use redb::ReadableTableMetadata;
 
 use crate::clock::Timestamp;
+use crate::storage::StorageErrorKind;
 use crate::storage::rows::{MessageRow, Result, Rows};
 
 use super::codec::Location;
@@ -18,6 +19,8 @@ use super::{Shared, lock};
 
 /// A smaller metadata file is left as it is.
 const SMALL_METADATA: u64 = 16 * 1024 * 1024;
+/// A smaller body file is written on, however little of it is alive.
+const SMALL_BODIES: u64 = 1024 * 1024;
 /// What a row takes at least, roughly: to see without reading whether a file may be nearly empty.
 const ROW_OCTETS: u64 = 256;
 
@@ -29,19 +32,39 @@ impl Shared {
     /// Forgets what is old, then rewrites one body file in which under a quarter is alive, then the metadata file
     /// under the same condition. `true`: there is more to forget.
     pub(super) fn maintain(&self, state: &mut WriterState, now: Timestamp) -> Result<bool> {
-        let done = self.forget_and_move(state, now);
+        let done = self.give_back(state, now);
+        // Whatever came of it: others may have made room too.
+        self.reserve.retry();
+        self.reserve.ensure();
+        done
+    }
+
+    fn give_back(&self, state: &mut WriterState, now: Timestamp) -> Result<bool> {
+        let mut done = self.forget_and_move(state, now, true);
         state.bodies.rollback();
+        // Forgetting needs next to no room.
+        if let Err(error) = &done
+            && error.kind() == StorageErrorKind::Full
+            && !self.reserve.has_refused()
+        {
+            tracing::warn!(%error, "there is no room to write a body file anew of which little is alive");
+            done = self.forget_and_move(state, now, false);
+            state.bodies.rollback();
+        }
         let (dead, more) = done?;
         state.bodies.delete(&dead, &self.bodies);
         if !more {
             self.compact(state)?;
         }
-        self.reserve.retry();
-        self.reserve.ensure();
         Ok(more)
     }
 
-    fn forget_and_move(&self, state: &mut WriterState, now: Timestamp) -> Result<(Vec<u64>, bool)> {
+    fn forget_and_move(
+        &self,
+        state: &mut WriterState,
+        now: Timestamp,
+        moves: bool,
+    ) -> Result<(Vec<u64>, bool)> {
         let database = self.database();
         let mut transaction = database.begin_write().map_err(db)?;
         transaction.set_quick_repair(true);
@@ -50,8 +73,12 @@ impl Shared {
         let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, self.damage.clone())?;
         let more = state.upkeep.run(&mut writer, &lock(&self.leases), now)?;
         let segments = writer.segments()?;
-        // An idle store should not hold on to a file of settled mail.
-        if segments.get(&writing).is_some_and(|(_, records)| *records == 0) {
+        // An idle store should not hold on to a file of settled mail, nor a small disk to one of which little is alive.
+        let size = sizes.get(&writing).copied().unwrap_or_default();
+        if segments
+            .get(&writing)
+            .is_some_and(|alive| alive.1 == 0 || size >= SMALL_BODIES && is_sparse(*alive, size))
+        {
             writer.seal();
         }
         // Left by rounds that failed after closing a file.
@@ -61,7 +88,7 @@ impl Shared {
                 writer.recheck(*segment);
             }
         }
-        if let Some(segment) = sparse(&segments, &sizes, writing, &state.unreadable) {
+        if moves && let Some(segment) = sparse(&segments, &sizes, writing, &state.unreadable) {
             let records = segments.get(&segment).map_or(0, |(_, records)| *records);
             let size = sizes.get(&segment).copied().unwrap_or_default();
             let living = writer.readable(self.living(&writer, segment, size))?.unwrap_or_default();
@@ -160,10 +187,14 @@ fn sparse(
     writing: u64,
     unreadable: &std::collections::HashSet<u64>,
 ) -> Option<u64> {
-    let is_sparse = |(segment, (octets, records)): &(&u64, &(u64, u64))| {
-        let alive = octets.saturating_add(records.saturating_mul(RECORD_HEADER as u64));
+    let is_one = |(segment, alive): &(&u64, &(u64, u64))| {
         let size = sizes.get(*segment).copied().unwrap_or_default();
-        **segment != writing && *records > 0 && alive < size / 4 && !unreadable.contains(*segment)
+        **segment != writing && alive.1 > 0 && is_sparse(**alive, size) && !unreadable.contains(*segment)
     };
-    segments.iter().find(is_sparse).map(|(segment, _)| *segment)
+    segments.iter().find(is_one).map(|(segment, _)| *segment)
+}
+
+/// Under a quarter of a body file of this size is alive.
+fn is_sparse((octets, records): (u64, u64), size: u64) -> bool {
+    octets.saturating_add(records.saturating_mul(RECORD_HEADER as u64)) < size / 4
 }

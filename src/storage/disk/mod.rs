@@ -36,7 +36,6 @@ mod tables;
 mod tests;
 mod writer;
 
-use std::any::Any;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +59,7 @@ use super::{
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
 use damage::{Damage, guarded};
 use error::db;
-use files::OpenFile;
+use files::{FolderLock, OpenFile};
 pub use options::DiskOptions;
 use reserve::Reserve;
 use segment::Bodies;
@@ -120,7 +119,7 @@ struct Shared {
     poisoned: OnceLock<String>,
     damage: Arc<Damage>,
     /// Held while the store is open. Declared last: released last.
-    _lock: Box<dyn Any + Send + Sync>,
+    folder_lock: Box<dyn FolderLock>,
 }
 
 impl DiskStorage {
@@ -338,6 +337,10 @@ impl Shared {
                 return Ok(body);
             }
         }
+        if !self.bodies.has_folder() {
+            let message = "the folder of bodies is missing: nothing is read or sent until it is put back";
+            return Err(StorageError::new(StorageErrorKind::Temporary, message));
+        }
         Err(error::corrupt(format!("the body file of message {} is missing", key.0)))
     }
 
@@ -345,9 +348,16 @@ impl Shared {
         self.metadata.length().unwrap_or_default()
     }
 
-    /// Refuses everything once a flush has failed.
+    /// Refuses everything once a flush has failed, and as long as its folder has another name.
     fn check(&self) -> Result<()> {
         match self.poisoned.get() {
+            None if !self.folder_lock.holds(&self.path) => {
+                let message = format!(
+                    "{} is not the folder that was opened: it was renamed or replaced, put it back",
+                    self.path.display()
+                );
+                Err(StorageError::new(StorageErrorKind::Temporary, message))
+            }
             None => Ok(()),
             Some(reason) => {
                 let message = format!("the store refuses since an earlier failure: {reason}");

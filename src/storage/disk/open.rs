@@ -1,6 +1,5 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
-use std::any::Any;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
@@ -18,7 +17,7 @@ use crate::storage::{StorageError, StorageErrorKind};
 use super::backend::MetadataFile;
 use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
-use super::files::{FileSystem, Mode, OpenFile};
+use super::files::{FileSystem, FolderLock, Mode, OpenFile};
 use super::pairing::Pairing;
 use super::reserve::Reserve;
 use super::segment::{Bodies, SegmentWriter, number_of};
@@ -105,13 +104,13 @@ impl Shared {
             reserve,
             poisoned: OnceLock::new(),
             damage,
-            _lock: folder_lock,
+            folder_lock,
         })
     }
 }
 
 /// Locks the folder of a store.
-pub(super) fn locked(path: &Path, files: &dyn FileSystem) -> Result<Box<dyn Any + Send + Sync>> {
+pub(super) fn locked(path: &Path, files: &dyn FileSystem) -> Result<Box<dyn FolderLock>> {
     match files.lock(path) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let message = format!(
@@ -192,7 +191,7 @@ fn open_metadata(
     let opening = |error| error::io("opening", &name, error);
     let file = options.files.open(&name, Mode::Write).map_err(opening)?;
     let verified = is_suspect || file.length().map_err(opening)? <= options.verified_octets;
-    let backend = MetadataFile { file: file.clone(), reserve };
+    let backend = MetadataFile::new(file.clone(), reserve);
     let opened = database(backend, options.cache_size, verified);
     let database = opened.map_err(|error| match error {
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => opening(error),

@@ -92,7 +92,7 @@ pub(super) fn rebuild(
     };
     let creating = |error| error::io("creating", &rebuilding, error);
     let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
-    let backend = MetadataFile { file: file.clone(), reserve };
+    let backend = MetadataFile::new(file.clone(), reserve);
     let database =
         Builder::new().set_cache_size(options.cache_size).create_with_backend(backend).map_err(db)?;
     let target = Target {

@@ -27,13 +27,16 @@ pub(super) struct Reserve {
     may_grow: AtomicBool,
     /// A write found no room and no reserve, and none has gone well since.
     ran_out: AtomicBool,
+    /// redb was told so, and was not opened anew since.
+    refused: AtomicBool,
 }
 
 impl Reserve {
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf, octets: u64) -> Self {
         let length = files.open(&path, Mode::Read).and_then(|file| file.length()).unwrap_or_default();
         let held = AtomicU64::new(length.min(octets));
-        Self { files, path, octets, held, may_grow: AtomicBool::new(true), ran_out: AtomicBool::new(false) }
+        let [may_grow, ran_out, refused] = [true, false, false].map(AtomicBool::new);
+        Self { files, path, octets, held, may_grow, ran_out, refused }
     }
 
     fn held(&self) -> u64 {
@@ -42,7 +45,7 @@ impl Reserve {
 
     /// What there is room for beside it.
     pub(super) fn room(&self) -> Room {
-        if self.has_run_out() {
+        if self.ran_out.load(Ordering::Acquire) {
             Room::Exhausted
         } else if self.held() == self.octets {
             Room::Ample
@@ -51,14 +54,19 @@ impl Reserve {
         }
     }
 
-    /// A write found no room, and none has gone well since.
-    pub(super) fn has_run_out(&self) -> bool {
-        self.ran_out.load(Ordering::Acquire)
+    /// redb was refused a write for want of room: it does nothing more, and is to be opened anew.
+    pub(super) fn has_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
     }
 
-    /// redb takes any I/O error as the end: where it was for a lack of room it is not.
+    /// redb was opened anew.
+    pub(super) fn reopened(&self) {
+        self.refused.store(false, Ordering::Release);
+    }
+
+    /// redb takes any I/O error as the end: where it was for want of room it is not.
     pub(super) fn explain(&self, error: StorageError) -> StorageError {
-        if self.has_run_out() && error::is_fatal(&error) { error::full(error) } else { error }
+        if self.has_refused() && error::is_fatal(&error) { error::full(error) } else { error }
     }
 
     /// All that was to be written is.
@@ -121,7 +129,10 @@ impl Reserve {
         let released = self.held.swap(0, Ordering::AcqRel) > 0 && self.files.remove(&self.path).is_ok();
         // What this write does not take is a smaller reserve.
         self.may_grow.store(true, Ordering::Release);
-        self.ran_out.store(!released, Ordering::Release);
+        if !released {
+            self.ran_out.store(true, Ordering::Release);
+            self.refused.store(true, Ordering::Release);
+        }
         released
     }
 }

@@ -359,6 +359,11 @@ impl Bodies {
         }
     }
 
+    /// A folder that is gone says nothing of its files.
+    pub(super) fn has_folder(&self) -> bool {
+        !matches!(self.files.list(&self.folder), Err(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The records of a file from an offset on, with their offsets, up to what is none or the file's `size`. Only their
     /// headers are read.
     pub(super) fn records(

@@ -3,13 +3,12 @@
 //! What a file holds is durable up to its last flush, what a folder lists up to the flush of the folder. Of all later
 //! steps each may be on disk or not: [`Survival`] says which.
 
-use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::files::{FileSystem, Mode, OpenFile};
+use super::files::{FileSystem, FolderLock, Mode, OpenFile};
 
 const BLOCK: u64 = 4096;
 
@@ -411,7 +410,7 @@ impl FileSystem for Disk {
         self.state().step(Step::SyncFolder(folder.to_owned()))
     }
 
-    fn lock(&self, folder: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+    fn lock(&self, folder: &Path) -> io::Result<Box<dyn FolderLock>> {
         if self.state().locked.insert(folder.to_owned()) {
             Ok(Box::new(Locked(self.clone(), folder.to_owned())))
         } else {
@@ -426,6 +425,12 @@ impl FileSystem for Disk {
 }
 
 struct Locked(Disk, PathBuf);
+
+impl FolderLock for Locked {
+    fn holds(&self, _: &Path) -> bool {
+        true
+    }
+}
 
 impl Drop for Locked {
     fn drop(&mut self) {

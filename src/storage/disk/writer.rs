@@ -235,9 +235,8 @@ impl Shared {
     fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
         let explained = written.map_err(|error| self.reserve.explain(error));
         match &explained {
-            Err(error) if error.kind() == StorageErrorKind::Full && self.reserve.has_run_out() => {
-                self.reopen(state, error)?;
-            }
+            // Only then: a database that was not refused anything would write to the file once more as it is dropped.
+            Err(error) if self.reserve.has_refused() => self.reopen(state, error)?,
             Err(_) => {}
             Ok(_) => self.reserve.wrote(),
         }
@@ -247,7 +246,7 @@ impl Shared {
     /// Opens the metadata anew, which must be as it was after the last commit.
     fn reopen(&self, state: &WriterState, why: &StorageError) -> Result<()> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        let backend = MetadataFile { file: self.metadata.clone(), reserve: self.reserve.clone() };
+        let backend = MetadataFile::new(self.metadata.clone(), self.reserve.clone());
         let opened = open::database(backend, self.cache_size, false).map_err(db)?;
         let transaction = opened.begin_read().map_err(db)?;
         let meta = transaction.open_table(META).map_err(db)?;
@@ -258,6 +257,7 @@ impl Shared {
         }
         drop((meta, transaction));
         *database = opened;
+        self.reserve.reopened();
         Ok(())
     }
 

@@ -178,6 +178,45 @@ async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_was_moved_away_is_not_followed_by_its_name() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    insert_each(&store, 1..=1).await;
+    let (path, elsewhere) = (rig.folder.path(), rig.folder.path().with_extension("elsewhere"));
+    fs::rename(path, &elsewhere).unwrap();
+    let other = rig.open().await;
+    insert_each(&other, 2..=2).await;
+    for error in [
+        store.bodies(vec![BodyKey(id(1))]).await.unwrap_err(),
+        store.insert(vec![large(3)]).await.unwrap_err(),
+        store.maintain(at(5)).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+        assert!(error.to_string().contains("renamed or replaced"), "{error}");
+    }
+    body(&other, 2).await.unwrap();
+    drop(other);
+    fs::remove_dir_all(path).unwrap();
+    fs::rename(&elsewhere, path).unwrap();
+    body(&store, 1).await.unwrap();
+    insert_each(&store, 3..=3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_of_bodies_that_is_missing_for_a_while_costs_no_mail() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    insert_each(&store, 1..=1).await;
+    let (bodies, elsewhere) = (rig.folder.path().join("bodies"), rig.folder.path().join("elsewhere"));
+    fs::rename(&bodies, &elsewhere).unwrap();
+    let error = body(&store, 1).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+    fs::rename(&elsewhere, &bodies).unwrap();
+    body(&store, 1).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropping_waits_for_writing_that_has_begun() {
     let rig = Rig::new();
