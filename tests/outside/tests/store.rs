@@ -60,7 +60,8 @@ fn attempts_are_remembered_over_crashes() {
     let folder = tempfile::tempdir().unwrap();
     let busy = Failure::Reply(Stage::Rcpt, "450 4.2.1 busy".to_owned());
     let model = ServerModel::new().with_failure(Duration::ZERO..DAY, busy);
-    let mut world = world(&folder).server("198.51.100.1", model).build().unwrap();
+    let mut world = world(&folder).build().unwrap();
+    world.set_server("198.51.100.1", model).unwrap();
     let id = world.submit(message(1)).unwrap();
     for _ in 0..10 {
         world.run_for(HOUR / 4);
