@@ -321,7 +321,13 @@ fn heading(kind: ChangeKind) -> &'static str {
 fn sentence(change: &ReplayChange, against: bool) -> String {
     let logged = &change.logged;
     let by = |rule: Option<&Arc<str>>| rule.map_or(String::new(), |rule| format!(" by rule {rule}"));
-    let (before, after) = (by(change.before_rule.as_ref()), by(change.decision.rule()));
+    let mut before = by(change.before_rule.as_ref());
+    let mut after = by(change.decision.rule());
+    if change.kind == ChangeKind::Otherwise {
+        // The rules may be the same, or several: what they do is what differs.
+        after = format!(" ({})", change.decision);
+        before = change.before_decision.as_ref().map_or(before, |decision| format!(" ({decision})"));
+    }
     let was = match logged.outcome {
         _ if against => format!("by the old policy it would {}{before}, now it would", words(change.before)),
         LoggedOutcome::Bounced => format!("was bounced{before}, would"),
@@ -371,7 +377,9 @@ fn as_json(change: &ReplayChange) -> serde_json::Value {
         ("mx", &logged.mx),
         ("reply", &logged.reply.as_ref().map(|reply| reply.to_string().into())),
         ("before_rule", &change.before_rule),
+        ("before_decision", &change.before_decision.as_ref().map(|decision| decision.to_string().into())),
         ("rule", &change.decision.rule().cloned()),
+        ("decision", &Some(change.decision.to_string().into())),
     ];
     if let Some(fields) = fields.as_object_mut() {
         let known = optional.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
@@ -457,11 +465,28 @@ would be retried, not bounced: 1
   2026-11-25T08:00:02.000Z eve@b.example b.example: 550 greylisted, come back; was bounced, would be retried by rule grey
 
 the same, by another rule or with other effects on the queue: 1
-  2026-11-25T08:00:03.000Z c.example c.example: 421 4.7.0 too many connections; its queue was deferred, would be retried by rule slow-down
+  2026-11-25T08:00:03.000Z c.example c.example: 421 4.7.0 too many connections; its queue was deferred, would be retried (mode=backoff by slow-down)
 
 No reply to judge: 1 delivered, 1 failed without a reply, 1 ended while waiting; 1 repeated
 ";
         assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn the_same_rule_with_other_effects_shows_them() {
+        let policy = |interval: &str| {
+            let actions = format!("['retry-after={interval}', 'limit-rate=6/m for=1h']");
+            let rule = format!("[[reply-rule]]\nname = 'q'\nmatch = 'quota'\nactions = {actions}");
+            Policy::from_toml(&rule).unwrap()
+        };
+        let mut replay = Replay::new(policy("10m")).against(policy("90s"));
+        read(LOG.as_bytes(), &mut replay, &mut Vec::new()).unwrap();
+        let report = replay.finish();
+        let got = sentence(&report.changes[0], true);
+        let (_, got) = got.split_once("; ").unwrap();
+        let want = "by the old policy it would be retried (retry-after=1m30s by q, limit-rate=6/m for=1h by q), \
+                    now it would be retried (retry-after=10m by q, limit-rate=6/m for=1h by q)";
+        assert_eq!(got, want);
     }
 
     #[test]
@@ -471,6 +496,7 @@ No reply to judge: 1 delivered, 1 failed without a reply, 1 ended while waiting;
             "recipient": "ann@a.example", "domain": "a.example", "queue": "google.rollup", "source": "out1",
             "mx": "mx.google.com", "stage": "rcpt", "attempts": 1,
             "reply": "452 4.2.2 The account is over quota", "before": "retry", "after": "bounce", "rule": "quota",
+            "decision": "bounce-rcpt by quota",
         });
         assert_eq!(as_json(&replayed().0.changes[0]), want);
     }

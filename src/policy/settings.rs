@@ -161,7 +161,7 @@ settings! {
     /// Backoff ends with a successful delivery. Default: it does not.
     "backoff-to-normal-after-delivery" backoff_to_normal_after_delivery, with_backoff_to_normal_after_delivery: bool =
         false, read::boolean, any;
-    /// More bounces by rules and DNS than this hold the queue's mail. Default (`None`, "off"): bounces are not
+    /// More recipients that rules and DNS bounce than this hold the queue's mail. Default (`None`, "off"): they are not
     /// counted.
     "bounce-fuse" bounce_fuse, with_bounce_fuse: Option<Rate> = None, read::fuse, any;
     /// The domain never joins a rollup by its MX records. Default: it may.

@@ -1,11 +1,12 @@
 //! What reply rules are asked with, and what they answer.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, ReplyRule};
 use crate::policy::pattern::NamePattern;
-use crate::policy::value::Rate;
+use crate::policy::value::{Rate, Written};
 use crate::reply::Stage;
 
 /// Where a reply came from and about what: what [`Conditions`](super::Conditions) are compared with.
@@ -187,6 +188,49 @@ impl RuleDecision {
         self.fate.is_none()
             && !(fate.bounces() && self.retry_after.is_some())
             && !(fate == Fate::BounceQueue && self.defer_queue.is_some())
+    }
+}
+
+/// In the policy file's words: `bounce-rcpt by full, mode=backoff by slow`; without any `nothing`.
+impl fmt::Display for RuleDecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fate, retry_after, mode, defer_queue, disable_source, limit_connections, limit_rate } =
+            self;
+        let mut parts = Vec::new();
+        let mut add = |action: String, rule: &Arc<str>| parts.push(format!("{action} by {rule}"));
+        if let Some((decided, rule)) = fate {
+            let action =
+                FATES.iter().find(|(_, fate)| fate == decided).map_or("", |(action, _)| action.name());
+            add(action.to_owned(), rule);
+        }
+        if let Some((interval, rule)) = retry_after {
+            add(format!("retry-after={}", Written(*interval)), rule);
+        }
+        if let Some((change, rule)) = mode {
+            let action = match change {
+                BackoffChange::Enter => Action::EnterBackoff,
+                BackoffChange::Leave => Action::LeaveBackoff,
+            };
+            add(action.name().to_owned(), rule);
+        }
+        if let Some(rule) = defer_queue {
+            add(Action::DeferQueue.name().to_owned(), rule);
+        }
+        match disable_source {
+            Some((Some(period), rule)) => {
+                add(format!("disable-source-ip reenable-after={}", Written(*period)), rule)
+            }
+            Some((None, rule)) => add("disable-source-ip".to_owned(), rule),
+            None => {}
+        }
+        if let Some((limit, period, rule)) = limit_connections {
+            add(format!("limit-connections={limit} for={}", Written(*period)), rule);
+        }
+        if let Some((rate, period, rule)) = limit_rate {
+            add(format!("limit-rate={rate} for={}", Written(*period)), rule);
+        }
+        f.write_str(if parts.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&parts.join(", "))
     }
 }
 

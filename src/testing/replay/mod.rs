@@ -185,11 +185,8 @@ fn change(logged: &LoggedReply, before: Option<Judged>, after: Judged) -> Option
         LoggedOutcome::Bounced => ReplyVerdict::Bounce,
         _ => ReplyVerdict::Retry,
     };
-    let (verdict, rule, same) = match before {
-        Some(old) => {
-            let same = old.decision == after.decision;
-            (old.verdict, old.decision.rule().cloned(), same)
-        }
+    let (verdict, rule, same) = match &before {
+        Some(old) => (old.verdict, old.decision.rule().cloned(), old.decision == after.decision),
         None => (was, logged.rule.clone(), logged.rule.as_ref() == after.decision.rule()),
     };
     let ends_alike = |verdict| bounces(verdict) || verdict == ReplyVerdict::Retry;
@@ -212,6 +209,7 @@ fn change(logged: &LoggedReply, before: Option<Judged>, after: Judged) -> Option
         kind,
         before: verdict,
         before_rule: rule,
+        before_decision: before.map(|old| old.decision),
         after: after.verdict,
         decision: after.decision,
     })

@@ -51,6 +51,8 @@ pub struct ReplayChange {
     pub before: ReplyVerdict,
     /// The rule that record names, or would by the old policy.
     pub before_rule: Option<Arc<str>>,
+    /// All that the old policy decides, if there is one.
+    pub before_decision: Option<RuleDecision>,
     /// What becomes of it by the new rules.
     pub after: ReplyVerdict,
     /// All that the new rules decide.
