@@ -499,7 +499,7 @@ impl Scheduler {
         self.writes.then(Effect::Report(Box::new(DeliveryEvent::Deferred(deferred))));
     }
 
-    /// Bounces an item that waits, for a rule or DNS, or holds it once the queue's fuse has blown.
+    /// Bounces an item that waits, for a rule or DNS; what is past the queue's fuse is held.
     pub(super) fn bounce_or_hold(
         &mut self,
         now: Timestamp,
@@ -507,12 +507,26 @@ impl Scheduler {
         id: ItemId,
         diagnosis: &Diagnosis,
     ) {
-        if self.fuse_allows(now, key) {
-            return self.bounce_item(now, id, diagnosis);
-        }
         self.finish_item(now, id, |scheduler, item, recipient, left| {
-            scheduler.hold(now, item, recipient.clone(), None, diagnosis.clone(), left);
+            scheduler.bounce_or_hold_recipient(now, Some(key), item, recipient, diagnosis, left);
         });
+    }
+
+    /// The same for a recipient of an item that is out of the window.
+    pub(super) fn bounce_or_hold_recipient(
+        &mut self,
+        now: Timestamp,
+        key: Option<DestinationKey>,
+        item: &WindowItem,
+        recipient: &Recipient,
+        diagnosis: &Diagnosis,
+        left: &mut Settlement,
+    ) {
+        if key.is_none_or(|key| self.fuse_allows(now, key)) {
+            self.bounce(now, item, recipient, None, diagnosis.clone(), left);
+        } else {
+            self.hold(now, item, recipient.clone(), None, diagnosis.clone(), left);
+        }
     }
 
     /// Bounces what lay too long, with the last thing it met.

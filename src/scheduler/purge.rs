@@ -328,11 +328,7 @@ impl Scheduler {
             }
             Ending::BouncedByRule(diagnosis) => {
                 let key = self.lanes.get(item.lane).map(|lane| lane.destination);
-                if key.is_none_or(|key| self.fuse_allows(now, key)) {
-                    self.bounce(now, item, recipient, None, (**diagnosis).clone(), left);
-                } else {
-                    self.hold(now, item, recipient.clone(), None, (**diagnosis).clone(), left);
-                }
+                self.bounce_or_hold_recipient(now, key, item, recipient, diagnosis, left);
             }
         }
     }

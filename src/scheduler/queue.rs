@@ -127,7 +127,8 @@ pub(super) struct Lapsed {
 
 /// Counts bounces; the one past so many is too many.
 pub(super) fn fuse(rate: Rate) -> Box<SlidingCount> {
-    let rate = Rate::new(rate.count().saturating_add(1), rate.period()).unwrap_or(rate);
+    let more = 1 + u32::from(Fault::OneBounceMore.is_there());
+    let rate = Rate::new(rate.count().saturating_add(more), rate.period()).unwrap_or(rate);
     Box::new(SlidingCount::new(rate))
 }
 

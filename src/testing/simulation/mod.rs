@@ -7,7 +7,7 @@ mod tests;
 use std::time::Duration;
 
 use super::{ServerModel, Violation, World, WorldBuilder, WorldError};
-use crate::control::{CancelAs, Selector};
+use crate::control::{CancelAs, FuseDecision, Selector};
 use crate::message::{Message, MessageId, Priority};
 use crate::policy::Policy;
 use crate::storage::Storage;
@@ -119,9 +119,11 @@ impl Simulation {
         for address in plan::ADDRESSES {
             builder = builder.server(address, plan::server(&mut self.random));
         }
-        builder = builder.bounds(plan::bounds(&mut self.random));
+        let bounds = plan::bounds(&mut self.random);
+        builder = builder.bounds(bounds);
         let mut run = Run { world: builder.build()?, random: self.random, submitted: Vec::new(), starts: 1 };
         run.world.note(format!("the policy:\n{text}"));
+        run.world.note(format!("{bounds:?}"));
         for _ in 0..STEPS {
             run.step()?;
         }
@@ -251,7 +253,7 @@ impl Run {
             3 => Selector::queue("tenants.rollup"),
             _ => Selector::queue(domain),
         };
-        match self.random.u8(..8) {
+        match self.random.u8(..9) {
             0 => drop(self.world.cancel_all(selector, CancelAs::Cancelled)),
             1 => drop(self.world.cancel_all(selector, CancelAs::Bounced)),
             2 => drop(self.world.set_backoff(selector, self.random.bool())),
@@ -265,6 +267,11 @@ impl Run {
                     self.world.restart();
                     let _ = self.world.resume(selector);
                 }
+            }
+            4 => {
+                let decisions = [FuseDecision::Bounce, FuseDecision::Keep];
+                let decision = plan::one_of(&mut self.random, &decisions).unwrap_or(FuseDecision::Keep);
+                drop(self.world.decide_fuse(domain, decision));
             }
             _ => drop(self.world.retry_now(selector)),
         }

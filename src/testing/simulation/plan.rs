@@ -85,18 +85,31 @@ pub(super) fn policy(random: &mut fastrand::Rng) -> String {
             settings(&mut text, random);
         }
     }
+    routes(&mut text, random);
     text
 }
 
-/// Dice apart, for what came later: the worlds of known seeds stay as they were in all else.
-fn apart(random: &fastrand::Rng) -> fastrand::Rng {
-    fastrand::Rng::with_seed(random.clone().u64(..) ^ 0x544C_5300)
+/// Domains that leave the way that DNS shows.
+fn routes(text: &mut String, random: &mut fastrand::Rng) {
+    let ways = [
+        "smtp-hosts = [\"mx1.q.example\", \"[192.0.2.4]:25\"]",
+        "queue-to = \"tenants.rollup\"",
+        "disable-mx-rollup = true",
+    ];
+    for domain in ["b.example", "t3.example", "lone.example"] {
+        if random.u8(..4) == 0 {
+            let _ = writeln!(text, "[domain.\"{domain}\"]\n{}", word(random, &ways));
+        }
+    }
 }
 
 fn settings(text: &mut String, random: &mut fastrand::Rng) {
     if cfg!(feature = "tls") {
         let levels = ["\"off\"", "\"opportunistic\"", "\"required\"", "\"verify\""];
-        maybe(text, &mut apart(random), "use-starttls", &levels);
+        maybe(text, random, "use-starttls", &levels);
+    }
+    if random.u8(..4) == 0 {
+        maybe(text, random, "bounce-fuse", &["\"3/1h\"", "\"1/10m\"", "\"20/1d\""]);
     }
     let lists = [
         "[\"5m\", \"10m\", \"30m\"]",
@@ -140,6 +153,9 @@ fn rules(text: &mut String, random: &mut fastrand::Rng) {
         "name = \"next\"\nmatch = '^554 '\nactions = [\"skip-mx\"]",
         "name = \"again\"\nmatch = '^550 5\\.7\\.1'\nactions = [\"retry-rcpt\"]",
         "name = \"rest\"\nmatch = '^450 '\nactions = [\"defer-queue\"]\nafter = \"3/10m\"",
+        "name = \"closed\"\nmatch = '^521 '\nactions = [\"bounce-queue\"]",
+        "name = \"none\"\nmatch = 'no mail'\nactions = [\"bounce-queue\", \"mode=backoff\"]\nafter = \"2/30m\"",
+        "name = \"well\"\nmatch = 'later'\nactions = [\"mode=normal\"]",
     ];
     for rule in all {
         if random.u8(..3) == 0 {
@@ -188,7 +204,7 @@ fn mx(zone: &mut String, random: &mut fastrand::Rng, domain: &str, ttl: u32) {
 
 /// A server, more or less willing.
 pub(super) fn server(random: &mut fastrand::Rng) -> ServerModel {
-    let tls = match apart(random).u8(..8) {
+    let tls = match random.u8(..8) {
         0 => ModelTls::None,
         1 => ModelTls::Required,
         _ => ModelTls::Offered,
@@ -284,6 +300,9 @@ pub(super) fn dns_faults(random: &mut fastrand::Rng, now: Duration) -> Vec<DnsFa
 
 /// What goes wrong in the store soon.
 pub(super) fn store_fault(random: &mut fastrand::Rng) -> StoreFault {
+    if random.u8(..3) == 0 {
+        return other_store_fault(random);
+    }
     let calls =
         [StoreCall::Insert, StoreCall::Commit, StoreCall::Commit, StoreCall::Claim, StoreCall::Bodies];
     let call = one_of(random, &calls).unwrap_or(StoreCall::Commit);
@@ -297,6 +316,31 @@ pub(super) fn store_fault(random: &mut fastrand::Rng) -> StoreFault {
         _ => StoreTrouble::Crash { applied: random.bool() },
     };
     let fault = StoreFault::new(call, trouble).at(random.u64(1..12));
+    match trouble {
+        StoreTrouble::Crash { .. } => fault,
+        _ => fault.times(random.u64(1..5)),
+    }
+}
+
+/// In the calls that neither take mail nor settle it.
+fn other_store_fault(random: &mut fastrand::Rng) -> StoreFault {
+    let calls = [
+        StoreCall::Outbox,
+        StoreCall::List,
+        StoreCall::Count,
+        StoreCall::Usage,
+        StoreCall::Renew,
+        StoreCall::Maintain,
+        StoreCall::Heads,
+        StoreCall::State,
+    ];
+    let call = one_of(random, &calls).unwrap_or(StoreCall::Outbox);
+    let trouble = match random.u8(..4) {
+        0 => StoreTrouble::Crash { applied: random.bool() },
+        1 | 2 => StoreTrouble::Fails(StorageErrorKind::Temporary),
+        _ => StoreTrouble::Slow(Duration::from_millis(random.u64(1..5_000))),
+    };
+    let fault = StoreFault::new(call, trouble).at(random.u64(1..4));
     match trouble {
         StoreTrouble::Crash { .. } => fault,
         _ => fault.times(random.u64(1..5)),

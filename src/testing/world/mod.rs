@@ -3,18 +3,20 @@
 mod book;
 mod builder;
 mod dns;
+mod host;
 mod latency;
+mod life;
 mod model;
 mod network;
 mod observation;
 mod oracle;
+mod questions;
 mod report;
 mod server;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,16 +36,12 @@ use book::Book;
 use dns::LyingResolver;
 use network::Network;
 use oracle::Snapshot;
-use store::{Faults, FaultyStorage};
+use store::Faults;
 
 use crate::clock::{Clock, Timestamp};
-use crate::control::{CancelAs, FuseDecision, QueueInfo, QueueSort, Selector};
-use crate::dns::{CachingResolver, ZoneError};
-use crate::engine::{
-    CancelError, CancelReport, ControlError, DeliveryEngine, StartError, Stats, SubmitError,
-};
-use crate::event::DeliveryEvent;
-use crate::message::{Address, Message, MessageId};
+use crate::dns::ZoneError;
+use crate::engine::{DeliveryEngine, SubmitError};
+use crate::message::{Message, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
 use crate::storage::Storage;
@@ -53,13 +51,8 @@ use crate::testing::conversation::pause;
 const CHECK_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// After this time a run that ends is followed by going through it.
 const CHECK_AFTER: Duration = Duration::from_secs(60);
-/// A process that dies so often over its start never starts.
-const MOST_STARTS: u32 = 1_000;
 /// So long no question to the engine remains without an answer, whatever fails.
 const UNANSWERED: Duration = Duration::from_secs(2 * 86_400);
-/// How long a shutdown may take.
-const SHUTDOWN: Duration = Duration::from_secs(60);
-
 /// An engine in a network of its own, in virtual time: days pass in moments, and nothing leaves the process.
 ///
 /// The engine is the real one. DNS is a zone given as text, the receivers are [`ServerModel`]s, the store is in memory
@@ -273,21 +266,6 @@ impl World {
         Ok(is_empty.unwrap_or(false))
     }
 
-    /// The process dies now, and starts again on what is in the store.
-    pub fn crash(&mut self) {
-        self.end_runtime(Seen::Crashed);
-        self.start_again();
-    }
-
-    /// Shuts the engine down in good order, and starts it again.
-    pub fn restart(&mut self) {
-        let report = self.until_stopped(async |engine| engine.shutdown(SHUTDOWN).await);
-        let cut = report.is_some_and(|report| report.interrupted + report.unsettled > 0);
-        let seen = if self.book.is_crashing() { Seen::Crashed } else { Seen::Stopped { cut } };
-        self.end_runtime(seen);
-        self.start_again();
-    }
-
     /// The wall clock is stepped: it shows `to` now. The engine takes notice of it within a minute, and a new process at
     /// once.
     pub fn step_clock(&mut self, to: Timestamp) {
@@ -350,238 +328,6 @@ impl World {
         self.see(Seen::Note(note.into()));
     }
 
-    /// Says something to the engine, or asks it: `run` is called with its handle. `None`: the process died meanwhile, or an
-    /// invariant broke, which the next method that lets time pass tells, and else the world's end.
-    ///
-    /// What changes the rules or makes mail due before its time is to be said by the world's own methods, such as
-    /// [`World::set_policy`] and [`World::retry_now`]: the oracle would take it for a fault. Mail that is submitted
-    /// through it is judged, but for being lost and for its content: [`World::submit`] knows what was accepted.
-    pub fn with_engine<T>(&mut self, run: impl AsyncFnOnce(DeliveryEngine) -> T) -> Option<T> {
-        let answer = self.until_stopped(run);
-        self.raise_if_crashing();
-        answer
-    }
-
-    /// [`DeliveryEngine::stats`].
-    pub fn stats(&mut self) -> Stats {
-        self.with_engine(async |engine| engine.stats().await).and_then(Result::ok).unwrap_or_default()
-    }
-
-    /// [`DeliveryEngine::queues`], all of them by name.
-    pub fn queues(&mut self) -> Vec<QueueInfo> {
-        let queues = self.with_engine(async |engine| engine.queues(QueueSort::Name, usize::MAX).await);
-        queues.and_then(Result::ok).unwrap_or_default()
-    }
-
-    /// What a message waits for: [`DeliveryEngine::why`], a line for each of its items.
-    pub fn why(&mut self, message: MessageId) -> Vec<String> {
-        let waits = self.with_engine(async move |engine| engine.why(message).await);
-        lines(waits.and_then(Result::ok))
-    }
-
-    /// What a queue waits for: [`DeliveryEngine::why_queue`], a line for each source, and one for each of its
-    /// destinations.
-    pub fn why_queue(&mut self, name: &str) -> Vec<String> {
-        let name = name.to_owned();
-        let waits = self.with_engine(async move |engine| engine.why_queue(&name).await);
-        let mut told = Vec::new();
-        for queue in waits.and_then(Result::ok).unwrap_or_default() {
-            told.push(queue.to_string());
-            told.extend(queue.destinations.iter().map(|destination| format!("    {destination}")));
-            if queue.more_destinations > 0 {
-                told.push(format!("    and {} destinations more", queue.more_destinations));
-            }
-        }
-        told
-    }
-
-    /// [`DeliveryEngine::cancel_all`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn cancel_all(
-        &mut self,
-        selector: impl Into<Selector>,
-        ending: CancelAs,
-    ) -> Result<CancelReport, CancelError> {
-        let selector = selector.into();
-        let told = self.tell(format!("cancel_all {selector:?}"), async move |engine| {
-            engine.cancel_all(selector, ending).await
-        });
-        told.unwrap_or(Err(CancelError::Stopped(crate::engine::Stopped)))
-    }
-
-    /// [`DeliveryEngine::pause`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn pause(&mut self, selector: impl Into<Selector>) -> Result<(), ControlError> {
-        let selector = selector.into();
-        self.control(format!("pause {selector:?}"), async move |engine| engine.pause(selector).await)
-    }
-
-    /// [`DeliveryEngine::resume`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn resume(&mut self, selector: impl Into<Selector>) -> Result<bool, ControlError> {
-        let selector = selector.into();
-        self.control(format!("resume {selector:?}"), async move |engine| engine.resume(selector).await)
-    }
-
-    /// [`DeliveryEngine::retry_now`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn retry_now(&mut self, selector: impl Into<Selector>) -> Result<u64, ControlError> {
-        let selector = selector.into();
-        self.control(format!("retry_now {selector:?}"), async move |engine| engine.retry_now(selector).await)
-    }
-
-    /// [`DeliveryEngine::set_backoff`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn set_backoff(&mut self, selector: impl Into<Selector>, backoff: bool) -> Result<u64, ControlError> {
-        let selector = selector.into();
-        self.control(format!("set_backoff {selector:?} {backoff}"), async move |engine| {
-            engine.set_backoff(selector, backoff).await
-        })
-    }
-
-    /// [`DeliveryEngine::enable_source`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn enable_source(&mut self, queue: &str, source: &str) -> Result<bool, ControlError> {
-        let (of, name) = (queue.to_owned(), source.to_owned());
-        self.control(format!("enable_source {queue} {source}"), async move |engine| {
-            engine.enable_source(&of, &name).await
-        })
-    }
-
-    /// [`DeliveryEngine::decide_fuse`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn decide_fuse(&mut self, queue: &str, decision: FuseDecision) -> Result<u64, ControlError> {
-        let queue = queue.to_owned();
-        self.control(format!("decide_fuse {queue} {decision:?}"), async move |engine| {
-            engine.decide_fuse(&queue, decision).await
-        })
-    }
-
-    fn control<T>(
-        &mut self,
-        what: String,
-        run: impl AsyncFnOnce(DeliveryEngine) -> Result<T, ControlError>,
-    ) -> Result<T, ControlError> {
-        self.tell(what, run).unwrap_or(Err(ControlError::Stopped(crate::engine::Stopped)))
-    }
-
-    /// The oracle hears of it before the engine acts on it.
-    fn tell<T>(&mut self, what: String, run: impl AsyncFnOnce(DeliveryEngine) -> T) -> Option<T> {
-        // Mail that is stored is gone through page by page: until it is done, and no longer.
-        self.see(Seen::Control(what.clone()));
-        let answer = self.with_engine(run);
-        self.see(Seen::Control(format!("{what}: done")));
-        answer
-    }
-
-    /// All that was seen, in order: the first four million.
-    pub fn trace(&self) -> Vec<Observation> {
-        self.book.trace()
-    }
-
-    /// The trace as text, one line for each observation.
-    pub fn trace_text(&self) -> String {
-        self.book.trace_text()
-    }
-
-    /// What was seen of one message.
-    ///
-    /// # Panics
-    /// Once more was seen than the trace holds.
-    pub fn timeline(&self, message: MessageId) -> Vec<Observation> {
-        self.assert_whole();
-        self.book.timeline(message)
-    }
-
-    /// How a recipient of a message ended.
-    ///
-    /// # Panics
-    /// If `recipient` is no address.
-    pub fn outcome(&self, message: MessageId, recipient: &str) -> Outcome {
-        self.final_event(message, recipient).map_or(Outcome::Queued, |event| Outcome::of(&event))
-    }
-
-    /// The final event of a recipient of a message.
-    ///
-    /// # Panics
-    /// If `recipient` is no address.
-    pub fn final_event(&self, message: MessageId, recipient: &str) -> Option<DeliveryEvent> {
-        self.book.final_event(message, &mailbox(recipient))
-    }
-
-    /// How many recipients ended so. [`Outcome::Queued`] is not counted.
-    pub fn count(&self, outcome: Outcome) -> u64 {
-        self.book.outcomes().get(&outcome).copied().unwrap_or(0)
-    }
-
-    /// How often a recipient of a message was offered to a server.
-    ///
-    /// # Panics
-    /// If `recipient` is no address, and once more was seen than the trace holds.
-    pub fn attempts(&self, message: MessageId, recipient: &str) -> u64 {
-        let recipient = mailbox(recipient);
-        let offered = |observation: &Observation| match &observation.seen {
-            Seen::Offered { recipients, .. } => recipients.contains(&recipient),
-            _ => false,
-        };
-        self.timeline(message).iter().filter(|observation| offered(observation)).count() as u64
-    }
-
-    /// The most connections there were at once, open or being opened. A connection counts for the queue that wanted it.
-    pub fn peak_connections(&self, key: Key) -> u64 {
-        self.book.peak(&key)
-    }
-
-    /// What the server at an address saw. Without a port: at all its ports together.
-    ///
-    /// # Panics
-    /// If `address` is none.
-    pub fn server(&self, address: &str) -> ServerReport {
-        let Ok(ip) = address.parse::<IpAddr>() else {
-            return self.book.server(socket(address, &self.policy));
-        };
-        let mut sum = ServerReport::default();
-        self.servers().filter(|(address, _)| address.ip() == ip).for_each(|(_, report)| sum.add(&report));
-        sum
-    }
-
-    /// What all servers saw that were ever connected to.
-    pub fn servers(&self) -> impl Iterator<Item = (SocketAddr, ServerReport)> + use<> {
-        self.book.servers().into_iter()
-    }
-
-    /// The most recipients that the server at an address was offered in any stretch of time of this length.
-    ///
-    /// # Panics
-    /// If `address` is none, and once more was seen than the trace holds.
-    pub fn most_offered_in(&self, address: &str, window: Duration) -> u64 {
-        self.assert_whole();
-        let address = socket(address, &self.policy);
-        report::most_offered_in(&self.book.trace(), address, window)
-    }
-
-    /// An answer by a part of what was seen would be a wrong one.
-    #[allow(clippy::panic, reason = "it fails a test, as assert does")]
-    fn assert_whole(&self) {
-        if self.book.is_cut_off() {
-            panic!("more was seen than the trace holds: World::server and World::count go on counting");
-        }
-    }
-
     fn see(&self, seen: Seen) {
         self.within(|| self.book.see(seen));
     }
@@ -627,98 +373,6 @@ impl World {
             self.crash();
         }
     }
-
-    /// All that the process had in memory goes, wherever it stood.
-    fn end_runtime(&mut self, seen: Seen) {
-        self.within(|| {
-            self.book.see(seen);
-            self.book.close_all();
-            self.book.stand();
-        });
-        self.engine = None;
-        self.store = None;
-        self.clock = None;
-        drop(self.runtime.take());
-    }
-
-    #[allow(clippy::panic, reason = "it fails a test: a store that can not be read again has lost all mail")]
-    fn start_again(&mut self) {
-        if let Err(error) = self.start() {
-            self.is_told = true;
-            let repeat = builder::how_to_repeat(self.seed);
-            panic!("seed {}: the engine does not start again: {error}\n{repeat}", self.seed);
-        }
-    }
-
-    /// Starts, again and again if the process dies over it.
-    fn start(&mut self) -> Result<(), WorldError> {
-        for _ in 0..MOST_STARTS {
-            if self.start_once()? {
-                return Ok(());
-            }
-        }
-        Err(WorldError::Start(format!("it died {MOST_STARTS} times over its start")))
-    }
-
-    /// `false`: the process died.
-    fn start_once(&mut self) -> Result<bool, WorldError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        let runtime = runtime.map_err(|error| WorldError::Runtime(error.to_string()))?;
-        let inner = {
-            let _guard = runtime.enter();
-            (self.open_store)()
-        };
-        let (book, start) = (self.book.clone(), self.book.now());
-        let storage = FaultyStorage { inner: inner.clone(), faults: self.faults.clone(), book: book.clone() };
-        let (dns, network) = (self.dns.clone(), self.network.clone());
-        let (hostname, policy, seed) = (self.hostname.clone(), self.policy.clone(), self.seeds.u64(..));
-        let bounds = self.bounds;
-        let started = runtime.block_on(async move {
-            let clock = Clock::stepped_by_hand(start);
-            book.run(clock.clone());
-            book.set_policy(policy.clone());
-            book.see(Seen::Started);
-            let engine = DeliveryEngine::builder(hostname)
-                .storage(storage)
-                .resolver(CachingResolver::new(dns, clock.clone()))
-                .transport(network)
-                .policy(policy)
-                .event_sink(book.clone())
-                .clock(clock.clone())
-                .seed(seed)
-                .bounds(bounds);
-            tokio::select! {
-                biased;
-                () = book.crashed() => Ok::<_, StartError>(None),
-                engine = engine.start() => Ok(Some((engine?, clock))),
-            }
-        })?;
-        self.runtime = Some(runtime);
-        let Some((engine, clock)) = started else {
-            self.end_runtime(Seen::Crashed);
-            return Ok(false);
-        };
-        self.engine = Some(engine);
-        self.store = Some(inner);
-        self.clock = Some(clock);
-        Ok(true)
-    }
-}
-
-/// A typo must not pass for somebody who got nothing.
-#[allow(clippy::panic, reason = "it fails a test, as assert does")]
-fn mailbox(text: &str) -> Address {
-    Address::parse(text).unwrap_or_else(|error| panic!("a recipient: {error}"))
-}
-
-#[allow(clippy::panic, reason = "it fails a test, as assert does")]
-fn socket(text: &str, policy: &Policy) -> SocketAddr {
-    builder::address(text, policy).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn lines<T: std::fmt::Display>(waits: impl IntoIterator<Item = T>) -> Vec<String> {
-    let text: Vec<String> = waits.into_iter().map(|waits| waits.to_string()).collect();
-    text.iter().flat_map(|text| text.lines()).map(str::to_owned).collect()
 }
 
 impl Drop for World {

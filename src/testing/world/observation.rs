@@ -107,6 +107,11 @@ pub enum Seen {
         /// Which one.
         connection: u64,
     },
+    /// The engine did not start.
+    NotStarted {
+        /// Why.
+        error: String,
+    },
     /// The process died here. What was in memory is gone.
     Crashed,
     /// The engine was shut down.
@@ -201,6 +206,7 @@ impl fmt::Display for Seen {
                 reply.as_ref().map_or(Ok(()), |reply| write!(f, " ({reply})"))
             }
             Self::Closed { connection } => write!(f, "#{connection} closed"),
+            Self::NotStarted { error } => write!(f, "the engine did not start: {error}"),
             Self::Crashed => f.write_str("the process crashed"),
             Self::Stopped { cut: false } => f.write_str("the engine was shut down"),
             Self::Stopped { cut: true } => f.write_str("the engine was shut down, and cut at its deadline"),

@@ -49,15 +49,15 @@ pub enum StoreCall {
     List,
     /// [`Storage::count`].
     Count,
-    /// [`Storage::heads`], which an engine calls as it starts. One that fails: it does not start.
+    /// [`Storage::heads`], which an engine calls as it starts. One that fails: it does not start, and is started again.
     Heads,
     /// [`Storage::state`], likewise.
     State,
     /// [`Storage::renew`].
     Renew,
-    /// [`Storage::outbox`].
+    /// [`Storage::outbox`], which an engine calls as it starts, too.
     Outbox,
-    /// [`Storage::usage`].
+    /// [`Storage::usage`], likewise.
     Usage,
     /// [`Storage::maintain`].
     Maintain,

@@ -37,7 +37,7 @@ impl Invariant for Bounces {
 }
 
 /// The engine's own words for what lay too long, whatever the last reply was.
-fn is_expiry(diagnosis: &Diagnosis) -> bool {
+pub(super) fn is_expiry(diagnosis: &Diagnosis) -> bool {
     let is_own = match &diagnosis.failure {
         Failure::Reply(reply) => reply.enhanced() != Some(diagnosis.status) || !reply.is_permanent(),
         Failure::Engine(_) => true,

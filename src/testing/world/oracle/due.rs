@@ -25,6 +25,8 @@ struct Held {
     epoch: u64,
     /// [`Facts::times_fresh`] of its domain.
     fresh: Option<u64>,
+    /// [`Facts::times_forgotten`]: with its failed steps the wait is forgotten.
+    forgotten: u64,
 }
 
 impl Invariant for Due {
@@ -61,7 +63,10 @@ impl Invariant for Due {
                 let key = (queue.clone(), source.clone());
                 let holds = |held: &&Held| {
                     let is_as_was = (held.controls, held.epoch) == (facts.controls, facts.epoch);
-                    is_as_was && held.fresh == fresh(facts, &key) && !may_be_there(facts, &key)
+                    is_as_was
+                        && held.fresh == fresh(facts, &key)
+                        && held.forgotten == facts.times_forgotten(&key)
+                        && !may_be_there(facts, &key)
                 };
                 match held.filter(holds).filter(|held| held.until > now) {
                     Some(held) => {
@@ -82,8 +87,8 @@ impl Invariant for Due {
                 let durable = facts.durable_steps();
                 let durable = durable.filter(|(key, stored)| !stored.is_missing && is_certain(facts, key));
                 let held = durable.filter_map(|(key, stored)| {
-                    let fresh = fresh(facts, &key);
-                    Some((key, Held { until: stored.until?, controls, epoch, fresh }))
+                    let (fresh, forgotten) = (fresh(facts, &key), facts.times_forgotten(&key));
+                    Some((key, Held { until: stored.until?, controls, epoch, fresh, forgotten }))
                 });
                 self.queues = held.collect();
                 Ok(())
@@ -94,10 +99,13 @@ impl Invariant for Due {
                     let until = deferred.next_attempt;
                     // What DNS did not have it may have before that.
                     let by_dns = deferred.diagnosis.stage == Stage::Dns;
-                    if is_certain(facts, &key) && !(by_dns && has_deadline(facts, &key)) {
+                    let fresh = fresh(facts, &key);
+                    // It is told late, and new mail may have come since.
+                    let is_over = fresh.is_some() && deferred.time < now;
+                    if is_certain(facts, &key) && !is_over && !(by_dns && has_deadline(facts, &key)) {
                         let (controls, epoch) = (facts.controls, facts.epoch);
-                        let fresh = fresh(facts, &key);
-                        self.queues.insert(key, Held { until, controls, epoch, fresh });
+                        let forgotten = facts.times_forgotten(&key);
+                        self.queues.insert(key, Held { until, controls, epoch, fresh, forgotten });
                     } else {
                         self.queues.remove(&key);
                     }
@@ -122,9 +130,9 @@ fn has_deadline(facts: &Facts, (queue, source): &QueueId) -> bool {
         || matches!(settings.bounce_upon_nxdomain, NxDomain::After(_))
 }
 
-/// DNS did not have all of the domain: once it does, the clock begins anew.
+/// DNS did not have all of the domain, by this policy or the one before: once it does, the clock begins anew.
 fn may_be_there(facts: &Facts, key: &QueueId) -> bool {
-    has_deadline(facts, key) && facts.durable_steps().any(|(of, stored)| of == *key && stored.is_missing)
+    facts.durable_steps().any(|(of, stored)| of == *key && stored.is_missing)
 }
 
 /// With `retry-upon-new-mail` what comes ends the wait.

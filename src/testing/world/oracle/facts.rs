@@ -54,9 +54,11 @@ pub(super) struct Facts {
     transactions: u64,
     /// Counts whatever makes rates and counts begin anew: starts, steps of the clock, other policies.
     pub(super) epoch: u64,
+    /// When it began, on the engine's clock.
+    pub(super) epoch_since: Timestamp,
     /// Counts what may make mail due before its time.
     pub(super) controls: u64,
-    last_control: Option<Timestamp>,
+    pub(super) last_control: Option<Timestamp>,
     /// What was decided before may have been by another policy.
     pub(super) policy_since: Timestamp,
     /// When that policy came.
@@ -154,6 +156,7 @@ impl Facts {
             most_open: 0,
             transactions: 0,
             epoch: 0,
+            epoch_since: Timestamp::from_unix_seconds(0),
             controls: 0,
             last_control: None,
             policy_since: Timestamp::from_unix_seconds(0),
@@ -169,7 +172,12 @@ impl Facts {
     pub(super) fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
         self.settings.clear();
+        self.begin_epoch(self.latest);
+    }
+
+    fn begin_epoch(&mut self, now: Timestamp) {
         self.epoch += 1;
+        self.epoch_since = now;
     }
 
     pub(super) fn settings(&self, queue: &Arc<str>, source: &Arc<str>) -> Arc<QueueSettings> {
@@ -279,7 +287,7 @@ impl Facts {
             ahead.max(expected.saturating_since(observation.time)) > SIGNIFICANT_STEP
         });
         if was_stepped {
-            self.epoch += 1;
+            self.begin_epoch(observation.time);
             self.rules_changed = Some(observation.at);
             self.modes.stepped(observation.at);
             // What was due before the clock was set back has been taken up.
@@ -417,11 +425,11 @@ impl Facts {
                 self.life += 1;
                 self.excuses += u32::from(self.trouble);
                 self.trouble = false;
-                self.epoch += 1;
+                self.begin_epoch(observation.time);
                 self.undurable.clear();
                 self.most_open = 0;
             }
-            Seen::ClockStepped { .. } => self.epoch += 1,
+            Seen::ClockStepped { .. } => self.begin_epoch(observation.time),
             Seen::Control(_) => {
                 self.controls += 1;
                 self.last_control = Some(observation.time);
@@ -429,6 +437,7 @@ impl Facts {
             Seen::Crashed | Seen::Stopped { cut: true } => self.excuses += 1,
             Seen::NotConnected { .. }
             | Seen::Stopped { cut: false }
+            | Seen::NotStarted { .. }
             | Seen::PolicyReplaced
             | Seen::Note(_) => {}
         }

@@ -11,6 +11,7 @@ mod due;
 mod duplicates;
 mod facts;
 mod finals;
+mod fuses;
 mod held;
 mod limits;
 mod lost;
@@ -90,6 +91,7 @@ pub(super) struct Broken {
 /// | `duplicates` | what a server took is sent again only after a crash, an answer that was lost, or a shutdown cut at its deadline, and no more than was in flight |
 /// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
 /// | `bounces` | mail bounces only for a reason: a 5xx, a rule, DNS, its age, too many attempts, the host |
+/// | `fuses` | no more bounces by rules and DNS than the queue's `bounce-fuse` lets through |
 /// | `limits` | no limit on connections is exceeded |
 /// | `tls` | mail goes over sessions that were opened for the TLS its queue wishes, and verified for its own host |
 /// | `rates` | no rate is exceeded |
@@ -160,7 +162,8 @@ pub(super) struct Oracle {
 }
 
 /// Invariants by the policy's rules and the host's word.
-const BY_RULES: [&str; 8] = ["bounces", "limits", "tls", "rates", "counts", "held", "due", "schedule"];
+const BY_RULES: [&str; 9] =
+    ["bounces", "limits", "tls", "rates", "counts", "held", "due", "schedule", "routes"];
 
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
@@ -170,6 +173,7 @@ impl Oracle {
             ("duplicates", Box::new(duplicates::Duplicates)),
             ("finals", Box::new(finals::Finals)),
             ("bounces", Box::new(bounces::Bounces)),
+            ("fuses", Box::<fuses::Fuses>::default()),
             ("limits", Box::<limits::Limits>::default()),
             ("tls", Box::new(tls::Tls)),
             ("rates", Box::<rates::Rates>::default()),

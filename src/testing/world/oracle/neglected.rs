@@ -87,8 +87,10 @@ impl Neglected {
         let key = (record.queue.clone(), record.source.clone());
         // Before its rollup was known it lay in its domain's own queue.
         let home = (Arc::from(record.domain.as_str()), record.source.clone());
-        let failed = [&key, &home].map(|key| self.failed.get(key).copied().unwrap_or_default());
-        let failed = failed.into_iter().fold(self.trouble, Duration::max);
+        // Nor is it known of which rollups it was meanwhile.
+        let may_be_of = |queue: &QueueId| *queue == key || *queue == home || queue.0.ends_with(".rollup");
+        let failed = self.failed.iter().filter(|(queue, _)| may_be_of(queue));
+        let failed = failed.map(|(_, &until)| until).fold(self.trouble, Duration::max);
         let was_offered = facts.standing_of(record.id, &record.recipient).first_offered.is_some();
         let is_quiet = (accepted.epoch, accepted.controls) == (facts.epoch, facts.controls);
         let is_usual = facts.modes.is_usual(&key) && facts.modes.is_usual(&home);

@@ -48,6 +48,9 @@ impl Invariant for Schedule {
                     let settings = facts.settings(&record.queue, &record.source);
                     let (before, now) = (standing.attempts, record.attempts);
                     let (message, recipient) = (record.id, &record.recipient);
+                    if facts.is_held_by_fuse(record) {
+                        return Ok(());
+                    }
                     // Also if its domain has moved to another queue meanwhile.
                     let offered_from = standing.offered_from.clone();
                     if let Some(queue) = offered_from.filter(|queue| *queue != record.queue) {
@@ -55,9 +58,6 @@ impl Invariant for Schedule {
                         return Err(
                             format!("{message} to {recipient} was sent from {queue}, not {named}").into()
                         );
-                    }
-                    if facts.is_held_by_fuse(record) {
-                        return Ok(());
                     }
                     let lives = facts.lives_since(&standing);
                     if now <= before || now > before + 1 + lives {
@@ -86,6 +86,7 @@ impl Invariant for Schedule {
                 DeliveryEvent::QueueDeferred(deferred) => {
                     let key = (deferred.queue.clone(), deferred.source.clone());
                     let wait = deferred.next_attempt.saturating_since(deferred.time);
+                    let is_of_before = deferred.time <= facts.policy_since;
                     let settings = facts.settings(&deferred.queue, &deferred.source);
                     let backoff = facts.modes.was_in_backoff(&key, deferred.time, observation.at);
                     let lists = lists(&settings, backoff);
@@ -93,7 +94,7 @@ impl Invariant for Schedule {
                         let most = self.of_rollups.entry((key, deferred.domain.clone())).or_default();
                         *most += 1;
                         let intervals = intervals(&lists, 1..=*most);
-                        if fits(&settings, wait, intervals.chain(intervals_of_rules(facts))) {
+                        if is_of_before || fits(&settings, wait, intervals.chain(intervals_of_rules(facts))) {
                             return Ok(());
                         }
                         let (queue, domain) = (&deferred.queue, &deferred.domain);
@@ -114,7 +115,7 @@ impl Invariant for Schedule {
                     self.steps.insert(key.clone(), known);
                     // A rule about an address tried before may have said so: the record names the last one's.
                     let intervals = intervals(&lists, steps.least..=steps.most);
-                    if fits(&settings, wait, intervals.chain(intervals_of_rules(facts))) {
+                    if is_of_before || fits(&settings, wait, intervals.chain(intervals_of_rules(facts))) {
                         return Ok(());
                     }
                     let (queue, Steps { least, most, .. }) = (&deferred.queue, steps);

@@ -75,7 +75,6 @@ impl Invariant for Starved {
                     let last = self.active.get(&key).copied().unwrap_or_default();
                     (key, last.max(self.all))
                 }
-                None if facts.trouble => continue,
                 // Nothing else happens to what the engine does not know of.
                 None => ((item.lane.domain.as_str().into(), item.lane.source.clone()), self.all),
             };

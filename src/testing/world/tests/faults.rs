@@ -186,3 +186,23 @@ fn outcomes_are_reported() {
 fn a_bounce_has_a_reason() {
     finds(Fault::BouncedTransient, "bounces", || after_a_rule("'mode=backoff'"));
 }
+
+#[test]
+fn a_fuse_holds_what_is_past_it() {
+    for recipients in [1, 4] {
+        finds(Fault::OneBounceMore, "fuses", || {
+            let mut world = ruled("[domain.'*']\nbounce-fuse = '3/1h'", ServerModel::new());
+            world.try_run_for(SECOND)?;
+            for n in 0..8 / recipients {
+                let to: Vec<String> = (0..recipients).map(|r| format!("r{n}{r}@nowhere.example")).collect();
+                world.submit(Message::new("news@sender.example", to, "x").unwrap()).unwrap();
+            }
+            world.try_run_for(10 * MINUTE)?;
+            assert_eq!(world.count(Outcome::Bounced), 3);
+            world.decide_fuse("nowhere.example", FuseDecision::Bounce).unwrap();
+            world.try_run_for(10 * MINUTE)?;
+            assert_eq!(world.count(Outcome::Bounced), 8);
+            Ok(())
+        });
+    }
+}

@@ -12,6 +12,8 @@ mod store;
 use std::time::Duration;
 
 use super::*;
+use crate::control::{CancelAs, FuseDecision, Selector};
+use crate::event::DeliveryEvent;
 use crate::reply::Stage;
 
 const SECOND: Duration = Duration::from_secs(1);
