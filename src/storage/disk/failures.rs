@@ -162,11 +162,37 @@ async fn exhausted(disk: &Disk, originals: &mut BTreeMap<MessageId, NewMessage>)
     put(&store, originals, sized(1, "a.example", 500)).await.unwrap();
     let used = disk.used();
     disk.plan(|plan| plan.capacity = Some(used));
+    finds_no_room(&store).await;
+    store
+}
+
+async fn finds_no_room(store: &DiskStorage) {
     let event = EventId::from_uuid(uuid::Uuid::from_u128(1));
     let large = Change::Report { event, payload: vec![1; MIB as usize].into() };
     assert_eq!(store.commit(vec![large]).await.unwrap_err().kind(), StorageErrorKind::Full);
     assert_eq!(store.room(), Room::Exhausted);
-    store
+}
+
+#[test]
+fn what_writes_nothing_says_nothing_of_room_and_upkeep_finds_it_by_itself() {
+    run(async {
+        let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+        let store = exhausted(&disk, &mut originals).await;
+        let again = store.insert(vec![sized(1, "a.example", 500)]).await.unwrap();
+        assert!(matches!(again[..], [Inserted::Duplicate]), "{again:?}");
+        assert_eq!(store.room(), Room::Exhausted);
+        // It has something to do the first time only.
+        for _ in 0..2 {
+            let used = disk.used();
+            disk.plan(|plan| plan.capacity = Some(used));
+            finds_no_room(&store).await;
+            disk.plan(|plan| plan.capacity = None);
+            store.maintain(at(5)).await.unwrap();
+            assert_eq!(store.room(), Room::Ample);
+        }
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
 }
 
 #[test]

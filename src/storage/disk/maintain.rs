@@ -6,8 +6,8 @@ use bytes::Bytes;
 use redb::ReadableTableMetadata;
 
 use crate::clock::Timestamp;
-use crate::storage::StorageErrorKind;
 use crate::storage::rows::{MessageRow, Result, Rows};
+use crate::storage::{Room, StorageErrorKind};
 
 use super::codec::Location;
 use super::error::{self, corrupt, db};
@@ -102,6 +102,10 @@ impl Shared {
                 state.unreadable.insert(segment);
             }
         }
+        // Nobody else may have anything to write, and so find out that there is room again.
+        if self.reserve.room() == Room::Exhausted {
+            writer.write_anyway();
+        }
         let (counters, changed, dead) = writer.finish(&transaction)?;
         if !changed {
             transaction.abort().map_err(db)?;
@@ -111,8 +115,8 @@ impl Shared {
         transaction
             .commit()
             .map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
-        state.counters = counters;
-        state.bodies.committed(pairing);
+        state.committed(counters, pairing);
+        self.reserve.wrote();
         state.unreadable.retain(|segment| !dead.contains(segment));
         Ok((dead, more))
     }

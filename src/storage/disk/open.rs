@@ -1,6 +1,6 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -10,8 +10,7 @@ use redb::{Builder, Database, DatabaseError, ReadableTable, WriteTransaction};
 use tokio::sync::Semaphore;
 
 use crate::storage::lease::LeaseTable;
-use crate::storage::rows::{Counters, Met, Result};
-use crate::storage::upkeep::Upkeep;
+use crate::storage::rows::{Counters, Met, Result, RowsMut};
 use crate::storage::{StorageError, StorageErrorKind};
 
 use super::backend::MetadataFile;
@@ -63,7 +62,7 @@ impl Shared {
             let bodies =
                 |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
             let begun = begin(&database, new, bodies, &reader, &damage)?;
-            Ok(begun.map(|(bodies, counters)| (database, metadata, bodies, counters)))
+            Ok(begun.map(|state| (database, metadata, state)))
         };
         let mut opened = guarded(METADATA, attempt);
         if let Err(error) = &opened
@@ -73,7 +72,7 @@ impl Shared {
             opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
         }
         let opened = opened.map_err(|error| reserve.explain(error));
-        let (database, metadata, bodies, counters) = opened??;
+        let (database, metadata, writer) = opened??;
         if is_suspect {
             files.remove(&suspicion).map_err(|error| error::io("removing", &suspicion, error))?;
         }
@@ -82,14 +81,7 @@ impl Shared {
             let removed = files.remove(&path.join(UNFINISHED)).and_then(|()| files.sync_folder(path));
             removed.map_err(|error| error::io("finishing", path, error))?;
         }
-        let leases = LeaseTable::new(counters.openings);
-        let writer = WriterState {
-            bodies,
-            counters,
-            upkeep: Upkeep::default(),
-            unreadable: HashSet::new(),
-            compacted: 0,
-        };
+        let leases = LeaseTable::new(writer.counters.openings);
         Ok(Self {
             path: path.to_owned(),
             database: RwLock::new(database),
@@ -259,7 +251,7 @@ fn begin(
     bodies: impl FnOnce(Pairing) -> SegmentWriter,
     reader: &Bodies,
     damage: &Arc<Damage>,
-) -> Met<(SegmentWriter, Counters)> {
+) -> Met<WriterState> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
     let (found, pairing, recount) = {
@@ -284,14 +276,13 @@ fn begin(
     if new.is_some() {
         put_format(&transaction)?;
     }
-    let mut bodies = bodies(pairing);
-    if let Err(refused) = pairing.verify(reader, bodies.sizes()) {
+    let mut state = WriterState::new(bodies(pairing), found);
+    if let Err(refused) = pairing.verify(reader, state.bodies.sizes()) {
         return Ok(Err(refused));
     }
-    let mut counters = found.clone();
-    counters.openings = counters.openings.saturating_add(1);
-    let mut writer = Writer::new(&transaction, &found, &mut bodies, damage.clone())?;
-    *crate::storage::rows::RowsMut::counters(&mut writer) = counters;
+    let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, damage.clone())?;
+    let openings = &mut RowsMut::counters(&mut writer).openings;
+    *openings = openings.saturating_add(1);
     mend::lanes(&mut writer)?;
     let (known, whole) = mend::body_files(&mut writer, recount)?;
     mend::missing(&writer, &known);
@@ -302,10 +293,10 @@ fn begin(
         unknown.clear();
     }
     let (counters, _, mut dead) = writer.finish(&transaction)?;
-    let pairing = bodies.flush()?;
+    let pairing = state.bodies.flush()?;
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
-    bodies.committed(pairing);
+    state.committed(counters, pairing);
     dead.extend(unknown);
-    bodies.delete(&dead, reader);
-    Ok(Ok((bodies, counters)))
+    state.bodies.delete(&dead, reader);
+    Ok(Ok(state))
 }

@@ -60,6 +60,11 @@ impl<'t, 's> Writer<'t, 's> {
         }
     }
 
+    /// There is something to commit, whatever else is written.
+    pub(super) fn write_anyway(&mut self) {
+        self.changed = true;
+    }
+
     pub(super) fn tables(&self) -> &Tables<Writing<'t>> {
         &self.tables
     }

@@ -17,6 +17,7 @@ use crate::storage::{
 
 use super::backend::MetadataFile;
 use super::error::{self, db};
+use super::pairing::Pairing;
 use super::segment::SegmentWriter;
 use super::table_writer::Writer;
 use super::tables::META;
@@ -37,6 +38,19 @@ pub(super) struct WriterState {
     pub(super) unreadable: HashSet<u64>,
     /// The size of the metadata file after the last compaction.
     pub(super) compacted: u64,
+}
+
+impl WriterState {
+    pub(super) fn new(bodies: SegmentWriter, counters: Counters) -> Self {
+        let (upkeep, unreadable) = (Upkeep::default(), HashSet::new());
+        Self { bodies, counters, upkeep, unreadable, compacted: 0 }
+    }
+
+    /// The metadata says so now.
+    pub(super) fn committed(&mut self, counters: Counters, pairing: Pairing) {
+        self.counters = counters;
+        self.bodies.committed(pairing);
+    }
 }
 
 /// Calls that wait for their round.
@@ -237,8 +251,7 @@ impl Shared {
         match &explained {
             // Only then: a database that was not refused anything would write to the file once more as it is dropped.
             Err(error) if self.reserve.has_refused() => self.reopen(state, error)?,
-            Err(_) => {}
-            Ok(_) => self.reserve.wrote(),
+            _ => {}
         }
         explained
     }
@@ -351,8 +364,8 @@ impl Shared {
             effects.revoke(&mut lock(&self.leases));
             return Err(error::flush("committing metadata", redb::Error::from(error)));
         }
-        state.counters = counters;
-        state.bodies.committed(pairing);
+        state.committed(counters, pairing);
+        self.reserve.wrote();
         fill_leases(&mut done, &granted);
         Ok((done, dead))
     }
