@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::is_full;
 use super::files::OpenFile;
@@ -13,13 +12,13 @@ use super::reserve::Reserve;
 pub(super) struct MetadataFile {
     file: Arc<dyn OpenFile>,
     reserve: Arc<Reserve>,
-    /// A write was refused: whoever has it does nothing more with it, not even as it is dropped. The file is opened anew.
-    ended: AtomicBool,
+    opening: u64,
 }
 
 impl MetadataFile {
     pub(super) fn new(file: Arc<dyn OpenFile>, reserve: Arc<Reserve>) -> Self {
-        Self { file, reserve, ended: AtomicBool::new(false) }
+        let opening = reserve.open();
+        Self { file, reserve, opening }
     }
 
     /// After any I/O error redb must be opened anew, so a full disk does not reach it while there is a reserve to give up.
@@ -28,11 +27,10 @@ impl MetadataFile {
             self.check()?;
             match write() {
                 Err(error) if is_full(&error) => {
-                    if self.reserve.release() {
+                    if self.reserve.release(self.opening) {
                         tracing::error!("the disk is full: the reserve is given up, new mail is refused");
                     } else {
                         tracing::error!("the disk is full and there is no reserve: outcomes wait for room");
-                        self.ended.store(true, Ordering::Release);
                         return Err(error);
                     }
                 }
@@ -42,7 +40,7 @@ impl MetadataFile {
     }
 
     fn check(&self) -> io::Result<()> {
-        let ended = self.ended.load(Ordering::Acquire);
+        let ended = self.reserve.has_ended(self.opening);
         if ended { Err(io::Error::other("a write found no room before")) } else { Ok(()) }
     }
 }

@@ -1,9 +1,14 @@
 //! A disk that fills up, fails or forgets, simulated.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use redb::StorageBackend;
+
+use super::backend::MetadataFile;
 use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized, tries_all};
+use super::files::{FileSystem, Mode};
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
@@ -208,6 +213,29 @@ fn a_failed_flush_is_no_lack_of_room_though_there_was_one_before() {
         drop(store);
         nothing_is_lost(&disk, &originals).await;
     });
+}
+
+#[test]
+fn who_was_refused_a_write_writes_no_more_though_another_took_its_place() {
+    let (disk, path) = (Disk::default(), Path::new(STORE).join(open::METADATA));
+    let file = disk.open(&path, Mode::Write).unwrap();
+    let reserve = Arc::new(Reserve::new(Arc::new(disk.clone()), Path::new(STORE).join("reserve"), 0));
+    let [first, second] = [(); 2].map(|()| {
+        disk.plan(|plan| plan.capacity = None);
+        let backend = MetadataFile::new(file.clone(), reserve.clone());
+        backend.write(0, &[1; 9]).unwrap();
+        disk.plan(|plan| plan.capacity = Some(0));
+        assert_eq!(backend.write(MIB, &[1; 9]).unwrap_err().kind(), ErrorKind::StorageFull);
+        assert!(reserve.has_refused());
+        backend
+    });
+    disk.plan(|plan| plan.capacity = None);
+    let third = MetadataFile::new(file, reserve.clone());
+    third.write(MIB, &[3; 9]).unwrap();
+    assert!(!reserve.has_refused());
+    for refused in [first, second] {
+        assert!(refused.write(0, &[1; 9]).is_err() && refused.sync_data().is_err());
+    }
 }
 
 /// A database that is dropped though it was refused nothing writes once more, under the one that took its place.

@@ -27,16 +27,19 @@ pub(super) struct Reserve {
     may_grow: AtomicBool,
     /// A write found no room and no reserve, and none has gone well since.
     ran_out: AtomicBool,
-    /// redb was told so, and was not opened anew since.
-    refused: AtomicBool,
+    /// How many times a metadata file was opened over it; the last one counts.
+    opened: AtomicU64,
+    /// In which of these openings a write was refused last; zero: in none.
+    refused: AtomicU64,
 }
 
 impl Reserve {
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf, octets: u64) -> Self {
         let length = files.open(&path, Mode::Read).and_then(|file| file.length()).unwrap_or_default();
         let held = AtomicU64::new(length.min(octets));
-        let [may_grow, ran_out, refused] = [true, false, false].map(AtomicBool::new);
-        Self { files, path, octets, held, may_grow, ran_out, refused }
+        let [may_grow, ran_out] = [true, false].map(AtomicBool::new);
+        let [opened, refused] = [0, 0].map(AtomicU64::new);
+        Self { files, path, octets, held, may_grow, ran_out, opened, refused }
     }
 
     fn held(&self) -> u64 {
@@ -54,14 +57,19 @@ impl Reserve {
         }
     }
 
-    /// redb was refused a write for want of room: it does nothing more, and is to be opened anew.
-    pub(super) fn has_refused(&self) -> bool {
-        self.refused.load(Ordering::Acquire)
+    /// A metadata file is opened, in place of the last. Returns the number of this opening.
+    pub(super) fn open(&self) -> u64 {
+        self.opened.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// redb was opened anew.
-    pub(super) fn reopened(&self) {
-        self.refused.store(false, Ordering::Release);
+    /// A write was refused for want of room: whoever opened it does nothing more with it, not even as it is dropped.
+    pub(super) fn has_ended(&self, opening: u64) -> bool {
+        (1..=self.refused.load(Ordering::Acquire)).contains(&opening)
+    }
+
+    /// So it was in the last opening: redb is to be opened anew.
+    pub(super) fn has_refused(&self) -> bool {
+        self.has_ended(self.opened.load(Ordering::Acquire))
     }
 
     /// redb takes any I/O error as the end: where it was for want of room it is not.
@@ -124,14 +132,14 @@ impl Reserve {
         Ok(made)
     }
 
-    /// Gives the space up. `false`: there was none.
-    pub(super) fn release(&self) -> bool {
+    /// Gives the space up. `false`: there was none, and the write is refused.
+    pub(super) fn release(&self, opening: u64) -> bool {
         let released = self.held.swap(0, Ordering::AcqRel) > 0 && self.files.remove(&self.path).is_ok();
         // What this write does not take is a smaller reserve.
         self.may_grow.store(true, Ordering::Release);
         if !released {
             self.ran_out.store(true, Ordering::Release);
-            self.refused.store(true, Ordering::Release);
+            self.refused.fetch_max(opening, Ordering::AcqRel);
         }
         released
     }

@@ -270,7 +270,6 @@ impl Shared {
         }
         drop((meta, transaction));
         *database = opened;
-        self.reserve.reopened();
         Ok(())
     }
 
