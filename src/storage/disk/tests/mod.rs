@@ -126,6 +126,31 @@ async fn the_rest_of_a_dead_file_is_copied_forward() {
     assert_eq!(numbers(&claim(&store, 99).await), [9, 10, 11, 12]);
 }
 
+/// Settles all but so many.
+async fn leave(store: &DiskStorage, left: usize) {
+    let items = claim(store, store.usage().await.unwrap().items as usize - left).await;
+    store.commit(items.iter().map(|item| settle(item, &[0])).collect()).await.unwrap();
+    store.maintain(at(9)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_being_written_is_copied_forward_if_it_is_large_and_little_of_it_is_alive() {
+    let mut rig = Rig::new();
+    rig.options = rig.options.with_segment_size(1 << 30);
+    let store = rig.open().await;
+    store.insert((1..=600).map(large).collect()).await.unwrap();
+    let first = rig.body_files();
+    leave(&store, 200).await;
+    assert_eq!(rig.body_files(), first, "over a quarter is alive");
+    leave(&store, 100).await;
+    let second = rig.body_files();
+    assert!(second.len() == 1 && second != first, "copied and deleted");
+    insert_each(&store, 601..=601).await;
+    leave(&store, 1).await;
+    assert_eq!(rig.body_files(), second, "too small to matter");
+    assert_eq!(body(&store, 601).await.unwrap(), vec![601_u128 as u8; 2048]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_second_opening_is_refused_by_name() {
     let rig = Rig::new();
