@@ -348,22 +348,23 @@ impl Shared {
         self.metadata.length().unwrap_or_default()
     }
 
-    /// Refuses everything once a flush has failed, and as long as its folder has another name.
+    /// Refuses everything once a flush has failed.
+    fn works(&self) -> Result<()> {
+        let Some(reason) = self.poisoned.get() else { return Ok(()) };
+        let message = format!("the store refuses since an earlier failure: {reason}");
+        Err(StorageError::new(StorageErrorKind::Poisoned, message))
+    }
+
+    /// Refuses, too, as long as its folder has another name. Asks the file system.
     fn check(&self) -> Result<()> {
-        match self.poisoned.get() {
-            None if !self.folder_lock.holds(&self.path) => {
-                let message = format!(
-                    "{} is not the folder that was opened: it was renamed or replaced, put it back",
-                    self.path.display()
-                );
-                Err(StorageError::new(StorageErrorKind::Temporary, message))
-            }
-            None => Ok(()),
-            Some(reason) => {
-                let message = format!("the store refuses since an earlier failure: {reason}");
-                Err(StorageError::new(StorageErrorKind::Poisoned, message))
-            }
+        self.works()?;
+        if self.folder_lock.holds(&self.path) {
+            return Ok(());
         }
+        let path = self.path.display();
+        let message =
+            format!("{path} is not the folder that was opened: it was renamed or replaced, put it back");
+        Err(StorageError::new(StorageErrorKind::Temporary, message))
     }
 
     fn poison(&self, error: &StorageError) {

@@ -125,7 +125,7 @@ impl super::DiskStorage {
     pub(super) async fn write<T>(&self, work: impl FnOnce(Answer<T>) -> Work) -> Result<T> {
         let shared = &self.shared;
         let admission = shared.admission.clone().acquire_owned().await.map_err(|_| lost())?;
-        shared.check()?;
+        shared.works()?;
         let (answer, answered) = oneshot::channel();
         let call = Call { work: work(answer), _admission: admission };
         let lead = {
@@ -207,6 +207,10 @@ impl Shared {
     fn serve(&self, calls: Vec<Call>) {
         // Nobody panics with it but a leader, and then the store is poisoned.
         let mut state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before anything is written by its name.
+        if let Err(error) = self.check() {
+            return calls.into_iter().for_each(|call| call.work.refuse(error.clone()));
+        }
         let has_room = self.reserve.ensure();
         let mut round = Vec::with_capacity(calls.len());
         // Admissions are given back once all is answered.
@@ -215,7 +219,7 @@ impl Shared {
             admissions.push(_admission);
             match work {
                 Work::Maintain(now, answer) => {
-                    let done = self.check().and_then(|()| self.maintain(&mut state, now));
+                    let done = self.maintain(&mut state, now);
                     let done = self.with_room(&state, done);
                     self.note(&done);
                     drop(answer.send(done));
@@ -284,7 +288,7 @@ impl Shared {
 
     /// Applies all of `round` and makes it durable, or nothing of it.
     fn round(&self, state: &mut WriterState, round: &[Work]) -> Result<Vec<Done>> {
-        self.check()?;
+        self.works()?;
         let pinned = self.pin(round);
         let mut effects = Effects::default();
         let applied = self.apply(state, round, &pinned, &mut effects);

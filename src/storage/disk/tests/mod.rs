@@ -209,18 +209,28 @@ async fn a_folder_that_was_moved_away_is_not_followed_by_its_name() {
     let rig = Rig::new();
     let store = rig.open().await;
     insert_each(&store, 1..=1).await;
+    // It would make its reserve anew.
+    rig.faults.metadata_full.store(2, SeqCst);
+    assert_eq!(store.insert(vec![large(3)]).await.unwrap_err().kind(), StorageErrorKind::Full);
     let (path, elsewhere) = (rig.folder.path(), rig.folder.path().with_extension("elsewhere"));
     fs::rename(path, &elsewhere).unwrap();
+    fs::create_dir(path).unwrap();
+    let refuses = async || {
+        for error in [
+            store.bodies(vec![BodyKey(id(1))]).await.unwrap_err(),
+            store.insert(vec![large(3)]).await.unwrap_err(),
+            store.commit(Vec::new()).await.unwrap_err(),
+            store.maintain(at(5)).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+            assert!(error.to_string().contains("renamed or replaced"), "{error}");
+        }
+    };
+    refuses().await;
+    assert_eq!(fs::read_dir(path).unwrap().count(), 0, "nothing is written elsewhere");
     let other = rig.open().await;
     insert_each(&other, 2..=2).await;
-    for error in [
-        store.bodies(vec![BodyKey(id(1))]).await.unwrap_err(),
-        store.insert(vec![large(3)]).await.unwrap_err(),
-        store.maintain(at(5)).await.unwrap_err(),
-    ] {
-        assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
-        assert!(error.to_string().contains("renamed or replaced"), "{error}");
-    }
+    refuses().await;
     body(&other, 2).await.unwrap();
     drop(other);
     fs::remove_dir_all(path).unwrap();
