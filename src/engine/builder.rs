@@ -162,14 +162,15 @@ impl EngineBuilder {
             storage: storage.clone(),
             resolver,
             transport: self.transport,
-            clock,
+            clock: clock.clone(),
             hostname,
             owner,
             random: seeds,
         };
         let (driver, handover) =
             Driver::new(scheduler, parts, self.policy, (submitted, requested), usage.outbox);
-        let reporter = Reporter::new(storage, self.sink, streams.clone(), handover, !outbox.is_empty());
+        let more = !outbox.is_empty();
+        let reporter = Reporter::new(storage, self.sink, streams.clone(), handover, clock, more);
         tokio::spawn(driver.run(reporter, streams.clone()));
         Ok(DeliveryEngine { submissions, requests, streams })
     }

@@ -9,9 +9,9 @@ use futures::FutureExt;
 use tokio::sync::{Notify, mpsc};
 
 use super::driver::Input;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::event::{DeliveryEvent, EventSink};
-use crate::scheduler::Fault;
+use crate::scheduler::{Fault, Told};
 use crate::storage::{Change, OutboxPosition, Storage};
 
 /// Entries read from the outbox at a time.
@@ -39,6 +39,8 @@ pub(super) struct Reporter {
     /// Outcomes the sink has kept and the store does not know of yet.
     kept: u64,
     more: bool,
+    clock: Clock,
+    told: Told<String>,
 }
 
 /// The live streams of one engine.
@@ -105,9 +107,11 @@ impl Reporter {
         sink: Arc<dyn EventSink>,
         streams: Streams,
         handover: Handover,
+        clock: Clock,
         more: bool,
     ) -> Self {
-        Self { storage, sink, streams, handover, position: OutboxPosition::default(), kept: 0, more }
+        let (position, told) = (OutboxPosition::default(), Told::default());
+        Self { storage, sink, streams, handover, position, kept: 0, more, clock, told }
     }
 
     /// Runs until the driver closes the channel of events, then takes what is left in one last round.
@@ -157,7 +161,7 @@ impl Reporter {
         let entries = match self.storage.outbox(self.position, PAGE).await {
             Ok(entries) => entries,
             Err(error) => {
-                tracing::error!(%error, "the outbox can not be read");
+                self.log("the outbox can not be read", &error);
                 self.more = error.is_temporary();
                 return !self.more;
             }
@@ -188,7 +192,7 @@ impl Reporter {
             sink.flush()
         };
         if let Err(error) = flushed {
-            tracing::error!(%error, "the event sink could not keep outcomes, which are reported again");
+            self.log("the event sink could not keep outcomes, which are reported again", &error);
             self.more = true;
             return false;
         }
@@ -207,13 +211,20 @@ impl Reporter {
             return true;
         }
         if let Err(error) = self.storage.commit(vec![Change::Acknowledge(self.position)]).await {
-            tracing::error!(%error, "outcomes could not be acknowledged");
+            self.log("outcomes could not be acknowledged", &error);
             self.more = error.is_temporary();
             return false;
         }
         let count = std::mem::take(&mut self.kept);
         let _ = self.handover.results.send(Input::Acknowledged(count)).await;
         true
+    }
+
+    /// What is tried again each second is told once a minute.
+    fn log(&mut self, what: &str, error: &dyn std::error::Error) {
+        if self.told.is_due(self.clock.now(), format!("{what}: {error}")) {
+            tracing::error!(%error, "{what}");
+        }
     }
 
     async fn tell(&self, event: &DeliveryEvent) {

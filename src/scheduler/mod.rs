@@ -50,6 +50,7 @@ mod session;
 mod state;
 mod sweep;
 mod timers;
+mod told;
 mod verdict;
 mod why;
 mod window;
@@ -80,6 +81,7 @@ use session::Connection;
 pub(crate) use state::{Stored, StoredMode, StoredPace, StoredPaceKind, StoredStep};
 pub(crate) use sweep::PAGE;
 use timers::Timers;
+pub(crate) use told::Told;
 
 use crate::clock::Timestamp;
 use crate::event::DeliveryEvent;

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::command::{Answer, Command, SubmitFailure, Token};
 use super::fault::Fault;
 use super::lane::Head;
+use super::told::Told;
 use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, StorageTrouble};
@@ -22,8 +23,6 @@ use crate::storage::{
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The same trouble is not told again within this.
-const TOLD_AGAIN: Duration = Duration::from_secs(60);
 /// A longer list of changes is not kept for the next ones.
 const MOST_SPARE: usize = 4_096;
 
@@ -46,8 +45,7 @@ pub(super) struct Writes {
     committing: Option<Group>,
     /// What the store refused, the next to be committed first: whole groups, or parts of one in their order.
     refused: VecDeque<Group>,
-    /// The trouble that was told last, and when.
-    told: Option<(Timestamp, String)>,
+    told: Told<String>,
     /// The store refused for the moment: nothing before the timer.
     paused: bool,
     /// The store refuses for good.
@@ -368,11 +366,7 @@ impl Scheduler {
 
     /// The same once a minute, however often it is met.
     fn tell_trouble(&mut self, now: Timestamp, error: String, stopped: bool) {
-        let is_new = self.writes.told.as_ref().is_none_or(|(at, told)| {
-            stopped || *told != error || now < *at || now.saturating_since(*at) >= TOLD_AGAIN
-        });
-        if is_new {
-            self.writes.told = Some((now, error.clone()));
+        if self.writes.told.is_due(now, error.clone()) || stopped {
             let event = self.event_id(now);
             let trouble = StorageTrouble { event, time: now, error, stopped };
             self.report(DeliveryEvent::StorageTrouble(trouble));

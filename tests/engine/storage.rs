@@ -1,9 +1,9 @@
 //! What the engine makes of a store that fails, is damaged or is shared.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use std::{fmt, io};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,6 +30,8 @@ struct Troubled {
     /// Commits of outcomes fail so.
     commits: Arc<Mutex<Option<StorageErrorKind>>>,
     inserts: Arc<Mutex<Option<StorageErrorKind>>>,
+    /// Reading the outbox fails so.
+    outbox: Arc<Mutex<Option<StorageErrorKind>>>,
     /// What is told as damaged.
     damage: Arc<Mutex<Vec<StorageError>>>,
     /// Outcomes of changes that came too late.
@@ -46,6 +48,7 @@ impl Troubled {
             inner,
             commits: Arc::default(),
             inserts: Arc::default(),
+            outbox: Arc::default(),
             damage: Arc::default(),
             stale: Arc::default(),
             maintains_for_ever: Arc::default(),
@@ -128,7 +131,11 @@ impl Storage for Troubled {
 
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> R<Vec<OutboxEntry>> {
         self.pass().await;
-        self.inner.outbox(after, limit).await
+        let failure = *self.outbox.lock().unwrap();
+        match failure {
+            Some(kind) => Err(StorageError::new(kind, "the test says so")),
+            None => self.inner.outbox(after, limit).await,
+        }
     }
 
     async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> R<Vec<ItemSummary>> {
@@ -227,6 +234,40 @@ async fn an_insert_that_fails_is_refused_and_says_whether_it_may_be_there() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(engine.submit(message(&["b@example.net"])).await.is_ok(), !unknown, "{kind:?}");
     }
+}
+
+/// A log in memory.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(text)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outbox_that_can_not_be_read_is_logged_once_a_minute() {
+    let world = World::new();
+    world.server(MX, &SmtpServer::new());
+    let store = Troubled::new(MemoryStorage::new());
+    let engine = world.engine(store.clone(), "").await;
+    let log = Log::default();
+    let written = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || written.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    Troubled::fail(&store.outbox, StorageErrorKind::Temporary);
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(570)).await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("the outbox can not be read").count(), 10, "{text}");
+    Troubled::fail(&store.outbox, None);
+    idle(&engine).await;
+    assert_eq!(delivered(&world.seen).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
