@@ -604,6 +604,7 @@ impl Record {
                 .with("error", &e.error),
             DeliveryEvent::StorageTrouble(e) => Self::new("storage-trouble", e.time)
                 .with("event", &e.event)
+                .with("operation", e.operation.as_str())
                 .with("error", &e.error)
                 .with("stopped", &e.stopped),
             _ => return None,

@@ -197,7 +197,8 @@ pub struct LocalTrouble {
     pub error: String,
 }
 
-/// The store failed, or met an entry that is damaged: that one is left aside, the rest goes on.
+/// The store failed, refused, or met an entry that is damaged: that one is left aside, the rest goes on. The same is told
+/// once a minute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StorageTrouble {
@@ -205,6 +206,8 @@ pub struct StorageTrouble {
     pub event: EventId,
     /// When.
     pub time: Timestamp,
+    /// In what.
+    pub operation: StorageOperation,
     /// What failed.
     pub error: String,
     /// The store refuses for good: nothing is delivered or accepted until it is opened anew.
@@ -283,6 +286,18 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// What a store was doing when it failed.
+    StorageOperation {
+        /// Taking new mail. Whoever submitted it got the error; mail that was accepted before is not concerned.
+        Insert = "insert",
+        /// Writing what became of mail, or what is kept beside it. It is tried again, but for a change that damage stands against.
+        Commit = "commit",
+        /// Reading mail.
+        Read = "read",
+    }
 }
 
 words! {

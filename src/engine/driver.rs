@@ -20,7 +20,7 @@ use super::{ShutdownReport, Stats};
 use crate::clock::{self, Clock, Timestamp};
 use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
-use crate::event::{DeliveryEvent, StorageTrouble};
+use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::{EventId, Message, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::{
@@ -615,7 +615,8 @@ impl Driver {
         let time = self.parts.clock.now();
         for error in damage {
             let event = EventId::generate(time, self.parts.random.u128(..));
-            let trouble = StorageTrouble { event, time, error: error.to_string(), stopped: false };
+            let (operation, error) = (StorageOperation::Read, error.to_string());
+            let trouble = StorageTrouble { event, time, operation, error, stopped: false };
             self.report(DeliveryEvent::StorageTrouble(trouble));
         }
     }

@@ -6,6 +6,7 @@ use super::lane::Head;
 use super::writes::is_about_one_change;
 use super::{ClaimId, DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
+use crate::event::StorageOperation;
 use crate::message::Priority;
 use crate::storage::{ClaimPart, Claimed, ItemId, Room, StorageError};
 
@@ -248,9 +249,9 @@ impl Scheduler {
                 match claim.purpose {
                     Purpose::Deliver(destination) if error.is_temporary() || is_about_one_change(&error) => {
                         self.retry_claim_of.insert(destination);
-                        self.storage_trouble(now, &error);
+                        self.storage_trouble(now, StorageOperation::Read, &error);
                     }
-                    Purpose::Deliver(_) => self.stop_writing(now, &error),
+                    Purpose::Deliver(_) => self.stop_writing(now, StorageOperation::Read, &error),
                     Purpose::Cancel(ref key) => self.cancel_failed(*key, &error),
                     Purpose::Sweep(token) => {
                         self.window.end_crossing();

@@ -19,7 +19,7 @@ use super::window::WindowItem;
 use super::writes::{Effect, Submission, SubmittedItem, is_about_one_change};
 use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::event::{DeliveryEvent, Received};
+use crate::event::{DeliveryEvent, Received, StorageOperation};
 use crate::message::{Address, Domain, Message, Priority};
 use crate::storage::{
     Change, Envelope, Inserted, Item, ItemId, Lane, LaneHead, NewItem, NewMessage, Recipient, Release,
@@ -144,12 +144,14 @@ impl Scheduler {
                     format!("the store gave {} answers for {} messages", answers.len(), submissions.len());
                 let error = StorageError::new(crate::storage::StorageErrorKind::OutcomeUnknown, message);
                 submissions.into_iter().for_each(|submission| self.refuse(now, submission, &error));
-                self.stop_writing(now, &error);
+                self.stop_writing(now, StorageOperation::Insert, &error);
             }
             Err(error) => {
                 submissions.into_iter().for_each(|submission| self.refuse(now, submission, &error));
-                if !error.is_temporary() && !is_about_one_change(&error) {
-                    self.stop_writing(now, &error);
+                if error.is_temporary() {
+                    self.tell_refused(now, &error);
+                } else if !is_about_one_change(&error) {
+                    self.stop_writing(now, StorageOperation::Insert, &error);
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::event::{
     Bounced, Category, Deferred, Delivered, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason,
+    StorageOperation,
 };
 use crate::policy::{Retry, RetryContext};
 use crate::reply::{EnhancedStatus, Reply, Stage};
@@ -702,11 +703,11 @@ impl Scheduler {
             }
             _ if error.is_temporary() => {
                 self.put_back(now, item_id, Some(now + BODY_RETRY));
-                self.storage_trouble(now, error);
+                self.storage_trouble(now, StorageOperation::Read, error);
             }
             _ => {
                 self.put_back(now, item_id, None);
-                self.stop_writing(now, error);
+                self.stop_writing(now, StorageOperation::Read, error);
             }
         }
         self.mark(key);

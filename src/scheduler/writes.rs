@@ -15,7 +15,7 @@ use super::lane::Head;
 use super::told::Told;
 use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::event::{DeliveryEvent, StorageTrouble};
+use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::MessageId;
 use crate::storage::{
     Change, ChangeOutcome, Envelope, ItemId, NewMessage, Recipient, Room, StorageError, StorageErrorKind,
@@ -46,6 +46,8 @@ pub(super) struct Writes {
     /// What the store refused, the next to be committed first: whole groups, or parts of one in their order.
     refused: VecDeque<Group>,
     told: Told<String>,
+    /// Why new mail was refused. Not in which words: these may name another file each time.
+    told_refused: Told<StorageErrorKind>,
     /// The store refused for the moment: nothing before the timer.
     paused: bool,
     /// The store refuses for good.
@@ -285,7 +287,7 @@ impl Scheduler {
                     }
                     Err(whole) => self.writes.refused.push_front(whole),
                 }
-                self.storage_trouble(now, &error);
+                self.storage_trouble(now, StorageOperation::Commit, &error);
             }
             // The halves by themselves, until that change is found. It is left out, and its item stays aside until the
             // store is opened anew.
@@ -293,7 +295,7 @@ impl Scheduler {
                 Ok(parts) => parts.into_iter().rev().for_each(|part| self.writes.refused.push_front(part)),
                 Err((changes, effects)) => {
                     self.writes.settled(&changes);
-                    self.report_storage_trouble(now, &error, false);
+                    self.tell_trouble(now, StorageOperation::Commit, error.to_string());
                     effects.into_iter().for_each(|effect| self.take_effect(now, effect));
                 }
             },
@@ -301,7 +303,7 @@ impl Scheduler {
                 // Unknown or refused for good: delivery stops, so that nothing is sent a second time for it.
                 self.writes.changes.splice(0..0, Arc::unwrap_or_clone(changes));
                 self.writes.effects.splice(0..0, effects);
-                self.stop_writing(now, &error);
+                self.stop_writing(now, StorageOperation::Commit, &error);
             }
         }
     }
@@ -325,10 +327,15 @@ impl Scheduler {
     }
 
     /// Pauses writing for a moment and says so.
-    pub(super) fn storage_trouble(&mut self, now: Timestamp, error: &StorageError) {
+    pub(super) fn storage_trouble(
+        &mut self,
+        now: Timestamp,
+        operation: StorageOperation,
+        error: &StorageError,
+    ) {
         self.writes.paused = true;
         self.timers.arm(&mut self.storage_timer, Some(now + PAUSE), TimerOwner::Storage);
-        self.report_storage_trouble(now, error, false);
+        self.tell_trouble(now, operation, error.to_string());
     }
 
     pub(super) fn on_storage_timer(&mut self) {
@@ -337,10 +344,10 @@ impl Scheduler {
     }
 
     /// The store can not be trusted any more: no further transaction, no further write.
-    pub(super) fn stop_writing(&mut self, now: Timestamp, error: &StorageError) {
+    pub(super) fn stop_writing(&mut self, now: Timestamp, operation: StorageOperation, error: &StorageError) {
         if !self.writes.stopped {
             self.writes.stopped = true;
-            self.report_storage_trouble(now, error, true);
+            self.report_trouble(now, operation, error.to_string(), true);
         }
         for effect in std::mem::take(&mut self.writes.effects) {
             match effect {
@@ -360,17 +367,25 @@ impl Scheduler {
         self.fail_sweeps(now, error);
     }
 
-    fn report_storage_trouble(&mut self, now: Timestamp, error: &StorageError, stopped: bool) {
-        self.tell_trouble(now, error.to_string(), stopped);
+    /// New mail was refused for the moment: whoever submitted it knows, whoever runs this should.
+    pub(super) fn tell_refused(&mut self, now: Timestamp, error: &StorageError) {
+        if self.writes.told_refused.is_due(now, error.kind()) {
+            self.report_trouble(now, StorageOperation::Insert, error.to_string(), false);
+        }
     }
 
     /// The same once a minute, however often it is met.
-    fn tell_trouble(&mut self, now: Timestamp, error: String, stopped: bool) {
-        if self.writes.told.is_due(now, error.clone()) || stopped {
-            let event = self.event_id(now);
-            let trouble = StorageTrouble { event, time: now, error, stopped };
-            self.report(DeliveryEvent::StorageTrouble(trouble));
+    fn tell_trouble(&mut self, now: Timestamp, operation: StorageOperation, error: String) {
+        if self.writes.told.is_due(now, error.clone()) {
+            self.report_trouble(now, operation, error, false);
         }
+    }
+
+    fn report_trouble(&mut self, now: Timestamp, operation: StorageOperation, error: String, stopped: bool) {
+        tracing::warn!(%operation, error, stopped, "trouble with the store");
+        let event = self.event_id(now);
+        let trouble = StorageTrouble { event, time: now, operation, error, stopped };
+        self.report(DeliveryEvent::StorageTrouble(trouble));
     }
 
     /// The store has more room, or less.
@@ -379,11 +394,11 @@ impl Scheduler {
         match room {
             Room::Scarce if had == Room::Ample => {
                 let scarce = "the store has little room left: what is next waits until all outcomes are stored and reported";
-                self.tell_trouble(now, scarce.to_owned(), false);
+                self.tell_trouble(now, StorageOperation::Commit, scarce.to_owned());
             }
             Room::Exhausted => {
                 let exhausted = "the store has no room left for outcomes: nothing is sent until it has";
-                self.tell_trouble(now, exhausted.to_owned(), false);
+                self.tell_trouble(now, StorageOperation::Commit, exhausted.to_owned());
             }
             Room::Ample | Room::Scarce => {}
         }

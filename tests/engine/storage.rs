@@ -230,6 +230,8 @@ async fn an_insert_that_fails_is_refused_and_says_whether_it_may_be_there() {
         let refused = engine.submit(message(&["b@example.net"])).await.unwrap_err();
         assert_eq!(refused.is_unknown(), unknown, "{refused:?}");
         assert!(refused.to_string().contains("the test says so"), "{refused}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(trouble(&world.seen), [unknown], "whoever runs it is told, too");
         Troubled::fail(&store.inserts, None);
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(engine.submit(message(&["b@example.net"])).await.is_ok(), !unknown, "{kind:?}");

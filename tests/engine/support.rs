@@ -61,7 +61,7 @@ fn summarise(event: &DeliveryEvent) -> String {
         DeliveryEvent::Cancelled(e) => format!("cancelled {}", e.record.recipient),
         DeliveryEvent::QueueDeferred(e) => format!("queue-deferred {} {}", e.domain, e.diagnosis.status),
         DeliveryEvent::LocalTrouble(_) => "local-trouble".to_owned(),
-        DeliveryEvent::StorageTrouble(e) => format!("storage-trouble {}", e.stopped),
+        DeliveryEvent::StorageTrouble(e) => format!("storage-trouble {} {}", e.operation, e.stopped),
         other => format!("{other:?}"),
     }
 }

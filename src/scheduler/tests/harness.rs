@@ -454,7 +454,8 @@ fn line(event: &DeliveryEvent) -> Option<String> {
         DeliveryEvent::QueueMode(e) => (e.time, format!("queue-mode {} {}", e.queue, e.mode)),
         DeliveryEvent::LocalTrouble(e) => (e.time, "local-trouble".to_owned()),
         DeliveryEvent::StorageTrouble(e) => {
-            (e.time, format!("storage-trouble{}", if e.stopped { " stopped" } else { "" }))
+            let stopped = if e.stopped { " stopped" } else { "" };
+            (e.time, format!("storage-trouble {}{stopped}", e.operation))
         }
         _ => return None,
     };

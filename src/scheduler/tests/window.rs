@@ -229,7 +229,7 @@ fn a_claim_that_fails_for_the_moment_is_made_again() {
     rig.by_hand.claim = true;
     rig.pass(10 * MINUTE);
     rig.fail_claim(StorageErrorKind::Temporary);
-    assert_eq!(rig.last_line(), "600 storage-trouble");
+    assert_eq!(rig.last_line(), "600 storage-trouble read");
     rig.pass(Duration::from_secs(1));
     rig.by_hand.claim = false;
     rig.claim();

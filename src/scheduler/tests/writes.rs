@@ -23,6 +23,27 @@ fn submissions_gather_while_an_insert_is_under_way() {
     assert_eq!((rig.submitted.len(), rig.accept_all()), (5, 5));
 }
 
+#[test]
+fn new_mail_refused_for_the_moment_is_told_once_a_minute_beside_what_else_is_wrong() {
+    let mut rig = with_connections(1, 2, Bounds::default());
+    (rig.by_hand.insert, rig.by_hand.commit) = (true, true);
+    rig.accept();
+    for _ in 0..90 {
+        for _ in 0..2 {
+            rig.submit_to(&["b@y.example"]);
+            rig.fail_insert(StorageErrorKind::Full);
+        }
+        rig.fail_commit(StorageErrorKind::Temporary);
+        rig.pass(Duration::from_secs(1));
+    }
+    let told =
+        ["0 insert", "0 commit", "60 insert", "60 commit"].map(|told| told.replace(' ', " storage-trouble "));
+    assert_eq!(rig.timeline(), told);
+    rig.submit_to(&["b@y.example"]);
+    rig.fail_insert(StorageErrorKind::Invalid);
+    assert_eq!(rig.timeline().len(), 4, "that message is not the store's trouble");
+}
+
 /// Connections to one host, each with a transaction, and messages for it.
 fn with_connections(connections: usize, messages: usize, bounds: Bounds) -> Rig {
     let policy =
@@ -70,7 +91,7 @@ fn a_commit_refused_for_the_moment_is_made_again_and_nothing_sent_twice() {
         rig.commit();
         assert_eq!(
             rig.timeline(),
-            ["0 storage-trouble", "1 delivered a@x.example", "1 delivered a@x.example"]
+            ["0 storage-trouble commit", "1 delivered a@x.example", "1 delivered a@x.example"]
                 .map(|line| line.replace("1 del", "0 del"))
         );
         assert!(rig.transacts.is_empty() && rig.connects.is_empty());
@@ -153,7 +174,7 @@ fn an_unknown_outcome_stops_everything() {
     rig.by_hand.commit = true;
     rig.accept();
     rig.fail_commit(StorageErrorKind::OutcomeUnknown);
-    assert_eq!(rig.last_line(), "0 storage-trouble stopped");
+    assert_eq!(rig.last_line(), "0 storage-trouble commit stopped");
     rig.accept();
     rig.accept();
     assert!(rig.transacts.is_empty(), "no new transaction");
@@ -339,8 +360,8 @@ fn a_body_that_can_not_be_read() {
     for (kind, expected) in [
         (StorageErrorKind::NotFound, "0 bounced a@x.example 5.3.0 content-lost"),
         (StorageErrorKind::Corrupt, "0 bounced a@x.example 5.3.0 content-lost"),
-        (StorageErrorKind::Temporary, "0 storage-trouble"),
-        (StorageErrorKind::Poisoned, "0 storage-trouble stopped"),
+        (StorageErrorKind::Temporary, "0 storage-trouble read"),
+        (StorageErrorKind::Poisoned, "0 storage-trouble read stopped"),
     ] {
         let mut rig = Rig::new("");
         rig.submit("a@x.example");
