@@ -43,7 +43,7 @@ const LEASE: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(60);
 /// Lanes of which heads are read at a time.
 pub(super) const HEADS_PAGE: usize = 1_000;
-/// How long the reporter's last round may take.
+/// How long the reporter may take over the last events.
 const LAST_ROUND: Duration = Duration::from_secs(10);
 /// Items of a message listed at a time.
 const LIST_PAGE: usize = 1_000;
@@ -278,10 +278,7 @@ impl Driver {
             self.on_time();
             self.carry_out();
             self.tell_idle_waiters();
-            if self.drained && self.unsent.is_empty() {
-                break;
-            }
-            if self.deadline().is_some_and(|deadline| deadline <= clock::instant()) {
+            if self.drained || self.deadline().is_some_and(|deadline| deadline <= clock::instant()) {
                 break;
             }
         }
@@ -678,22 +675,26 @@ impl Driver {
         }
         let damage = self.parts.storage.take_damage().await;
         self.report_damage(damage);
-        // What is not final and finds no room is not waited for.
-        for event in std::mem::take(&mut self.unsent) {
-            if self.events.try_send(event).is_err() {
-                break;
-            }
-        }
         let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
         let unsettled = self.scheduler.unsettled_items() as u64;
         let report = ShutdownReport { interrupted, queued, unsettled };
         let replies = self.shutdown.take().map(|shutdown| shutdown.replies).unwrap_or_default();
-        let Self { events, results, to_driver, .. } = self;
-        // Closes the reporter's inputs: it takes its last round and ends.
-        drop((events, results, to_driver));
-        // A sink or stream that takes nothing does not hold the shutdown up: its outcomes stay in the outbox.
+        let Self { events, results, to_driver, unsent, .. } = self;
+        drop((results, to_driver));
         let aborter = reporter.abort_handle();
-        if tokio::time::timeout(LAST_ROUND, reporter).await.is_err() {
+        let last_round = async {
+            for event in unsent {
+                if events.send(event).await.is_err() {
+                    break;
+                }
+            }
+            // Closes the reporter's input: it takes its last round and ends.
+            drop(events);
+            let _ = reporter.await;
+        };
+        // A sink or stream that takes nothing holds the shutdown up for no longer: its outcomes stay in the outbox, and what is
+        // not final is not told.
+        if tokio::time::timeout(LAST_ROUND, last_round).await.is_err() {
             aborter.abort();
         }
         streams.close();

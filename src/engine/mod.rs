@@ -436,7 +436,8 @@ impl DeliveryEngine {
     }
 
     /// Takes nothing up any more, lets transactions end until `deadline` from now, and ends. What is queued stays
-    /// queued; outcomes the sink has not taken stay in the outbox. Other calls fail with [`Stopped`] from now on.
+    /// queued. Then the sink and the live streams have ten seconds to take the last events: outcomes the sink has not taken
+    /// stay in the outbox, other events are lost. Other calls fail with [`Stopped`] from now on.
     ///
     /// # Cancel safety
     /// Dropped, the shutdown still takes place.

@@ -14,6 +14,7 @@ use postrider::transport::{
     ConnectError, Session, SessionEnd, Target, Transaction, TransactionReport, Transport,
 };
 use postrider::{DeliveryEngine, Policy};
+use tokio::task::JoinSet;
 
 use crate::support::{MX, Recorder, World, message};
 
@@ -32,16 +33,45 @@ fn builder(world: &World, storage: impl Storage, policy: &str) -> postrider::eng
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_returns_though_nobody_reads_a_stream() {
+    for deadline in [Duration::from_secs(5), HOUR] {
+        let world = World::new();
+        let engine = builder(&world, MemoryStorage::new(), "").start().await.unwrap();
+        let _stream = engine.events(1);
+        let _submissions = submit_each(&engine, 3_000);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let done = tokio::time::timeout(Duration::from_secs(20), engine.shutdown(deadline)).await;
+        assert!(done.is_ok(), "no transaction is under way, and its last ten seconds are over: {deadline:?}");
+    }
+}
+
+fn submit_each(engine: &DeliveryEngine, messages: usize) -> JoinSet<bool> {
+    let mut submissions = JoinSet::new();
+    for _ in 0..messages {
+        let engine = engine.clone();
+        submissions.spawn(async move { engine.submit(message(&["b@example.net"])).await.is_ok() });
+    }
+    submissions
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_waits_for_a_stream_that_is_read() {
     let world = World::new();
     let engine = builder(&world, MemoryStorage::new(), "").start().await.unwrap();
-    let _stream = engine.events(1);
-    for _ in 0..3_000 {
-        let engine = engine.clone();
-        tokio::spawn(async move { engine.submit(message(&["b@example.net"])).await });
-    }
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    let done = tokio::time::timeout(HOUR, engine.shutdown(Duration::from_secs(5))).await;
-    assert!(done.is_ok(), "shutdown(5 s) has not returned after an hour");
+    let mut stream = engine.events(1);
+    let told = tokio::spawn(async move {
+        let mut told = 0;
+        while let Some(event) = stream.next().await {
+            told += usize::from(matches!(event, DeliveryEvent::Received(_)));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        told
+    });
+    let submissions = submit_each(&engine, 6_000);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    engine.shutdown(HOUR).await;
+    let accepted = submissions.join_all().await.into_iter().filter(|accepted| *accepted).count();
+    assert!(accepted > 1_500, "more than wait for it at once: {accepted}");
+    assert_eq!(told.await.unwrap(), accepted);
 }
 
 /// Panics in `quit`.
