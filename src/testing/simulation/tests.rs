@@ -87,7 +87,7 @@ found! {
     finds_what_is_sent_again: SentAgain by ["duplicates", "settled"];
     finds_what_is_unsettled_without_bound: UnboundedUnsettled by ["bounded", "duplicates"];
     finds_refused_mail_that_stays_in_line: RefusedStayInLine by ["unanswered"];
-    finds_what_a_shutdown_forgets: ShutdownForgets by ["duplicates", "settled"];
+    finds_what_a_shutdown_forgets: ShutdownForgets by ["duplicates", "settled", "finals"];
     finds_intervals_of_backoff: BackoffIntervals by ["schedule"];
     finds_a_transient_refusal_that_bounces: BouncedTransient by ["bounces"];
     finds_what_expires_too_early: ExpiredTooEarly by ["bounces"];

@@ -9,7 +9,7 @@ use super::super::observation::{Observation, Seen, record};
 use super::modes::Modes;
 use super::names::Names;
 use crate::clock::Timestamp;
-use crate::event::{DeliveryEvent, RecipientRecord};
+use crate::event::{DeliveryEvent, RecipientRecord, StorageOperation, StorageTrouble};
 use crate::message::{Address, Domain, EventId, MessageId};
 use crate::policy::{Policy, QueueSettings};
 use crate::scheduler::{Bounds, Stored, StoredStep};
@@ -446,7 +446,7 @@ impl Facts {
     fn learn_event(&mut self, event: &DeliveryEvent) {
         let (life, controls, last_control) = (self.life, self.controls, self.last_control);
         match event {
-            DeliveryEvent::StorageTrouble(_) => self.trouble = true,
+            DeliveryEvent::StorageTrouble(trouble) => self.trouble |= is_about_accepted_mail(trouble),
             DeliveryEvent::Received(received) => {
                 let is_again = !self.received.insert(received.id);
                 if is_again && self.has_ended(received.id) {
@@ -476,6 +476,11 @@ impl Facts {
             _ => {}
         }
     }
+}
+
+/// A submission that was refused excuses nothing.
+pub(super) fn is_about_accepted_mail(trouble: &StorageTrouble) -> bool {
+    trouble.stopped || trouble.operation != StorageOperation::Insert
 }
 
 fn changes_rules(seen: &Seen) -> bool {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::observation::{Observation, Seen};
-use super::facts::QueueId;
+use super::facts::{QueueId, is_about_accepted_mail};
 use super::starved::slowest_rate;
 use super::{Facts, Invariant, Judgement};
 use crate::event::{DeliveryEvent, Reason, RecipientRecord};
@@ -62,7 +62,10 @@ impl Invariant for Neglected {
                     self.failed(at + wait, &event.queue, &event.source);
                 }
                 DeliveryEvent::QueueMode(event) => self.failed(at, &event.queue, &event.source),
-                DeliveryEvent::LocalTrouble(_) | DeliveryEvent::StorageTrouble(_) => self.trouble = at,
+                DeliveryEvent::LocalTrouble(_) => self.trouble = at,
+                DeliveryEvent::StorageTrouble(trouble) if is_about_accepted_mail(trouble) => {
+                    self.trouble = at
+                }
                 DeliveryEvent::Bounced(bounced)
                     if bounced.diagnosis.reason == Some(Reason::NeverAttempted) =>
                 {

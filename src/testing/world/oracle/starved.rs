@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::observation::{Observation, Seen, record};
-use super::facts::QueueId;
+use super::facts::{QueueId, is_about_accepted_mail};
 use super::{Facts, Invariant, Judgement, Snapshot, Wrong};
 use crate::event::DeliveryEvent;
 use crate::message::MessageId;
@@ -44,7 +44,7 @@ impl Invariant for Starved {
                 DeliveryEvent::QueueDeferred(event) => self.active(at, &event.queue, &event.source),
                 DeliveryEvent::QueueMode(event) => self.active(at, &event.queue, &event.source),
                 DeliveryEvent::LocalTrouble(_) => self.all = at,
-                DeliveryEvent::StorageTrouble(trouble) => {
+                DeliveryEvent::StorageTrouble(trouble) if is_about_accepted_mail(trouble) => {
                     self.all = at;
                     self.stopped |= trouble.stopped;
                 }
