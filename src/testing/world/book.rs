@@ -41,6 +41,8 @@ struct Inner {
 struct State {
     time: Time,
     trace: Vec<Observation>,
+    /// Observations since store and engine were looked at.
+    seen_since_look: usize,
     of_message: HashMap<MessageId, Vec<usize>>,
     finals: HashMap<(MessageId, Address), DeliveryEvent>,
     oracle: Oracle,
@@ -88,6 +90,7 @@ impl Book {
         let state = State {
             time: Time::Stands { at: Duration::ZERO, time: start },
             trace: Vec::new(),
+            seen_since_look: 0,
             of_message: HashMap::new(),
             finals: HashMap::new(),
             oracle: Oracle::new(policy, bounds),
@@ -217,7 +220,9 @@ impl Book {
     /// Returns what is broken, which may be so for a moment only.
     pub(super) fn check(&self, snapshot: &Snapshot) -> Result<(), Broken> {
         let (seen, found) = {
-            let oracle = &mut self.lock().oracle;
+            let state = &mut *self.lock();
+            state.seen_since_look = 0;
+            let oracle = &mut state.oracle;
             (oracle.settle_pending(snapshot.at()), oracle.check(snapshot))
         };
         // What was seen stays so, whatever a second look finds.
@@ -225,6 +230,12 @@ impl Book {
             self.broke(broken);
         }
         found
+    }
+
+    /// At least as much was seen since store and engine were looked at as there are messages to go through.
+    pub(super) fn is_worth_a_look(&self) -> bool {
+        let state = self.lock();
+        state.seen_since_look >= state.oracle.messages()
     }
 
     /// The engine says that nothing is queued: whether nothing is left in the store.
@@ -360,6 +371,7 @@ impl State {
     /// Returns whether there is a reason to stop now.
     fn see(&mut self, seen: Seen) -> bool {
         let observation = Observation { at: self.time.elapsed(), time: self.time.now(), seen };
+        self.seen_since_look += 1;
         self.count(&observation.seen);
         let connects = matches!(observation.seen, Seen::Connecting { .. });
         let is_endless = connects && self.is_endless(observation.at, || observation.seen.to_string());

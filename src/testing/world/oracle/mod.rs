@@ -227,6 +227,11 @@ impl Oracle {
         }
     }
 
+    /// How many are known.
+    pub(super) fn messages(&self) -> usize {
+        self.facts.messages.len()
+    }
+
     /// These changes are durable.
     pub(super) fn committed(&mut self, changes: &[Change]) {
         self.facts.committed(changes);
