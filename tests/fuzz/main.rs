@@ -5,6 +5,7 @@
 
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::print_stdout, reason = "tests")]
 
+mod differential;
 mod inputs;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -48,6 +49,11 @@ fn feed(make: fn(&mut fastrand::Rng) -> Vec<u8>, body: fn(&[u8])) {
 #[test]
 fn replies() {
     feed(inputs::replies, fuzz::reply_parser);
+}
+
+#[test]
+fn replies_are_read_as_smtp_proto_reads_them() {
+    feed(differential::well_formed, differential::agree);
 }
 
 #[test]
