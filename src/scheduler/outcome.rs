@@ -698,6 +698,7 @@ impl Scheduler {
         }
         match error.kind() {
             StorageErrorKind::Corrupt | StorageErrorKind::NotFound => {
+                self.tell_trouble(now, StorageOperation::Read, error.to_string());
                 let diagnosis = engine_diagnosis(Stage::Queue, Failed::Content, error.to_string());
                 self.bounce_item(now, item_id, &diagnosis);
             }

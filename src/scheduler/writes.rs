@@ -375,7 +375,7 @@ impl Scheduler {
     }
 
     /// The same once a minute, however often it is met.
-    fn tell_trouble(&mut self, now: Timestamp, operation: StorageOperation, error: String) {
+    pub(super) fn tell_trouble(&mut self, now: Timestamp, operation: StorageOperation, error: String) {
         if self.writes.told.is_due(now, error.clone()) {
             self.report_trouble(now, operation, error, false);
         }

@@ -1,5 +1,6 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -23,7 +24,7 @@ use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, META, PAIRING, RECOUNT};
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec, mend, rebuild};
+use super::{DiskOptions, Shared, codec, mend, rebuild, segment};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 1;
@@ -56,12 +57,13 @@ impl Shared {
         let damage = Arc::new(Damage::new(files.clone(), suspicion.clone()));
         let is_suspect =
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
+        let is_rebuilt = Cell::new(false);
         let attempt = || {
             let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
             let bodies =
                 |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
-            let begun = begin(&database, new, bodies, &reader, &damage)?;
+            let begun = begin(&database, new, bodies, &reader, (&damage, is_rebuilt.get()))?;
             Ok(begun.map(|state| (database, metadata, state)))
         };
         let mut opened = guarded(METADATA, attempt);
@@ -69,6 +71,7 @@ impl Shared {
             && error.kind() == StorageErrorKind::Corrupt
         {
             let rebuilt = rebuild::rebuild(path, options, reserve.clone(), &damage, error);
+            is_rebuilt.set(true);
             opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
         }
         let opened = opened.map_err(|error| reserve.explain(error));
@@ -244,13 +247,14 @@ pub(super) fn pairing(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -
 }
 
 /// Checks the version and that the bodies are those of this metadata, counts the opening, makes good what can be, and
-/// deletes body files in which nothing is alive. The inner error: it is another's store, and nothing of it is changed.
+/// deletes body files in which nothing is alive; where the metadata was written anew they are kept under another name.
+/// The inner error: it is another's store, and nothing of it is changed.
 fn begin(
     database: &Database,
     new: Option<Pairing>,
     bodies: impl FnOnce(Pairing) -> SegmentWriter,
     reader: &Bodies,
-    damage: &Arc<Damage>,
+    (damage, is_rebuilt): (&Arc<Damage>, bool),
 ) -> Met<WriterState> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
@@ -297,6 +301,14 @@ fn begin(
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
     state.committed(counters, pairing);
     dead.extend(unknown);
-    state.bodies.delete(&dead, reader);
+    if is_rebuilt && !dead.is_empty() {
+        state.bodies.set_aside(&dead, reader);
+        let (files, name) = (dead.len(), segment::SET_ASIDE);
+        damage.tell(corrupt(format!(
+            "nothing leads to {files} body files any more: they are kept as *.{name}"
+        )));
+    } else {
+        state.bodies.delete(&dead, reader);
+    }
     Ok(Ok(state))
 }

@@ -68,8 +68,8 @@ pub(super) fn finish(path: &Path, files: &dyn FileSystem) -> Result<()> {
 /// Takes memory in proportion to the items stored, some dozen octets each.
 ///
 /// # Errors
-/// `Corrupt` if nothing of it can be read, it is of another version, or the bodies are not those of it. After an error the
-/// old file is as it was.
+/// `Corrupt` if nothing of it can be read, one of its tables is not to be found, it is of another version, or the bodies are
+/// not those of it. After an error the old file is as it was.
 pub(super) fn rebuild(
     path: &Path,
     options: &DiskOptions,
@@ -188,11 +188,19 @@ impl Source {
             let begin = || {
                 let database = self.open()?;
                 let tables = Tables::open(&database.begin_read().map_err(db)?, self.damage.clone())?;
-                let range = table(&tables).range::<K::SelfType<'_>>(..).map_err(db)?;
-                Ok((database, tables, range))
+                Ok((database, tables))
             };
-            let (_database, _tables, mut range) = match guarded(self.name.display(), begin) {
-                Ok(begun) => begun,
+            // What is not to be found is not empty: nothing of it is given up.
+            let (_database, tables) = guarded(self.name.display(), begin).map_err(|error| {
+                let name = self.name.display();
+                corrupt(format!(
+                    "what {name} holds is not to be found, since its list of tables is damaged: put a copy of the whole folder \
+                     back ({error})"
+                ))
+            })?;
+            let range = || table(&tables).range::<K::SelfType<'_>>(..).map_err(db);
+            let mut range = match guarded(self.name.display(), range) {
+                Ok(range) => range,
                 Err(damage) => {
                     self.damage.tell(damage);
                     return Ok(());

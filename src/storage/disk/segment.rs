@@ -102,6 +102,9 @@ pub(super) fn path_of(folder: &Path, segment: u64) -> PathBuf {
     folder.join(format!("{segment:016x}.bodies"))
 }
 
+/// What body files are called of which nothing is known any more.
+pub(super) const SET_ASIDE: &str = "bodies-damaged";
+
 /// The number in the name of a body file.
 pub(super) fn number_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?.strip_suffix(".bodies")?;
@@ -283,15 +286,29 @@ impl SegmentWriter {
 
     /// Deletes files in which nothing is alive. One that can not be deleted is found at the next opening.
     pub(super) fn delete(&mut self, segments: &[u64], bodies: &Bodies) {
+        self.give_up(segments, bodies, |files, path| files.remove(path));
+    }
+
+    /// Keeps files under another name: what leads to their bodies was lost. They are not read again.
+    pub(super) fn set_aside(&mut self, segments: &[u64], bodies: &Bodies) {
+        self.give_up(segments, bodies, |files, path| files.rename(path, &path.with_extension(SET_ASIDE)));
+    }
+
+    fn give_up(
+        &mut self,
+        segments: &[u64],
+        bodies: &Bodies,
+        give_up: impl Fn(&dyn FileSystem, &Path) -> io::Result<()>,
+    ) {
         for segment in segments {
             let path = path_of(&self.folder, *segment);
             bodies.close(*segment);
-            match self.files.remove(&path) {
+            match give_up(&*self.files, &path) {
                 Ok(()) => {
                     let size = self.sizes.remove(segment).unwrap_or_default();
                     self.total.fetch_sub(size, Ordering::Relaxed);
                 }
-                Err(error) => tracing::warn!(path = %path.display(), %error, "can not delete a body file"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "can not give up a body file"),
             }
         }
         if !segments.is_empty()
