@@ -114,8 +114,8 @@ pub(super) enum Input {
     Acknowledged(u64),
     /// The outbox was found empty, read after so many commits of outcomes.
     OutboxEmpty(u64),
-    /// The store met damage and left it aside.
-    Damage(Vec<StorageError>),
+    /// What the store could not read: damage, which it left aside, or the outbox.
+    Unread(Vec<StorageError>),
     /// The items of a message, of which the host asked what they wait for.
     Why {
         items: Result<Vec<ItemSummary>, StorageError>,
@@ -350,7 +350,7 @@ impl Driver {
                 self.outcomes = 0
             }
             Input::OutboxEmpty(_) => {}
-            Input::Damage(damage) => self.report_damage(damage),
+            Input::Unread(damage) => self.report_unread(damage),
             Input::Why { items, reply } => {
                 let now = self.parts.clock.now();
                 let _ = reply.send(items.map(|items| self.scheduler.why(now, items)));
@@ -454,7 +454,7 @@ impl Driver {
             self.maintaining = Some(tokio::spawn(async move {
                 let damage = storage.take_damage().await;
                 if !damage.is_empty() {
-                    let _ = results.send(Input::Damage(damage)).await;
+                    let _ = results.send(Input::Unread(damage)).await;
                 }
                 if let Err(error) = storage.maintain(now).await {
                     tracing::warn!(%error, "the store could not be maintained");
@@ -608,9 +608,9 @@ impl Driver {
         });
     }
 
-    fn report_damage(&mut self, damage: Vec<StorageError>) {
+    fn report_unread(&mut self, errors: Vec<StorageError>) {
         let time = self.parts.clock.now();
-        for error in damage {
+        for error in errors {
             let event = EventId::generate(time, self.parts.random.u128(..));
             let (operation, error) = (StorageOperation::Read, error.to_string());
             let trouble = StorageTrouble { event, time, operation, error, stopped: false };
@@ -669,12 +669,12 @@ impl Driver {
             let _ = task.await;
         }
         while let Ok(input) = self.results.try_recv() {
-            if let Input::Damage(damage) = input {
-                self.report_damage(damage);
+            if let Input::Unread(damage) = input {
+                self.report_unread(damage);
             }
         }
         let damage = self.parts.storage.take_damage().await;
-        self.report_damage(damage);
+        self.report_unread(damage);
         let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
         let unsettled = self.scheduler.unsettled_items() as u64;
         let report = ShutdownReport { interrupted, queued, unsettled };

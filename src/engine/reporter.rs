@@ -161,8 +161,14 @@ impl Reporter {
         let entries = match self.storage.outbox(self.position, PAGE).await {
             Ok(entries) => entries,
             Err(error) => {
-                self.log("the outbox can not be read", &error);
+                // What is not in the outbox does not wait for it.
+                while let Ok(event) = self.handover.events.try_recv() {
+                    self.tell(&event).await;
+                }
                 self.more = error.is_temporary();
+                if self.log("the outbox can not be read", &error) {
+                    let _ = self.handover.results.send(Input::Unread(vec![error])).await;
+                }
                 return !self.more;
             }
         };
@@ -220,11 +226,13 @@ impl Reporter {
         true
     }
 
-    /// What is tried again each second is told once a minute.
-    fn log(&mut self, what: &str, error: &dyn std::error::Error) {
-        if self.told.is_due(self.clock.now(), format!("{what}: {error}")) {
+    /// What is tried again each second is told once a minute. Returns whether it was now.
+    fn log(&mut self, what: &str, error: &dyn std::error::Error) -> bool {
+        let is_due = self.told.is_due(self.clock.now(), format!("{what}: {error}"));
+        if is_due {
             tracing::error!(%error, "{what}");
         }
+        is_due
     }
 
     async fn tell(&self, event: &DeliveryEvent) {

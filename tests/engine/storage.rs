@@ -267,6 +267,11 @@ async fn an_outbox_that_can_not_be_read_is_logged_once_a_minute() {
     tokio::time::sleep(Duration::from_secs(570)).await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert_eq!(text.matches("the outbox can not be read").count(), 10, "{text}");
+    assert_eq!(
+        trouble(&world.seen),
+        [false; 10],
+        "and the host is told, with what else is not in the outbox"
+    );
     Troubled::fail(&store.outbox, None);
     idle(&engine).await;
     assert_eq!(delivered(&world.seen).len(), 1);
