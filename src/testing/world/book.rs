@@ -48,8 +48,8 @@ struct State {
     oracle: Oracle,
     /// Calls of the store and connections at one moment.
     seen_at_once: (Duration, u32),
-    /// What was accepted, by a hash.
-    contents: HashMap<MessageId, u64>,
+    /// What was submitted under each id, by a hash: an id again is stored once, or anew once it is forgotten.
+    contents: HashMap<MessageId, Vec<u64>>,
     next_connection: u64,
     open: BTreeMap<u64, Opened>,
     peaks: BTreeMap<Key, (u64, u64)>,
@@ -249,7 +249,12 @@ impl Book {
 
     /// Nothing follows any more: what is pending is certain.
     pub(super) fn settle_all(&self) {
-        let judged = self.lock().oracle.settle_pending(Duration::MAX);
+        self.settle_until(Duration::MAX);
+    }
+
+    /// What is pending from before is certain.
+    pub(super) fn settle_until(&self, now: Duration) {
+        let judged = self.lock().oracle.settle_pending(now);
         if let Err(broken) = judged {
             self.broke(broken);
         }
@@ -269,16 +274,22 @@ impl Book {
         }
     }
 
-    /// A message was accepted with this content.
+    /// A message is submitted, or was accepted, with this content.
     pub(super) fn submitted(&self, message: MessageId, content: u64) {
-        self.lock().contents.insert(message, content);
+        let mut state = self.lock();
+        let contents = state.contents.entry(message).or_default();
+        if !contents.contains(&content) {
+            contents.push(content);
+        }
     }
 
     /// A message is being sent with this content.
     pub(super) fn sent(&self, message: MessageId, content: u64) {
-        let is_other = self.lock().contents.get(&message).is_some_and(|submitted| *submitted != content);
+        let is_other =
+            self.lock().contents.get(&message).is_some_and(|submitted| !submitted.contains(&content));
         if is_other {
-            let what = format!("{message} is sent with another content than it was submitted with");
+            let what =
+                format!("{message} is sent with another content or reverse path than it was submitted with");
             self.broke(Broken { invariant: "content", what, message: Some(message), queue: None });
         }
     }
@@ -355,6 +366,11 @@ impl Book {
     }
 
     pub(super) fn peak(&self, key: &Key) -> u64 {
+        let key = match key {
+            Key::Address(address) => &Key::Address(address.to_canonical()),
+            Key::Host(host) => &Key::Host(host.trim_end_matches('.').to_ascii_lowercase()),
+            key => key,
+        };
         self.lock().peaks.get(key).map_or(0, |&(_, peak)| peak)
     }
 

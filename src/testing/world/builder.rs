@@ -200,6 +200,9 @@ impl WorldBuilder {
 
     /// Opens the host's own store: now, and again after each crash and restart, as a new process would. What it opens
     /// before is dropped by then. Default: a [`MemoryStorage`], which keeps its mail and loses its leases at a crash.
+    ///
+    /// It is called within the world's runtime, where `futures::executor::block_on` opens what is opened by an async function.
+    /// A store that works on threads of its own answers in an order that no seed decides: traces differ then.
     pub fn storage<S: Storage>(mut self, mut open: impl FnMut() -> S + Send + 'static) -> Self {
         self.open_store = Some(Box::new(move || Arc::new(open())));
         self
@@ -293,6 +296,9 @@ pub(super) fn check_chance(probability: f64) -> Result<(), WorldError> {
 pub(super) fn address(text: &str, policy: &Policy) -> Result<SocketAddr, WorldError> {
     let alone = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, policy.smtp().port));
     let address = alone.or_else(|_| text.parse()).map_err(|_| WorldError::Address(text.to_owned()))?;
+    if address.port() == 0 {
+        return Err(WorldError::Address(text.to_owned()));
+    }
     // As it is connected to.
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }

@@ -61,7 +61,9 @@ impl DnsFault {
 
     /// About this name only.
     pub fn about(mut self, name: &str) -> Self {
-        self.name = Some(name.trim_end_matches('.').to_ascii_lowercase());
+        let plain = name.trim_end_matches('.').to_ascii_lowercase();
+        // It is asked about in the form for DNS (RFC 5891).
+        self.name = Some(Domain::parse(&plain).map_or(plain, |domain| domain.as_str().to_owned()));
         self
     }
 

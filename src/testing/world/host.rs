@@ -8,7 +8,8 @@ use crate::message::MessageId;
 
 impl World {
     /// Says something to the engine, or asks it: `run` is called with its handle. `None`: the process died meanwhile, or an
-    /// invariant broke, which the next method that lets time pass tells, and else the world's end.
+    /// invariant broke, which the next method that lets time pass tells, and else the world's end. An answer that takes more
+    /// than two days of the world's time breaks `unanswered`.
     ///
     /// What changes the rules or makes mail due before its time is to be said by the world's own methods, such as
     /// [`World::set_policy`] and [`World::retry_now`]: the oracle would take it for a fault. Mail that is submitted

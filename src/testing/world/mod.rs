@@ -62,7 +62,7 @@ const UNANSWERED: Duration = Duration::from_secs(2 * 86_400);
 /// so does the end of a world of which one was not told; any method does if the store can not be opened again after a crash.
 /// Methods that ask for what was seen panic rather than answer by a part of it, or about an address that is none.
 ///
-/// The same seed and the same calls give the same trace, octet by octet. Without a seed of its own a world takes that in
+/// The same seed and the same calls give the same trace, octet by octet, over a store without threads of its own. Without a seed of its own a world takes that in
 /// the environment variable `POSTRIDER_SEED`, else 1.
 ///
 /// A world has a runtime of its own: it is used from plain functions, such as `#[test]`s, not from inside another
@@ -134,7 +134,11 @@ impl World {
     /// [`SubmitError`]. If the process dies meanwhile, [`SubmitError::Stopped`]: it may have been stored.
     pub fn submit(&mut self, message: Message) -> Result<MessageId, SubmitError> {
         let hold_until = message.hold_until;
-        let content = network::content_hash(&message.body);
+        let eight_bit = !message.body.is_ascii();
+        let content = network::content_hash(&message.reverse_path, eight_bit, &message.body);
+        if let Some(id) = message.id {
+            self.book.submitted(id, content);
+        }
         let mut recipients = message.recipients().to_vec();
         recipients.sort();
         recipients.dedup();
@@ -180,7 +184,9 @@ impl World {
     pub fn try_run_for(&mut self, time: Duration) -> Result<(), Violation> {
         let end = self.elapsed().saturating_add(time);
         if end.saturating_sub(self.checked) < CHECK_AFTER || !self.book.is_worth_a_look() {
-            return self.run_to(end, false).map(drop);
+            self.run_to(end, false)?;
+            self.within(|| self.book.settle_until(end));
+            return self.raise_violation();
         }
         // Looking takes a moment: it ends when the time does.
         self.run_to(end.saturating_sub(oracle::MOMENT), false)?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::book::Book;
 use super::model::ServerModel;
 use super::observation::Seen;
 use super::server::{Envelope, Greeting, Server, accepted};
+use crate::message::{Address, ReversePath};
 use crate::reply::{Reply, Stage};
 use crate::testing::conversation::pause;
 use crate::transport::{
@@ -247,7 +249,7 @@ impl Session for ModelSession {
         let (message, queue, host) =
             (transaction.message, transaction.queue.clone(), transaction.host.clone());
         let recipients = transaction.recipients.clone();
-        book.sent(message, content_hash(&transaction.body));
+        book.sent(message, content_hash(&transaction.reverse_path, transaction.eight_bit, &transaction.body));
         book.see(Seen::Offered { connection, message, queue, host, recipients });
         let (report, taken) = self.converse(transaction).await;
         let unsaid = taken && report.dot.is_none();
@@ -282,10 +284,10 @@ impl Session for ModelSession {
     }
 }
 
-pub(super) fn content_hash(content: &[u8]) -> u64 {
+pub(super) fn content_hash(reverse_path: &ReversePath, eight_bit: bool, content: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
-    std::hash::Hasher::write(&mut hasher, content);
-    std::hash::Hasher::finish(&hasher)
+    (reverse_path.as_ref().map(Address::as_str), eight_bit, content).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Waits, but no longer than the limit. Returns whether that was long enough.

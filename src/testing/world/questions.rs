@@ -77,6 +77,7 @@ impl World {
         let Ok(ip) = address.parse::<IpAddr>() else {
             return self.book.server(socket(address, &self.policy));
         };
+        let ip = ip.to_canonical();
         let mut sum = ServerReport::default();
         self.servers().filter(|(address, _)| address.ip() == ip).for_each(|(_, report)| sum.add(&report));
         sum
@@ -87,14 +88,16 @@ impl World {
         self.book.servers().into_iter()
     }
 
-    /// The most recipients that the server at an address was offered in any stretch of time of this length.
+    /// The most recipients that the server at an address was offered in any stretch of time of this length. Without a port:
+    /// at all its ports together.
     ///
     /// # Panics
     /// If `address` is none, and once more was seen than the trace holds.
     pub fn most_offered_in(&self, address: &str, window: Duration) -> u64 {
         self.assert_whole();
-        let address = socket(address, &self.policy);
-        report::most_offered_in(&self.book.trace(), address, window)
+        let (socket, all_ports) = (socket(address, &self.policy), address.parse::<IpAddr>().is_ok());
+        let is_it = |peer: &SocketAddr| *peer == socket || all_ports && peer.ip() == socket.ip();
+        report::most_offered_in(&self.book.trace(), is_it, window)
     }
 
     /// An answer by a part of what was seen would be a wrong one.

@@ -81,14 +81,18 @@ impl ServerReport {
 }
 
 /// The most recipients offered to `address` within any `window`.
-pub(super) fn most_offered_in(trace: &[Observation], address: SocketAddr, window: Duration) -> u64 {
+pub(super) fn most_offered_in(
+    trace: &[Observation],
+    is_it: impl Fn(&SocketAddr) -> bool,
+    window: Duration,
+) -> u64 {
     let mut peers = HashMap::new();
     let mut recent: VecDeque<(Duration, u64)> = VecDeque::new();
     let (mut sum, mut most) = (0, 0);
     for observation in trace {
         match &observation.seen {
             Seen::Connecting { connection, peer, .. } => drop(peers.insert(*connection, *peer)),
-            Seen::Offered { connection, recipients, .. } if peers.get(connection) == Some(&address) => {
+            Seen::Offered { connection, recipients, .. } if peers.get(connection).is_some_and(&is_it) => {
                 recent.push_back((observation.at, recipients.len() as u64));
                 sum += recipients.len() as u64;
                 while let Some(&(at, count)) = recent.front()

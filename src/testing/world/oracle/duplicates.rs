@@ -29,7 +29,9 @@ impl Invariant for Duplicates {
                 DeliveryEvent::Deferred(deferred) => {
                     let record = &deferred.record;
                     let standing = facts.standing_of(record.id, &record.recipient);
-                    if facts.is_taken(&standing) {
+                    // It may be told late, after the delivery that followed.
+                    let is_of_now = standing.taken_at.is_none_or(|taken| taken <= record.time);
+                    if facts.is_taken(&standing) && is_of_now {
                         let (message, recipient) = (record.id, &record.recipient);
                         return Err(format!(
                             "{message} to {recipient} was taken by a server, and is deferred"

@@ -93,6 +93,8 @@ pub(super) struct Standing {
     /// A server took it for the last time after so many [`Facts::excuses`], and said so or not.
     pub(super) taken: Option<(u32, bool)>,
     pub(super) times_taken: u32,
+    /// When it was taken last, on the engine's clock.
+    pub(super) taken_at: Option<Timestamp>,
     /// In this transaction, and the end is not durable.
     undurable_since: Option<u64>,
     /// The queue it was offered from last.
@@ -412,6 +414,7 @@ impl Facts {
                     let standing = self.standing_mut(*message, recipient);
                     standing.taken = Some((excuses, !unsaid));
                     standing.times_taken += 1;
+                    standing.taken_at = Some(observation.time);
                     if !standing.ended {
                         let earlier = standing.undurable_since.replace(transaction);
                         self.is_durable(earlier);
@@ -461,10 +464,13 @@ impl Facts {
                 let not_before = holds.then_some(deferred.next_attempt);
                 (standing.not_before, standing.not_before_as_of) = (not_before, controls);
                 (standing.attempts, standing.attempts_seen_in) = (record.attempts, life);
-                // An answer that was lost is what it waits for.
-                standing.taken = None;
-                let transaction = standing.undurable_since.take();
-                self.is_durable(transaction);
+                // It may be told late, after the delivery that followed.
+                if standing.taken_at.is_none_or(|taken| taken <= record.time) {
+                    // An answer that was lost is what it waits for.
+                    standing.taken = None;
+                    let transaction = standing.undurable_since.take();
+                    self.is_durable(transaction);
+                }
             }
             event if event.is_final() => {
                 if let Some(record) = record(event) {

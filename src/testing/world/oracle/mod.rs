@@ -9,6 +9,7 @@ mod bounded;
 mod counts;
 mod due;
 mod duplicates;
+mod expired;
 mod facts;
 mod finals;
 mod fuses;
@@ -98,6 +99,7 @@ pub(super) struct Broken {
 /// | `counts` | no connection carries more messages, no transaction more recipients, and nobody is tried more often than allowed |
 /// | `held` | nothing is sent from what is paused, deferred or disabled |
 /// | `due` | nothing is tried before it is due |
+/// | `expired` | nothing is tried once it has expired |
 /// | `schedule` | attempts are counted and intervals follow the policy, over restarts too |
 /// | `permits` | what a connection takes of the limits is given back when it ends |
 /// | `starved` | no queue waits without an end for what it could have |
@@ -105,7 +107,7 @@ pub(super) struct Broken {
 /// | `reported` | an outcome in the store is reported before long |
 /// | `routes` | mail is offered only to hosts of its domain, at their addresses |
 /// | `bounded` | what has a bound in memory stays within it |
-/// | `content` | a server is sent what was submitted, octet by octet |
+/// | `content` | a server is sent what was submitted, octet by octet, and from whom |
 /// | `endless` | nothing is done again and again at one moment |
 /// | `unanswered` | what the host asks is answered |
 #[derive(Clone, Debug)]
@@ -180,6 +182,7 @@ impl Oracle {
             ("counts", Box::<counts::Counts>::default()),
             ("held", Box::new(held::Held)),
             ("due", Box::<due::Due>::default()),
+            ("expired", Box::new(expired::Expired)),
             ("schedule", Box::<schedule::Schedule>::default()),
             ("permits", Box::new(permits::Permits)),
             ("starved", Box::<starved::Starved>::default()),

@@ -41,8 +41,8 @@ impl Snapshot {
     ) -> Result<Self, Broken> {
         pause(MOMENT).await;
         let gauges = engine.gauges().await.ok();
-        let items = items(store).await.map_err(unread)?;
-        let outbox = outbox(store).await.map_err(unread)?;
+        let items = items(store).await?;
+        let outbox = outbox(store).await?;
         Ok(Self { at: book.elapsed(), time: book.now(), items, outbox, gauges })
     }
 }
@@ -52,24 +52,35 @@ fn unread(error: StorageError) -> Broken {
     Broken { invariant: "unanswered", what, message: None, queue: None }
 }
 
-async fn items(store: &dyn Storage) -> Result<Vec<ItemSummary>, StorageError> {
-    let mut items = Vec::new();
+fn repeated(what: String) -> Broken {
+    Broken { invariant: "endless", what, message: None, queue: None }
+}
+
+async fn items(store: &dyn Storage) -> Result<Vec<ItemSummary>, Broken> {
+    let mut items: Vec<ItemSummary> = Vec::new();
     loop {
-        let after = items.last().map(|item: &ItemSummary| item.id);
-        let page = store.list(Filter::All, after, PAGE).await?;
-        if page.is_empty() {
-            return Ok(items);
+        let after = items.last().map(|item| item.id);
+        let page = store.list(Filter::All, after, PAGE).await.map_err(unread)?;
+        let Some(first) = page.first() else { return Ok(items) };
+        if Some(first.id) <= after {
+            return Err(repeated(format!("the store lists {:?} after {after:?}", first.id)));
         }
         items.extend(page);
     }
 }
 
-async fn outbox(store: &dyn Storage) -> Result<Vec<(OutboxPosition, DeliveryEvent)>, StorageError> {
+async fn outbox(store: &dyn Storage) -> Result<Vec<(OutboxPosition, DeliveryEvent)>, Broken> {
     let mut events = Vec::new();
     let mut after = OutboxPosition::default();
     loop {
-        let page = store.outbox(after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(events) };
+        let page = store.outbox(after, PAGE).await.map_err(unread)?;
+        let (Some(first), Some(last)) = (page.first(), page.last()) else { return Ok(events) };
+        if first.position <= after {
+            return Err(repeated(format!(
+                "the store has {:?} after {after:?} in its outbox",
+                first.position
+            )));
+        }
         after = last.position;
         events.extend(
             page.iter().filter_map(|entry| Some((entry.position, crate::outbox::event(entry).ok()?))),

@@ -24,6 +24,12 @@ enum Wrong {
     DropsState,
     /// What it holds can not be listed.
     ListsNothing,
+    /// Pages of its list begin with the last of the page before.
+    ListsAgain,
+    /// Messages that the host gave a time to live have none.
+    DropsExpiry,
+    /// Messages are from somebody else.
+    ChangesSender,
 }
 
 #[derive(Debug)]
@@ -47,7 +53,17 @@ impl fmt::Display for Bad {
 #[async_trait]
 impl Storage for Bad {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
-        self.inner.insert(messages).await
+        let change = |mut message: NewMessage| {
+            let envelope = Arc::make_mut(&mut message.envelope);
+            if self.is(Wrong::DropsExpiry) {
+                envelope.expires_at = None;
+            }
+            if self.is(Wrong::ChangesSender) {
+                envelope.reverse_path = None;
+            }
+            message
+        };
+        self.inner.insert(messages.into_iter().map(change).collect()).await
     }
 
     async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>> {
@@ -92,7 +108,8 @@ impl Storage for Bad {
         if self.is(Wrong::ListsNothing) {
             return Err(StorageError::new(StorageErrorKind::Temporary, "not today"));
         }
-        self.inner.list(filter, after, limit).await
+        let again = |after: ItemId| if self.is(Wrong::ListsAgain) { ItemId(after.0 - 1) } else { after };
+        self.inner.list(filter, after.map(again), limit).await
     }
 
     async fn usage(&self) -> Result<Usage> {
@@ -132,6 +149,66 @@ fn what_it_holds_is_not_to_be_known() {
     let violation = world.try_run_for(HOUR).unwrap_err();
     assert_eq!(violation.invariant, "unanswered", "{violation}");
     assert!(violation.to_string().contains("does not tell what it holds"), "{violation}");
+}
+
+#[test]
+fn pages_that_begin_again_have_no_end() {
+    let mut world = world_on(Wrong::ListsAgain, ServerModel::new().with_greylist(HOUR));
+    world.submit(message(BOB)).unwrap();
+    let violation = world.try_run_for(2 * MINUTE).unwrap_err();
+    assert_eq!(violation.invariant, "endless", "{violation}");
+}
+
+#[test]
+fn mail_that_lives_longer_than_it_may() {
+    let mut world = world_on(Wrong::DropsExpiry, ServerModel::new().with_greylist(2 * DAY));
+    world.submit(message(BOB).expires_after(HOUR)).unwrap();
+    world.run_for(HOUR);
+    world.restart();
+    assert_eq!(world.try_run_for(DAY).unwrap_err().invariant, "expired");
+}
+
+#[test]
+fn mail_from_somebody_else() {
+    let mut world = world_on(Wrong::ChangesSender, ServerModel::new().with_greylist(MINUTE));
+    world.submit(message(BOB)).unwrap();
+    world.restart();
+    assert_eq!(world.try_run_for(HOUR).unwrap_err().invariant, "content");
+}
+
+#[test]
+fn an_id_again_with_another_body_is_the_first_one_until_it_is_forgotten() {
+    let id = MessageId::generate(Timestamp::from_unix_seconds(1), 7);
+    let body = |body: &str| Message::new("news@sender.example", [BOB], body.to_owned()).unwrap().with_id(id);
+    let mut world = builder(ServerModel::new().with_greylist(HOUR)).build().unwrap();
+    assert_eq!(world.submit(body("one")).unwrap(), id);
+    world.run_for(MINUTE);
+    assert_eq!(world.submit(body("two")).unwrap(), id);
+    assert!(world.run_until_idle(DAY));
+    world.run_for(3 * DAY);
+    assert_eq!(world.submit(body("three")).unwrap(), id);
+    assert!(world.run_until_idle(DAY));
+    assert_eq!(world.server(SERVER).taken, 2);
+}
+
+#[test]
+fn an_outbox_that_is_slow_or_fails_is_no_fault_of_the_engine() {
+    let kinds = [
+        StoreTrouble::Slow(HOUR),
+        StoreTrouble::Fails(StorageErrorKind::Temporary),
+        StoreTrouble::Fails(StorageErrorKind::Full),
+    ];
+    for trouble in kinds {
+        let mut world = builder(ServerModel::new().with_greylist(HOUR)).build().unwrap();
+        world.add_store_faults([StoreFault::new(StoreCall::Outbox, trouble).at(3).times(u64::MAX)]);
+        for n in 0..5 {
+            world.submit(message(&format!("r{n}@example.net"))).unwrap();
+        }
+        world.run_for(12 * HOUR);
+        world.clear_store_faults();
+        assert!(world.run_until_idle(2 * DAY), "{trouble:?}");
+        assert_eq!(world.count(Outcome::Delivered), 5, "{trouble:?}");
+    }
 }
 
 /// A test that asks the engine itself, and lets no time pass by the world's own methods afterwards.

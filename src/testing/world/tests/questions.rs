@@ -109,6 +109,12 @@ fn the_most_offered_is_of_any_stretch() {
     assert_eq!(world.most_offered_in(SERVER, HOUR), 200);
     assert_eq!(world.most_offered_in("192.0.2.1:25", SECOND), 1);
     assert_eq!(world.most_offered_in("192.0.2.1:26", HOUR), 0);
+    world.set_policy(policy("[smtp]\nport = 2525"));
+    assert_eq!(world.most_offered_in("::ffff:192.0.2.1", HOUR), 200, "at any port");
+    assert_eq!(world.server("::ffff:192.0.2.1").taken, 200);
+    for key in [Key::Address("::ffff:192.0.2.1".parse().unwrap()), Key::Host("MX.example.net.".to_owned())] {
+        assert!(world.peak_connections(key.clone()) > 0, "{key:?}");
+    }
 }
 
 #[test]
