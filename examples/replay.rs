@@ -215,6 +215,7 @@ impl Record {
                     Stage::Dns,
                     Stage::Connect,
                     Stage::Ehlo,
+                    Stage::Auth,
                     Stage::Mail,
                     Stage::Rcpt,
                     Stage::Data,

@@ -92,6 +92,7 @@
 mod choices;
 mod cidr;
 mod count;
+mod credentials;
 mod dns_verdict;
 mod domains;
 mod error;
@@ -119,6 +120,7 @@ use std::sync::Arc;
 pub use choices::{IpFamily, NoMx, NoMxLiveHost, NxDomain, PolicyBase, StartTls};
 pub use cidr::{Cidr, CidrError};
 pub(crate) use count::SlidingCount;
+pub use credentials::{Credentials, Password};
 pub use dns_verdict::DnsVerdict;
 pub use error::{ConfigError, PolicyError, PolicyErrorKind};
 pub use file::Config;

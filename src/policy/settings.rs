@@ -1,8 +1,10 @@
 //! The settings of a queue: one table says each one's name, type, default and key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::choices::{IpFamily, NoMx, NoMxLiveHost, NxDomain, StartTls};
+use super::credentials::{Credentials, Password, check_password, check_username};
 use super::error::PolicyError;
 use super::file::{Item, read};
 use super::hosts::FixedHost;
@@ -51,8 +53,13 @@ macro_rules! settings {
                 }
             )*
 
-            /// Overwrites what is set here.
+            /// Overwrites what is set here. Credentials are for the hosts that they stand beside: other fixed hosts
+            /// are not sent them.
             pub(super) fn apply(&self, to: &mut QueueSettings) {
+                if self.smtp_hosts.is_some() {
+                    (to.auth_username, to.auth_password) = (None, None);
+                    to.use_unencrypted_plain_auth = false;
+                }
                 $(if let Some(value) = &self.$field {
                     to.$field.clone_from(value);
                 })*
@@ -142,6 +149,14 @@ settings! {
     /// TLS from the first octet in place of STARTTLS, for fixed hosts that speak it (RFC 8314): only beside
     /// `smtp-hosts`, never in plain. Certificates are verified if `use-starttls` is "verify". Default: no.
     "use-implicit-tls" use_implicit_tls, with_use_implicit_tls: bool = false, read::boolean, any;
+    /// Whom to authenticate as at fixed hosts (RFC 4954), by PLAIN or, where that is not offered, LOGIN: only
+    /// beside `auth-password` and `smtp-hosts`. Default: nobody.
+    "auth-username" auth_username, with_auth_username: Option<Arc<str>> = None, read::username, check_username;
+    /// The password for `auth-username`. Default: none.
+    "auth-password" auth_password, with_auth_password: Option<Password> = None, read::password, check_password;
+    /// Name and password are sent without TLS too. Default: no, a host that can not have TLS is given up.
+    "use-unencrypted-plain-auth" use_unencrypted_plain_auth, with_use_unencrypted_plain_auth: bool = false,
+        read::boolean, any;
     /// MTA-STS (RFC 8461).
     "use-mta-sts" use_mta_sts, with_use_mta_sts: bool = unbuilt::DEFAULT_MTA_STS, read::boolean, any;
     /// DANE (RFC 7672). Default: no, it needs a validating resolver.
@@ -177,14 +192,42 @@ impl QueueSettings {
         let implicit = self.use_implicit_tls && !self.smtp_hosts.is_empty();
         TlsWish { level: self.use_starttls, implicit }
     }
+
+    /// Whom sessions of the queue are authenticated as.
+    pub fn credentials(&self) -> Option<Credentials> {
+        // Hosts found by DNS are told no password.
+        let is_fixed = !self.smtp_hosts.is_empty();
+        let (username, password) =
+            self.auth_username.clone().zip(self.auth_password.clone()).filter(|_| is_fixed)?;
+        Some(Credentials { username, password, unencrypted: self.use_unencrypted_plain_auth })
+    }
 }
 
 impl DomainSettings {
+    /// Sets [`QueueSettings::auth_username`] and [`QueueSettings::auth_password`], which go together, and only beside
+    /// [`with_smtp_hosts`](Self::with_smtp_hosts).
+    pub fn with_credentials(self, username: impl Into<Arc<str>>, password: impl Into<Password>) -> Self {
+        self.with_auth_username(username.into()).with_auth_password(password.into())
+    }
+
     /// What is wrong with settings that do not go together: the key, and the problem.
     pub(super) fn check_together(&self) -> Result<(), (&'static str, &'static str)> {
         let fixed = self.smtp_hosts.as_ref().is_some_and(|hosts| !hosts.is_empty());
         if self.use_implicit_tls == Some(true) && !fixed {
             return Err(("use-implicit-tls", "only fixed hosts have it: name them beside it in smtp-hosts"));
+        }
+        let has_name = matches!(self.auth_username, Some(Some(_)));
+        match (has_name, matches!(self.auth_password, Some(Some(_)))) {
+            (true, false) => {
+                return Err(("auth-username", r#"has no password: write auth-password = "…" beside it"#));
+            }
+            (false, true) => {
+                return Err(("auth-password", r#"is nobody's: write auth-username = "…" beside it"#));
+            }
+            _ => {}
+        }
+        if has_name && !fixed {
+            return Err(("auth-username", "only fixed hosts have it: name them beside it in smtp-hosts"));
         }
         Ok(())
     }
@@ -286,6 +329,10 @@ mod tests {
         let starttls = if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
         assert_eq!((got.use_starttls, StartTls::default()), (starttls, starttls));
         assert_eq!((got.use_implicit_tls, got.use_mta_sts, got.use_dane), (false, false, false));
+        assert_eq!(
+            (&got.auth_username, &got.auth_password, got.use_unencrypted_plain_auth),
+            (&None, &None, false)
+        );
         assert_eq!(got.backoff_retry_after.intervals(), [minutes(60)]);
         assert_eq!(got.backoff_max_smtp_out, Some(1));
         assert_eq!(got.backoff_max_msg_rate, rate("1/m"));

@@ -23,26 +23,29 @@ pub struct Reply {
     truncated: bool,
 }
 
-/// At which point of the delivery something happened.
+/// At which point of the delivery something happened, in the order of the delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Stage {
     /// Waiting in the queue: expiry, cancellation.
-    Queue,
+    Queue = 0,
     /// Looking up where the mail goes.
-    Dns,
+    Dns = 1,
     /// Connecting, and the greeting.
-    Connect,
-    /// EHLO or HELO, STARTTLS, AUTH.
-    Ehlo,
+    Connect = 2,
+    /// EHLO or HELO, and STARTTLS.
+    Ehlo = 3,
     /// MAIL.
-    Mail,
+    Mail = 5,
     /// RCPT.
-    Rcpt,
+    Rcpt = 6,
     /// DATA, up to the end of the content.
-    Data,
+    Data = 7,
     /// The final dot's reply.
-    Dot,
+    Dot = 8,
+    // Rows in stores have a stage by its place in this list: what is new comes last.
+    /// AUTH, after EHLO and before MAIL.
+    Auth = 4,
 }
 
 impl Stage {
@@ -53,6 +56,7 @@ impl Stage {
             Self::Dns => "dns",
             Self::Connect => "connect",
             Self::Ehlo => "ehlo",
+            Self::Auth => "auth",
             Self::Mail => "mail",
             Self::Rcpt => "rcpt",
             Self::Data => "data",

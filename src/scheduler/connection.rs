@@ -9,7 +9,7 @@ use super::outcome::KEPT_OF_REPLIES;
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
-use super::session::{Candidate, State};
+use super::session::{Candidate, State, Wish};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind};
@@ -25,7 +25,7 @@ impl Scheduler {
         let Some(destination) = self.destinations.get(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let source = self.policy.source(&queue.source);
-        connection.wish = queue.settings.tls_wish();
+        connection.wish = Wish::of(&queue.settings);
         let candidate = &connection.current;
         let target = Target {
             peer: candidate.peer,
@@ -34,7 +34,8 @@ impl Scheduler {
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
             queue: queue.name.clone(),
             source: queue.source.clone(),
-            tls: connection.wish,
+            tls: connection.wish.tls,
+            credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),
         };
         self.commands.push_back(Command::Connect { connection: id, target });
@@ -98,7 +99,7 @@ impl Scheduler {
         let working: Vec<_> = destination.work.working.iter().copied().collect();
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if leads(connection.wish, &connection.current) {
+            if leads(connection.wish.tls, &connection.current) {
                 continue;
             }
             connection.retired = true;
@@ -132,9 +133,9 @@ impl Scheduler {
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let one = u32::from(Fault::OneMessageMore.is_there());
         let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most + one)
-            // A limit was lowered, or other TLS is wished for now.
+            // A limit was lowered, or something else is wished for now.
             || connection.holds.iter().any(|&slot| self.limits.is_over(slot))
-            || connection.wish != queue.settings.tls_wish();
+            || connection.wish != Wish::of(&queue.settings);
         connection.state = State::Idle { since: now };
         if used_up || connection.retired || self.shutting_down {
             self.close(id);
@@ -215,7 +216,8 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let is_local = matches!(cause, EndCause::Local(_));
         let code = match cause {
-            EndCause::Reply(reply) => Some(reply.code()),
+            // That our credentials are refused says nothing of the mail.
+            EndCause::Reply(reply) if stage != Stage::Auth => Some(reply.code()),
             _ => None,
         };
         let failed = connection.current.clone();

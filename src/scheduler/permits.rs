@@ -15,12 +15,11 @@ use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::{ROUTE_GRACE, local_address};
 use super::record::{Failed, engine_diagnosis};
-use super::session::{Attempt, Candidate, Connection, Meeting, State};
+use super::session::{Attempt, Candidate, Connection, Meeting, State, Wish};
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
-use crate::transport::TlsWish;
 
 /// Addresses of one attempt.
 const MOST_CANDIDATES: usize = 32;
@@ -245,7 +244,7 @@ impl Scheduler {
                 has_idled: false,
                 retired: false,
                 listed: false,
-                wish: TlsWish::default(),
+                wish: Wish::default(),
                 tls: None,
                 timer: None,
             },
@@ -355,9 +354,9 @@ impl Scheduler {
         }
         let Some(state) = self.queues.get(queue) else { return false };
         let (source, most) = (state.source.clone(), state.settings.max_msg_per_connection);
-        let wish = state.settings.tls_wish();
+        let wish = Wish::of(&state.settings);
         for candidate in attempt.group() {
-            let meeting = Meeting::new(source.clone(), candidate, wish);
+            let meeting = Meeting::new(source.clone(), candidate, wish.clone());
             let Some(idle) = self.idle_at.get(&meeting) else { continue };
             // The one used last: the others may go.
             let usable = idle.iter().rev().map(|&(_, id)| id).find(|id| {

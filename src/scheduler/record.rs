@@ -78,6 +78,18 @@ pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) ->
             reason: Some(Reason::TlsNotOffered),
             ..engine_diagnosis(stage, failed, cause.to_string())
         },
+        EndCause::AuthNotOffered => Diagnosis {
+            status: EnhancedStatus::new(4, 7, 4),
+            category: Category::PolicyRelated,
+            reason: Some(Reason::AuthNotOffered),
+            ..engine_diagnosis(stage, failed, cause.to_string())
+        },
+        EndCause::AuthNeedsTls => Diagnosis {
+            status: EnhancedStatus::new(4, 7, 11),
+            category: Category::PolicyRelated,
+            reason: Some(Reason::AuthNeedsTls),
+            ..engine_diagnosis(stage, failed, cause.to_string())
+        },
         EndCause::Tls(_) => Diagnosis {
             status: EnhancedStatus::new(4, 7, 5),
             category: Category::PolicyRelated,
@@ -139,6 +151,8 @@ fn category(stage: Stage, status: EnhancedStatus) -> Category {
         (5, 3) => Category::Other,
         (5, _) => Category::ProtocolErrors,
         (7, _) => Category::PolicyRelated,
+        // 535 has a status of its own only since RFC 4954 §6.
+        (0, _) if stage == Stage::Auth => Category::PolicyRelated,
         _ => Category::Other,
     }
 }

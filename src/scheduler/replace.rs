@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use super::destination::RouteState;
 use super::placement::Site;
-use super::session::Connection;
+use super::session::{Connection, Wish};
 use super::{ConnectionId, DestinationKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::policy::Policy;
-use crate::transport::TlsWish;
 
 impl Scheduler {
     /// Every queue is given its new settings now; destinations and their mail are looked at in slices.
@@ -42,7 +41,7 @@ impl Scheduler {
             // Those at work close once they have nothing to do.
             let is_over = |connection: &Connection| {
                 connection.holds.iter().any(|&slot| self.limits.is_over(slot))
-                    || self.wish_of(connection.destination) != Some(connection.wish)
+                    || self.wish_of(connection.destination).as_ref() != Some(&connection.wish)
             };
             if self.connections.get(&id).is_some_and(is_over) {
                 self.close(id);
@@ -50,10 +49,10 @@ impl Scheduler {
         }
     }
 
-    /// The TLS a destination's sessions are to have.
-    fn wish_of(&self, key: DestinationKey) -> Option<TlsWish> {
+    /// What a destination's sessions are to be opened with.
+    fn wish_of(&self, key: DestinationKey) -> Option<Wish> {
         let queue = self.queues.get(self.destinations.get(key)?.queue)?;
-        Some(queue.settings.tls_wish())
+        Some(Wish::of(&queue.settings))
     }
 
     /// What a connection holds by the new policy, though it may be more than that allows.

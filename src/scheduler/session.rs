@@ -10,6 +10,7 @@ use super::fault::Fault;
 use super::holds::Holds;
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
+use crate::policy::{Credentials, QueueSettings};
 use crate::storage::ItemId;
 use crate::transport::TlsWish;
 
@@ -99,8 +100,8 @@ pub(super) struct Connection {
     pub(super) retired: bool,
     /// It is idle and stands where others find it.
     pub(super) listed: bool,
-    /// The TLS it was opened for.
-    pub(super) wish: TlsWish,
+    /// What it was opened with.
+    pub(super) wish: Wish,
     /// The TLS it has.
     pub(super) tls: Option<Arc<str>>,
     pub(super) timer: Option<Timestamp>,
@@ -108,7 +109,20 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn meeting(&self) -> Meeting {
-        Meeting::new(self.source.clone(), &self.current, self.wish)
+        Meeting::new(self.source.clone(), &self.current, self.wish.clone())
+    }
+}
+
+/// What a queue wishes of its sessions. Others use them only if they wish the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Wish {
+    pub(super) tls: TlsWish,
+    pub(super) credentials: Option<Credentials>,
+}
+
+impl Wish {
+    pub(super) fn of(settings: &QueueSettings) -> Self {
+        Self { tls: settings.tls_wish(), credentials: settings.credentials() }
     }
 }
 
@@ -117,17 +131,20 @@ impl Connection {
 pub(super) struct Meeting {
     source: Arc<str>,
     peer: SocketAddr,
-    tls: TlsWish,
+    wish: Wish,
     /// The name the certificate was verified for, if it was.
     host: Option<Arc<str>>,
 }
 
 impl Meeting {
-    pub(super) fn new(source: Arc<str>, to: &Candidate, tls: TlsWish) -> Self {
-        let tls = if Fault::SharedWithoutTls.is_there() { TlsWish::default() } else { tls };
+    pub(super) fn new(source: Arc<str>, to: &Candidate, mut wish: Wish) -> Self {
+        if Fault::SharedWithoutTls.is_there() {
+            wish.tls = TlsWish::default();
+        }
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let peer = if Fault::SentElsewhere.is_there() { nowhere } else { to.peer };
-        Self { source, peer, tls, host: tls.is_verified().then(|| to.host.clone()) }
+        let host = wish.tls.is_verified().then(|| to.host.clone());
+        Self { source, peer, wish, host }
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Command {
     Helo,
     /// STARTTLS. After a 2xx comes the handshake.
     StartTls,
+    /// AUTH, and each response of the client after a 334.
+    Auth,
     /// MAIL.
     Mail,
     /// RCPT.
@@ -42,7 +44,7 @@ pub enum Command {
 #[non_exhaustive]
 pub enum Behaviour {
     /// Says this reply: one line, or several separated by newlines. The normal effect of the command follows the
-    /// code: 2xx (354 for DATA) accepts, the rest refuses. 421 closes.
+    /// code: 2xx (354 for DATA, 334 where a response is asked for) accepts, the rest refuses. 421 closes.
     Reply(String),
     /// Sends these octets as they are. Otherwise the command is refused.
     Raw(Bytes),

@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::base64::decode;
 use super::behaviour::{Behaviour, Command, Exchange};
 use super::pipe::Pipe;
 use super::server::{ReceivedMessage, SmtpServer};
@@ -33,6 +34,7 @@ pub(super) async fn run(
         client,
         ehlo: String::new(),
         tls: None,
+        username: None,
         envelope: None,
         transactions: 0,
         closing: false,
@@ -67,6 +69,8 @@ struct Conversation<'a, S> {
     ehlo: String,
     /// Version and cipher suite.
     tls: Option<String>,
+    /// Whom the client is authenticated as.
+    username: Option<String>,
     envelope: Option<Envelope>,
     transactions: u64,
     /// The connection ends after this command.
@@ -141,6 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
                 self.answer(command, &line, None, reply).await?;
             }
             Command::StartTls => self.start_tls(&line).await?,
+            Command::Auth => self.auth(line).await?,
             Command::Mail => self.mail(&line).await?,
             Command::Rcpt => self.rcpt(&line).await?,
             Command::Data => self.data(&line).await?,
@@ -164,7 +169,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         let state = self.server.state();
         let keywords = if self.tls.is_some() { state.keywords_in_tls.as_ref() } else { None };
         let keywords = keywords.unwrap_or(&state.keywords).iter().map(String::as_str);
-        let keywords = keywords.chain(offered.then_some("STARTTLS"));
+        let has_auth = keywords.clone().any(|keyword| keyword.starts_with("AUTH"));
+        let auth = (state.credentials.is_some() && !has_auth).then_some("AUTH PLAIN LOGIN");
+        let keywords = keywords.chain(offered.then_some("STARTTLS")).chain(auth);
         let mut words = vec![state.name.as_str()];
         words.extend(keywords.filter(|_| command == Command::Ehlo));
         let last = words.len() - 1;
@@ -196,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         let (tls, resumed) = self.stream.accept(config).await.map_err(|_| None)?;
         self.server.state().shook_hands(resumed);
         self.tls = Some(tls);
-        (self.ehlo, self.envelope) = (String::new(), None);
+        (self.ehlo, self.username, self.envelope) = (String::new(), None, None);
         Ok(())
     }
 
@@ -211,8 +218,51 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         None
     }
 
+    async fn auth(&mut self, mut line: String) -> Step<()> {
+        let credentials = self.server.state().credentials.clone();
+        let mut words = line.split(' ').skip(1).map(str::to_owned);
+        let mechanism = words.next().unwrap_or_default().to_ascii_uppercase();
+        let mut responses: Vec<String> = words.collect();
+        let challenges: &[&str] = match &*mechanism {
+            "PLAIN" => &["334 "],
+            // `Username:` and `Password:`.
+            "LOGIN" => &["334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6"],
+            _ => &[],
+        };
+        let refusal = match &credentials {
+            None => Some("502 5.5.1 not offered"),
+            Some(_) if self.username.is_some() => Some("503 5.5.1 authenticated already"),
+            Some(_) if challenges.is_empty() => Some("504 5.5.4 mechanism unknown"),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            self.answer(Command::Auth, &line, None, refusal.into()).await?;
+            return Ok(());
+        }
+        for challenge in challenges.iter().skip(responses.len()) {
+            if !self.answer(Command::Auth, &line, None, (*challenge).into()).await? {
+                return Ok(());
+            }
+            line = self.line().await?;
+            self.server.state().heard(&line);
+            responses.push(line.clone());
+        }
+        let said = credentials_of(&responses);
+        let reply = match &said {
+            _ if said.is_some() && said == credentials => "235 2.7.0 welcome",
+            Some(_) => "535 5.7.8 name or password is wrong",
+            None => "501 5.5.2 not Base64",
+        };
+        if self.answer(Command::Auth, &line, None, reply.into()).await? {
+            self.username = said.map(|(username, _)| username);
+        }
+        Ok(())
+    }
+
     async fn mail(&mut self, line: &str) -> Step<()> {
+        let needs_auth = self.server.state().credentials.is_some() && self.username.is_none();
         let reply = match (path(line, "MAIL FROM:"), &self.envelope) {
+            _ if needs_auth => "530 5.7.0 authentication required",
             (None, _) => "501 5.5.4 MAIL FROM:<path> it is",
             (_, Some(_)) => "503 5.5.1 nested MAIL",
             (Some(_), None) => "250 2.1.0 ok",
@@ -271,6 +321,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
                 address: self.address,
                 ehlo: self.ehlo.clone(),
                 tls: self.tls.clone(),
+                username: self.username.clone(),
             };
             // The reply has not gone out yet: a client that has it finds the message here.
             self.server.state().received(message);
@@ -299,6 +350,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
             recipient,
             transactions: self.transactions,
         };
+        let accepts = match command {
+            Command::Data => '3',
+            Command::Auth if normal.starts_with('3') => '3',
+            _ => '2',
+        };
         let mut behaviour = self.server.state().behaviour(&exchange);
         loop {
             let (wait, then) = match behaviour {
@@ -314,15 +370,15 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
             behaviour = then;
         }
         match behaviour {
-            None => Ok(self.reply(command, &normal)),
+            None => Ok(self.reply(accepts, &normal)),
             Some(Behaviour::Reply(reply)) => {
                 // RFC 5321 §3.8: 421 announces that the server closes.
                 self.closing = reply.starts_with("421");
-                Ok(self.reply(command, &reply))
+                Ok(self.reply(accepts, &reply))
             }
             Some(Behaviour::ReplyAndClose(reply)) => {
                 self.closing = true;
-                Ok(self.reply(command, &reply))
+                Ok(self.reply(accepts, &reply))
             }
             Some(Behaviour::LoseReply) => {
                 self.closing = true;
@@ -338,9 +394,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         }
     }
 
-    fn reply(&mut self, command: Command, reply: &str) -> bool {
+    fn reply(&mut self, accepts: char, reply: &str) -> bool {
         self.say(reply);
-        reply.starts_with(if command == Command::Data { '3' } else { '2' })
+        reply.starts_with(accepts)
     }
 
     fn say(&mut self, reply: &str) {
@@ -434,11 +490,26 @@ fn unstuff(octets: &[u8]) -> Bytes {
     content.into()
 }
 
+/// Name and password, from the responses of PLAIN (RFC 4616) or LOGIN.
+fn credentials_of(responses: &[String]) -> Option<(String, String)> {
+    let text = |response: &String| String::from_utf8(decode(response)?).ok();
+    match responses {
+        [plain] => {
+            let plain = text(plain)?;
+            let (name, password) = plain.strip_prefix('\0')?.split_once('\0')?;
+            Some((name.to_owned(), password.to_owned()))
+        }
+        [name, password] => Some((text(name)?, text(password)?)),
+        _ => None,
+    }
+}
+
 fn verb(line: &str) -> Command {
     match line.split(' ').next().unwrap_or_default().to_ascii_uppercase().as_str() {
         "EHLO" => Command::Ehlo,
         "HELO" => Command::Helo,
         "STARTTLS" => Command::StartTls,
+        "AUTH" => Command::Auth,
         "MAIL" => Command::Mail,
         "RCPT" => Command::Rcpt,
         "DATA" => Command::Data,

@@ -105,6 +105,7 @@
 //! one's own that keeps the rules of [`conformance`] is tried by `Simulation::new(seed).storage(open).run()?`, for as many
 //! seeds as there is time.
 
+mod base64;
 mod behaviour;
 #[cfg(feature = "tls")]
 mod certificate;

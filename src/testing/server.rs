@@ -49,6 +49,8 @@ pub struct ReceivedMessage {
     pub ehlo: String,
     /// TLS version and cipher suite of the connection.
     pub tls: Option<String>,
+    /// Whom the client was authenticated as.
+    pub username: Option<String>,
 }
 
 pub(super) struct State {
@@ -58,6 +60,8 @@ pub(super) struct State {
     pub(super) keywords_in_tls: Option<Vec<String>>,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<ServerTls>,
+    /// Name and password.
+    pub(super) credentials: Option<(String, String)>,
     pub(super) keep: usize,
     hook: Option<Hook>,
     rules: Vec<Rule>,
@@ -109,6 +113,7 @@ impl SmtpServer {
             keywords_in_tls: None,
             #[cfg(feature = "tls")]
             tls: None,
+            credentials: None,
             keep: Self::KEPT,
             hook: None,
             rules: Vec::new(),
@@ -142,6 +147,13 @@ impl SmtpServer {
     #[cfg(feature = "tls")]
     pub fn implicit_tls(self, certificate: &super::TestCertificate) -> Self {
         self.state().tls = Some(ServerTls { config: certificate.config(), implicit: true });
+        self
+    }
+
+    /// Takes mail only from clients authenticated with these (RFC 4954), by PLAIN or LOGIN, with or without TLS. Offers
+    /// both, unless the keywords it is told to offer have AUTH.
+    pub fn auth(self, username: impl Into<String>, password: impl Into<String>) -> Self {
+        self.state().credentials = Some((username.into(), password.into()));
         self
     }
 

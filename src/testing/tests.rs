@@ -21,6 +21,7 @@ fn target(peer: &str) -> Target {
         queue: "y.example".into(),
         source: "default".into(),
         tls: crate::transport::TlsWish::default(),
+        credentials: None,
         timeouts: Arc::default(),
     }
 }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::message::{Address, MessageId, ReversePath};
-use crate::policy::StartTls;
+use crate::policy::{Credentials, StartTls};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
 /// Opens sessions with receivers.
@@ -22,7 +22,7 @@ use crate::reply::{EnhancedStatus, Reply, Stage};
 #[async_trait]
 pub trait Transport: Debug + Display + Send + Sync + 'static {
     /// Connects to one address, waits for the greeting and introduces itself (EHLO, else HELO), with the TLS that
-    /// [`Target::tls`] wishes. At no time is more than one connection open for it.
+    /// [`Target::tls`] wishes, and authenticates as [`Target::credentials`]. At no time is more than one connection open for it.
     ///
     /// # Errors
     /// [`ConnectError`]: no session; everything that was opened is closed.
@@ -74,6 +74,8 @@ pub struct Target {
     pub source: Arc<str>,
     /// The TLS the session is to have.
     pub tls: TlsWish,
+    /// Whom to authenticate as before the first transaction (RFC 4954); `None`: not at all.
+    pub credentials: Option<Credentials>,
     /// How long to wait for what. The same for all of an engine's connections.
     pub timeouts: Arc<Timeouts>,
 }
@@ -110,7 +112,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// The greeting: 5 min.
     pub greeting: Duration,
-    /// EHLO and HELO: 5 min.
+    /// EHLO and HELO, and each step of AUTH: 5 min.
     pub ehlo: Duration,
     /// STARTTLS, and the handshake after it: 1 min each.
     pub starttls: Duration,
@@ -276,6 +278,12 @@ pub enum EndCause {
     /// TLS is required and the server does not offer it.
     #[error("TLS is required and the server does not offer STARTTLS")]
     TlsNotOffered,
+    /// Credentials are set, and the server offers no mechanism to authenticate by.
+    #[error("credentials are set and the server offers AUTH neither by PLAIN nor by LOGIN")]
+    AuthNotOffered,
+    /// Credentials are set, and are not sent in plain.
+    #[error("credentials are set and are not sent without TLS")]
+    AuthNeedsTls,
     /// TLS is required and could not be had.
     #[error("TLS failed: {0}")]
     Tls(String),

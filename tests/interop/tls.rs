@@ -46,6 +46,7 @@ impl Server {
             queue: "example.net".into(),
             source: "default".into(),
             tls: TlsWish { level, implicit: false },
+            credentials: None,
             timeouts: Timeouts::default().into(),
         }
     }

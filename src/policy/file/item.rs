@@ -11,6 +11,9 @@ use crate::policy::error::{PolicyError, PolicyErrorKind, dotted};
 /// The most of a value that a message repeats.
 const SHOWN: usize = 60;
 
+/// The key whose value no message repeats.
+const SECRET: &str = "auth-password";
+
 /// A value of the file, with where it stands.
 #[derive(Clone)]
 pub(in crate::policy) struct Item<'t> {
@@ -46,9 +49,9 @@ impl<'t> Item<'t> {
     }
 
     /// The value as it was written, on one line and shortened. A table written with a header has no text of its
-    /// own.
+    /// own, and what may hold a password is not repeated.
     fn raw(&self) -> Option<String> {
-        if self.value.get_ref().is_table() {
+        if self.path.ends_with(SECRET) || has_table(self.value.get_ref()) {
             return None;
         }
         let raw = self.text.get(self.value.span()).unwrap_or_default();
@@ -178,6 +181,14 @@ impl<'t> Section<'t> {
             at: key.span().start,
             value,
         }
+    }
+}
+
+fn has_table(value: &DeValue<'_>) -> bool {
+    match value {
+        DeValue::Table(_) => true,
+        DeValue::Array(elements) => elements.iter().any(|element| has_table(element.get_ref())),
+        _ => false,
     }
 }
 

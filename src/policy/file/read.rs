@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::item::Item;
@@ -9,7 +10,7 @@ use crate::message::Domain;
 use crate::policy::choices::{IpFamily, NoMx, NoMxLiveHost, NxDomain, PolicyBase, StartTls};
 use crate::policy::rollup::{RollupMatch, RollupName};
 use crate::policy::value::DurationError;
-use crate::policy::{FixedHost, PolicyError, Rate, RateError, RetryAfter, parse_duration};
+use crate::policy::{FixedHost, Password, PolicyError, Rate, RateError, RetryAfter, parse_duration};
 
 type Result<T> = std::result::Result<T, PolicyError>;
 
@@ -164,6 +165,18 @@ pub(in crate::policy) fn smtp_hosts(item: &Item<'_>) -> Result<Vec<Vec<FixedHost
         }
     }
     Ok(if level.is_empty() { Vec::new() } else { vec![level] })
+}
+
+/// Empty: none, PowerMTA's default, and the way for one domain to leave what a wildcard set.
+pub(in crate::policy) fn username(item: &Item<'_>) -> Result<Option<Arc<str>>> {
+    let name = string(item, "user@relay.example")?;
+    Ok((!name.is_empty()).then(|| name.into()))
+}
+
+/// Empty: none.
+pub(in crate::policy) fn password(item: &Item<'_>) -> Result<Option<Password>> {
+    let text = item.as_str().ok_or_else(|| item.wrong("is not a string: write the password in quotes"))?;
+    Ok((!text.is_empty()).then(|| text.into()))
 }
 
 pub(super) fn port(item: &Item<'_>) -> Result<u16> {

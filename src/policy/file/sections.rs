@@ -229,7 +229,7 @@ impl Reader {
                     self.refuse(&value, Some(feature));
                 }
             }
-            rules.add(&item.path, name, settings).map_err(|error| error.at_line(domain.line()))?;
+            rules.add(&item.path, name, settings).map_err(|error| at(&section, error))?;
         }
         Ok(())
     }
@@ -332,7 +332,9 @@ fn conditions(section: &Section<'_>) -> Result<Conditions> {
     if let Some(item) = section.get("stage") {
         let stage = |word: &str| {
             let stage = Conditions::STAGES.into_iter().find(|stage| stage.as_str() == word);
-            stage.ok_or("not a stage of the delivery: the stages are connect, ehlo, mail, rcpt, data, dot")
+            stage.ok_or(
+                "not a stage of the delivery: the stages are connect, ehlo, auth, mail, rcpt, data, dot",
+            )
         };
         conditions.stages = read::strings(&item, stage, "rcpt")?;
     }

@@ -65,8 +65,8 @@ pub struct Conditions {
 
 impl Conditions {
     /// The stages a rule may name.
-    pub(super) const STAGES: [Stage; 6] =
-        [Stage::Connect, Stage::Ehlo, Stage::Mail, Stage::Rcpt, Stage::Data, Stage::Dot];
+    pub(super) const STAGES: [Stage; 7] =
+        [Stage::Connect, Stage::Ehlo, Stage::Auth, Stage::Mail, Stage::Rcpt, Stage::Data, Stage::Dot];
 }
 
 /// Why a reply rule was refused.
@@ -87,9 +87,9 @@ pub enum ReplyRuleError {
     /// A condition is out of range.
     #[error("a rule whose {0} is out of range: counts are 1 or more, times over zero and at most 3650d")]
     Condition(&'static str),
-    /// Replies come only from connect, ehlo, mail, rcpt, data and dot.
+    /// Replies come only from connect, ehlo, auth, mail, rcpt, data and dot.
     #[error(
-        "a rule for the stage {0}, which has no replies: the stages are connect, ehlo, mail, rcpt, data and dot"
+        "a rule for the stage {0}, which has no replies: the stages are connect, ehlo, auth, mail, rcpt, data and dot"
     )]
     Stage(&'static str),
 }

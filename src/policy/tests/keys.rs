@@ -40,6 +40,9 @@ fn every_setting_is_read_and_checked() {
             if cfg!(feature = "tls") { &[("\"off\"", "Off"), ("\"opportunistic\"", "Opportunistic"), ("\"required\"", "Required"), ("\"verify\"", "Verify")] } else { &[("\"off\"", "Off")] },
             &["true", "\"on\"", "\"implicit\""]),
         ("use-implicit-tls", |s| s.use_implicit_tls.to_string(), &[("false", "false")], &["\"no\"", "1"]),
+        ("auth-username", |s| format!("{:?}", s.auth_username), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),
+        ("auth-password", |s| format!("{:?}", s.auth_password), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),
+        ("use-unencrypted-plain-auth", |s| s.use_unencrypted_plain_auth.to_string(), &[("true", "true")], &["\"no\"", "1"]),
         ("use-mta-sts", |s| s.use_mta_sts.to_string(), &[("false", "false")], &["\"no\""]),
         ("use-dane", |s| s.use_dane.to_string(), &[("false", "false")], &["0"]),
         ("backoff-retry-after", |s| format!("{:?}", s.backoff_retry_after.intervals()), &[(r#"["2h"]"#, "[7200s]")], &["[]", "\"0s\""]),
@@ -62,7 +65,9 @@ fn every_setting_is_read_and_checked() {
             let error = Policy::from_toml(&domain(&format!("{key} = {value}"))).unwrap_err();
             assert_eq!(error.kind(), PolicyErrorKind::InvalidValue, "{error}");
             assert_eq!((error.line(), error.key()), (Some(2), &*format!("domain.\"*\".{key}")), "{error}");
-            assert!(value.contains(error.value().unwrap()), "{error}");
+            // What a password is, is not repeated.
+            let shown = error.value().map_or(*key == "auth-password", |shown| value.contains(shown));
+            assert!(shown, "{error}");
             assert!(
                 error.to_string().contains(": ") && error.to_string().contains(" is ")
                     || error.to_string().contains(" has "),

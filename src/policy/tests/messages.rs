@@ -194,7 +194,7 @@ fn messages_name_line_key_value_and_what_is_right() {
         ),
         (
             "[[reply-rule]]\nname = \"r\"\nmatch = 'x'\nactions = \"skip-mx\"\nstage = \"data-end\"",
-            "line 5: reply-rule.r.stage: \"data-end\" is not a stage of the delivery: the stages are connect, ehlo, mail, rcpt, data, dot",
+            "line 5: reply-rule.r.stage: \"data-end\" is not a stage of the delivery: the stages are connect, ehlo, auth, mail, rcpt, data, dot",
         ),
         (
             "[[reply-rule]]\nname = \"r\"\nmatch = 'x'\nactions = \"skip-mx\"\nmin-attempts = 0",

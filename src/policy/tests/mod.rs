@@ -1,5 +1,6 @@
 //! Policies from outside, by file and in Rust.
 
+mod auth;
 mod keys;
 mod messages;
 mod readme;

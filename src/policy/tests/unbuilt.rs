@@ -75,7 +75,7 @@ fn unbuilt_parts_are_read_whole() {
 fn implicit_tls_is_for_fixed_hosts() {
     let text = domain("use-implicit-tls = true");
     let want =
-        "line 1: domain.\"*\".use-implicit-tls: only fixed hosts have it: name them beside it in smtp-hosts";
+        "line 2: domain.\"*\".use-implicit-tls: only fixed hosts have it: name them beside it in smtp-hosts";
     let error = Policy::from_toml(&text).unwrap_err();
     assert_eq!((error.to_string().as_str(), error.kind()), (want, PolicyErrorKind::Contradiction));
     let text = domain("use-implicit-tls = true\nsmtp-hosts = \"relay.example:465\"\nuse-starttls = \"off\"");

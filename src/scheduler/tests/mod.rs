@@ -1,5 +1,6 @@
 //! Rules of the scheduler, by events and commands.
 
+mod auth;
 mod backoff;
 mod bounce_queue;
 mod cancel;

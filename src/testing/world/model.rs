@@ -212,7 +212,7 @@ impl ServerModel {
 
     fn check(&mut self, failure: &Failure) {
         let (Failure::Reply(stage, _) | Failure::Close(stage)) = failure else { return };
-        if matches!(stage, Stage::Queue | Stage::Dns) {
+        if matches!(stage, Stage::Queue | Stage::Dns | Stage::Auth) {
             self.problem.get_or_insert(WorldError::Stage { stage: *stage });
         }
         let Failure::Reply(_, text) = failure else { return };

@@ -164,6 +164,11 @@ impl Network {
                     return Err((fail(stage, cause), session.open));
                 };
                 session.has_tls = has_tls;
+                // The models take any name and password.
+                if target.credentials.as_ref().is_some_and(|credentials| !has_tls && !credentials.unencrypted)
+                {
+                    return Err((fail(Stage::Auth, EndCause::AuthNeedsTls), session.open));
+                }
                 return Ok(session);
             }
             None | Some(Greeting::Refused) => (Stage::Connect, refused()),

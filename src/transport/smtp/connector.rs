@@ -120,6 +120,7 @@ mod tests {
             queue: "y.example".into(),
             source: "default".into(),
             tls: crate::transport::TlsWish::default(),
+            credentials: None,
             timeouts: Arc::default(),
         }
     }

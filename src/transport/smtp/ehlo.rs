@@ -15,8 +15,26 @@ pub(crate) struct Extensions {
     pub(super) enhanced_status_codes: bool,
     /// RFC 3207.
     pub(super) starttls: bool,
+    /// RFC 4954.
+    pub(super) auth: Mechanisms,
     /// RFC 1870.
     pub(super) size: Option<Size>,
+}
+
+/// The mechanisms of AUTH that this client knows and the server offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mechanisms {
+    /// RFC 4616.
+    pub(super) plain: bool,
+    /// Never standardised, and all that some servers have.
+    pub(super) login: bool,
+}
+
+impl Mechanisms {
+    fn add(&mut self, name: &[u8]) {
+        self.plain |= name.eq_ignore_ascii_case(b"PLAIN");
+        self.login |= name.eq_ignore_ascii_case(b"LOGIN");
+    }
 }
 
 /// SIZE was offered.
@@ -40,6 +58,12 @@ impl Extensions {
                 b"SMTPUTF8" => extensions.smtputf8 = true,
                 b"ENHANCEDSTATUSCODES" => extensions.enhanced_status_codes = true,
                 b"STARTTLS" => extensions.starttls = true,
+                b"AUTH" => words.for_each(|name| extensions.auth.add(name)),
+                // As servers wrote it before RFC 2554, the first mechanism behind the sign.
+                [b'A', b'U', b'T', b'H', b'=', first @ ..] => {
+                    extensions.auth.add(first);
+                    words.for_each(|name| extensions.auth.add(name));
+                }
                 b"SIZE" => extensions.size = Some(Size { limit: words.next().and_then(size_limit) }),
                 _ => {}
             }
@@ -69,6 +93,7 @@ mod tests {
             smtputf8: true,
             enhanced_status_codes: true,
             starttls: true,
+            auth: Mechanisms { plain: false, login: true },
             size: Some(Size { limit: Some(35_882_577) }),
         };
         let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n\
@@ -81,6 +106,16 @@ mod tests {
         assert_eq!(offers("250 PIPELINING"), Extensions::default());
         assert_eq!(offers("250-mx\n250-XPIPELINING\n250-\n250 "), Extensions::default());
         assert!(offers("250-mx\n250-PIPELINING \n250 ").pipelining);
+        for (line, plain, login) in [
+            ("AUTH", false, false),
+            ("AUTH GSSAPI XPLAIN", false, false),
+            ("auth cram-md5 Plain", true, false),
+            ("AUTH=PLAIN LOGIN", true, true),
+            ("AUTH= LOGIN", false, true),
+            ("XAUTH PLAIN", false, false),
+        ] {
+            assert_eq!(offers(&format!("250-mx\n250 {line}")).auth, Mechanisms { plain, login }, "{line}");
+        }
         for (line, limit) in [
             ("SIZE", None),
             ("SIZE 0", None),

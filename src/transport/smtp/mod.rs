@@ -4,6 +4,7 @@
 //! apart from it, `data.rs` and `commands.rs` are what goes out, [`ReplyParser`](crate::reply::ReplyParser) what
 //! comes in.
 
+mod auth;
 mod commands;
 mod connector;
 mod data;
@@ -52,6 +53,13 @@ use crate::reply::{Reply, Stage};
 ///
 /// Verified certificates must be valid for [`Target::host`] by the platform's roots, or by those of
 /// `with_root_certificates`. Sessions are resumed where the server gives tickets; those of 1,024 names are kept.
+///
+/// # AUTH
+///
+/// With [`Target::credentials`] a session is authenticated after EHLO (RFC 4954): by PLAIN (RFC 4616), or by LOGIN where
+/// PLAIN is not offered. Without TLS they are sent only if [`Credentials::unencrypted`](crate::policy::Credentials::unencrypted)
+/// says so; else no connection goes on in plain where opportunistic TLS fails. A session that can not be authenticated
+/// is given up with [`EndCause::AuthNotOffered`], [`EndCause::AuthNeedsTls`] or the server's own reply.
 #[derive(Clone, Debug)]
 pub struct SmtpTransport {
     connector: Arc<dyn Connector>,
@@ -119,11 +127,13 @@ impl Transport for SmtpTransport {
                 EndCause::Local(format!("`{name}` can not stand in EHLO: one word of visible ASCII can"));
             return Err(ConnectError { stage: Stage::Ehlo, cause });
         }
-        let is_opportunistic = target.tls.level == StartTls::Opportunistic && !target.tls.implicit;
-        let level = if is_opportunistic && self.plain.has(target) { StartTls::Off } else { target.tls.level };
+        let may_be_plain = target.tls.level == StartTls::Opportunistic
+            && !target.tls.implicit
+            && target.credentials.as_ref().is_none_or(|credentials| credentials.unencrypted);
+        let level = if may_be_plain && self.plain.has(target) { StartTls::Off } else { target.tls.level };
         match self.open(target, level).await {
             Ok(session) => Ok(Box::new(session)),
-            Err(failed) if failed.by_starttls && is_opportunistic => {
+            Err(failed) if failed.by_starttls && may_be_plain => {
                 // The first connection is closed.
                 let session = self.open(target, StartTls::Off).await.map_err(|failed| failed.error)?;
                 // Now it is known that TLS was the trouble, and not the host.

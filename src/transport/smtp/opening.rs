@@ -1,11 +1,11 @@
-//! How a session comes about: greeting, EHLO, and TLS where it is wished for.
+//! How a session comes about: greeting, EHLO, and TLS and AUTH where they are wished for.
 
 use super::connector::Stream;
 use super::ehlo::Extensions;
 use super::session::SmtpSession;
 use super::tls::Tls;
 use super::wire::Wire;
-use super::{commands, excerpt, is_refusal};
+use super::{auth, commands, excerpt, is_refusal};
 use crate::policy::StartTls;
 use crate::reply::{Reply, Stage};
 use crate::transport::{ConnectError, EndCause, Target};
@@ -38,7 +38,7 @@ impl Ended {
     fn refused(mut self, wire: Wire) -> Self {
         let goes_on = match &self.failed.error.cause {
             EndCause::Reply(reply) => reply.code() != 421,
-            EndCause::TlsNotOffered => true,
+            EndCause::TlsNotOffered | EndCause::AuthNotOffered | EndCause::AuthNeedsTls => true,
             _ => false,
         };
         self.wire = goes_on.then_some(wire);
@@ -102,6 +102,16 @@ async fn converse(
             };
         } else if level != StartTls::Opportunistic {
             return Err(Ended::at(Stage::Ehlo, EndCause::TlsNotOffered).refused(wire));
+        }
+    }
+    if let Some(credentials) = &target.credentials {
+        let sendable = secured.is_some() || credentials.unencrypted;
+        let authenticated = match sendable {
+            true => auth::authenticate(&mut wire, credentials, extensions.auth, target.timeouts.ehlo).await,
+            false => Err(EndCause::AuthNeedsTls),
+        };
+        if let Err(cause) = authenticated {
+            return Err(Ended::at(Stage::Auth, cause).refused(wire));
         }
     }
     Ok(SmtpSession::new(wire, extensions, secured, target))

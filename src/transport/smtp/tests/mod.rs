@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "the helpers of tests")]
 
+mod auth;
 mod content;
 mod envelope;
 mod faults;
@@ -37,6 +38,7 @@ fn target() -> Target {
         queue: "y.example".into(),
         source: "default".into(),
         tls: crate::transport::TlsWish::default(),
+        credentials: None,
         timeouts: Arc::default(),
     }
 }
