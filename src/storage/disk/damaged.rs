@@ -421,6 +421,51 @@ fn a_damaged_list_of_tables_gives_up_nothing() {
     });
 }
 
+/// What a sound opening keeps no opening over damage deletes, nor one after a rebuild by a process that died.
+#[test]
+fn a_zeroed_page_deletes_no_bodies() {
+    run(async {
+        const PAGE: usize = 4096;
+        let whole = filled().await;
+        let path = Path::new(STORE).join(open::METADATA);
+        let bodies = |disk: &Disk| disk.list(&Path::new(STORE).join("bodies")).unwrap();
+        let kept = {
+            let disk = whole.reboot(Survival::All, 1);
+            drop(open(&disk).await);
+            bodies(&disk)
+        };
+        assert!(!kept.is_empty());
+        let mut set_aside = 0;
+        for page in 1..whole.content(&path).len() / PAGE {
+            for dies in [false, true] {
+                let disk = whole.reboot(Survival::All, 1);
+                let at = u64::try_from(page * PAGE).unwrap();
+                disk.open(&path, Mode::Write).unwrap().write_all_at(&[0; PAGE], at).unwrap();
+                if dies {
+                    let options = options(&disk);
+                    let files = options.files.clone();
+                    let reserve =
+                        Reserve::new(files.clone(), Path::new(STORE).join("reserve"), options.reserve);
+                    let damage = Arc::new(Damage::new(files, Path::new(STORE).join("suspect")));
+                    let why = error::corrupt("a test");
+                    let _ = rebuild::rebuild(Path::new(STORE), &options, Arc::new(reserve), &damage, &why);
+                }
+                if let Err(error) = DiskStorage::open_with(STORE, options(&disk)).await {
+                    assert_eq!(error.kind(), StorageErrorKind::Corrupt, "page {page}: {error}");
+                }
+                let after = bodies(&disk);
+                let is_there = |path: &Path| after.iter().any(|(found, _)| found == path);
+                for (path, _) in &kept {
+                    let aside = path.with_extension(segment::SET_ASIDE);
+                    assert!(is_there(path) || is_there(&aside), "page {page}, {dies}: {after:?}");
+                    set_aside += usize::from(is_there(&aside));
+                }
+            }
+        }
+        assert!(set_aside > 0, "some page has all that leads to a body file, and it was kept");
+    });
+}
+
 /// What comes before the first page of redb's.
 const HEADER: usize = 4096;
 

@@ -57,13 +57,14 @@ impl Shared {
         let damage = Arc::new(Damage::new(files.clone(), suspicion.clone()));
         let is_suspect =
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
-        let is_rebuilt = Cell::new(false);
+        // Also if it was written anew, and the process died before it was opened.
+        let keeps_bodies = Cell::new(is_suspect);
         let attempt = || {
             let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
             let bodies =
                 |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
-            let begun = begin(&database, new, bodies, &reader, (&damage, is_rebuilt.get()))?;
+            let begun = begin(&database, new, bodies, &reader, &damage, keeps_bodies.get())?;
             Ok(begun.map(|state| (database, metadata, state)))
         };
         let mut opened = guarded(METADATA, attempt);
@@ -71,7 +72,7 @@ impl Shared {
             && error.kind() == StorageErrorKind::Corrupt
         {
             let rebuilt = rebuild::rebuild(path, options, reserve.clone(), &damage, error);
-            is_rebuilt.set(true);
+            keeps_bodies.set(true);
             opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
         }
         let opened = opened.map_err(|error| reserve.explain(error));
@@ -247,14 +248,15 @@ pub(super) fn pairing(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -
 }
 
 /// Checks the version and that the bodies are those of this metadata, counts the opening, makes good what can be, and
-/// deletes body files in which nothing is alive; where the metadata was written anew they are kept under another name.
+/// deletes body files in which nothing is alive; over damage they are kept under another name.
 /// The inner error: it is another's store, and nothing of it is changed.
 fn begin(
     database: &Database,
     new: Option<Pairing>,
     bodies: impl FnOnce(Pairing) -> SegmentWriter,
     reader: &Bodies,
-    (damage, is_rebuilt): (&Arc<Damage>, bool),
+    damage: &Arc<Damage>,
+    keeps_bodies: bool,
 ) -> Met<WriterState> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
@@ -301,7 +303,7 @@ fn begin(
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
     state.committed(counters, pairing);
     dead.extend(unknown);
-    if is_rebuilt && !dead.is_empty() {
+    if keeps_bodies && !dead.is_empty() {
         state.bodies.set_aside(&dead, reader);
         let (files, name) = (dead.len(), segment::SET_ASIDE);
         damage.tell(corrupt(format!(

@@ -14,7 +14,7 @@ use redb::{
 use crate::message::MessageId;
 use crate::storage::order::LaneId;
 use crate::storage::rows::{Counters, ItemRow, MessageRow, Met, Result, Rows, RowsMut};
-use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
+use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError, StorageErrorKind};
 
 use super::DiskOptions;
 use super::backend::MetadataFile;
@@ -113,6 +113,8 @@ pub(super) fn rebuild(
     let (messages, losers) = (copy.messages, copy.losers);
     drop(copy);
     file.sync().map_err(|error| error::flush("flushing metadata", error))?;
+    // Whoever opens it next must know, also if that is another process.
+    damage.mark();
     let replace = || {
         files.rename(&rebuilding, &rebuilt)?;
         files.sync_folder(path)?;
@@ -192,6 +194,9 @@ impl Source {
             };
             // What is not to be found is not empty: nothing of it is given up.
             let (_database, tables) = guarded(self.name.display(), begin).map_err(|error| {
+                if error.kind() != StorageErrorKind::Corrupt {
+                    return error;
+                }
                 let name = self.name.display();
                 corrupt(format!(
                     "what {name} holds is not to be found, since its list of tables is damaged: put a copy of the whole folder \
