@@ -65,6 +65,12 @@ pub(super) fn engine_diagnosis(stage: Stage, failed: Failed, message: impl Into<
 
 /// How a session, or the attempt at one, ended.
 pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) -> Diagnosis {
+    let refused = |detail, reason| Diagnosis {
+        status: EnhancedStatus::new(4, 7, detail),
+        category: Category::PolicyRelated,
+        reason: Some(reason),
+        ..engine_diagnosis(stage, failed, cause.to_string())
+    };
     match cause {
         EndCause::Reply(reply) => reply_diagnosis(stage, reply),
         EndCause::Protocol(_) => Diagnosis {
@@ -72,30 +78,10 @@ pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) ->
             category: Category::ProtocolErrors,
             ..engine_diagnosis(stage, failed, cause.to_string())
         },
-        EndCause::TlsNotOffered => Diagnosis {
-            status: EnhancedStatus::new(4, 7, 4),
-            category: Category::PolicyRelated,
-            reason: Some(Reason::TlsNotOffered),
-            ..engine_diagnosis(stage, failed, cause.to_string())
-        },
-        EndCause::AuthNotOffered => Diagnosis {
-            status: EnhancedStatus::new(4, 7, 4),
-            category: Category::PolicyRelated,
-            reason: Some(Reason::AuthNotOffered),
-            ..engine_diagnosis(stage, failed, cause.to_string())
-        },
-        EndCause::AuthNeedsTls => Diagnosis {
-            status: EnhancedStatus::new(4, 7, 11),
-            category: Category::PolicyRelated,
-            reason: Some(Reason::AuthNeedsTls),
-            ..engine_diagnosis(stage, failed, cause.to_string())
-        },
-        EndCause::Tls(_) => Diagnosis {
-            status: EnhancedStatus::new(4, 7, 5),
-            category: Category::PolicyRelated,
-            reason: Some(Reason::TlsFailed),
-            ..engine_diagnosis(stage, failed, cause.to_string())
-        },
+        EndCause::TlsNotOffered => refused(4, Reason::TlsNotOffered),
+        EndCause::Tls(_) => refused(5, Reason::TlsFailed),
+        EndCause::AuthNotOffered => refused(4, Reason::AuthNotOffered),
+        EndCause::AuthNeedsTls => refused(11, Reason::AuthNeedsTls),
         _ => engine_diagnosis(stage, failed, cause.to_string()),
     }
 }

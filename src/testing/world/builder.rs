@@ -201,7 +201,7 @@ impl WorldBuilder {
     /// Opens the host's own store: now, and again after each crash and restart, as a new process would. What it opens
     /// before is dropped by then. Default: a [`MemoryStorage`], which keeps its mail and loses its leases at a crash.
     ///
-    /// It is called within the world's runtime, where `futures::executor::block_on` opens what is opened by an async function.
+    /// It is called within the world's runtime, where `tokio::runtime::Handle::current().block_on` opens what is opened by an async function.
     /// A store that works on threads of its own answers in an order that no seed decides: traces differ then.
     pub fn storage<S: Storage>(mut self, mut open: impl FnMut() -> S + Send + 'static) -> Self {
         self.open_store = Some(Box::new(move || Arc::new(open())));
