@@ -238,7 +238,8 @@ impl Inner {
                 _ => {}
             }
             let last = verb == "QUIT" || reply.is_empty() || reply.starts_with("421");
-            if last {
+            // What is no reply ends the session too, by the client's hand.
+            if last || !reply.starts_with(|first: char| first.is_ascii_digit()) {
                 self.close(number);
             }
             say(&mut stream, &reply)?;
