@@ -195,3 +195,13 @@ proptest! {
         prop_assert_eq!(reply.lines().collect::<Vec<_>>(), texts.iter().map(String::as_bytes).collect::<Vec<_>>());
     }
 }
+
+/// In the order of the delivery; in stores by numbers that never change.
+#[test]
+fn stages_have_their_order_and_their_numbers() {
+    use Stage::{Auth, Connect, Data, Dns, Dot, Ehlo, Mail, Queue, Rcpt};
+    assert!([Queue, Dns, Connect, Ehlo, Auth, Mail, Rcpt, Data, Dot].is_sorted());
+    for (number, stage) in (0..).zip([Queue, Dns, Connect, Ehlo, Mail, Rcpt, Data, Dot, Auth]) {
+        assert_eq!(postcard::to_stdvec(&stage).unwrap(), [number], "{stage:?}");
+    }
+}
