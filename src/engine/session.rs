@@ -71,7 +71,8 @@ impl SessionTask {
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
         };
         let tls = session.tls().map(Into::into);
-        self.tell(Event::Connected { connection, tls }).await;
+        let limits = session.limits();
+        self.tell(Event::Connected { connection, tls, limits }).await;
         self.phase = Phase::Open;
         self.serve(session).await;
     }

@@ -1,5 +1,6 @@
 //! Connections: opened, refused, idle, closed; and what their failures mean for their destination.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::command::Command;
@@ -16,7 +17,7 @@ use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind}
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
-use crate::transport::{ConnectError, EndCause, Target, TlsWish};
+use crate::transport::{ConnectError, EndCause, SessionLimits, Target, TlsWish};
 
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
@@ -109,9 +110,15 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn on_connected(&mut self, now: Timestamp, id: ConnectionId, tls: Option<Arc<str>>) {
+    pub(super) fn on_connected(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        tls: Option<Arc<str>>,
+        limits: SessionLimits,
+    ) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.tls = tls;
+        (connection.tls, connection.limits) = (tls, limits);
         let key = connection.destination;
         let peer = connection.current.peer;
         if let Some(destination) = self.destinations.get_mut(key) {
@@ -132,7 +139,9 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let one = u32::from(Fault::OneMessageMore.is_there());
-        let used_up = queue.settings.max_msg_per_connection.is_some_and(|most| connection.used >= most + one)
+        let most =
+            [queue.settings.max_msg_per_connection, connection.limits.transactions.map(NonZeroU32::get)];
+        let used_up = most.into_iter().flatten().any(|most| connection.used >= most.saturating_add(one))
             // A limit was lowered, or something else is wished for now.
             || connection.holds.iter().any(|&slot| self.limits.is_over(slot))
             || connection.wish != Wish::of(&queue.settings);

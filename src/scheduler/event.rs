@@ -9,7 +9,7 @@ use super::{ClaimId, ConnectionId, DestinationKey};
 use crate::dns::{Route, RouteFailure};
 use crate::message::{Message, MessageId};
 use crate::storage::{ChangeOutcome, Claimed, Inserted, ItemSummary, LaneHead, Room, StateRow, StorageError};
-use crate::transport::{ConnectError, SessionEnd, TransactionReport};
+use crate::transport::{ConnectError, SessionEnd, SessionLimits, TransactionReport};
 
 /// Something happened outside.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub(crate) enum Event {
     /// A look-up came back.
     Resolved { destination: DestinationKey, result: Result<Arc<Route>, RouteFailure> },
     /// A session is open.
-    Connected { connection: ConnectionId, tls: Option<Arc<str>> },
+    Connected { connection: ConnectionId, tls: Option<Arc<str>>, limits: SessionLimits },
     /// No session came about.
     ConnectFailed { connection: ConnectionId, error: ConnectError },
     /// A transaction ended, and with it maybe the session.

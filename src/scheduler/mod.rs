@@ -361,7 +361,7 @@ impl Scheduler {
             Event::CommitDone(result) => self.on_commit_done(now, result),
             Event::Claimed { claim, result } => self.on_claimed(now, claim, result),
             Event::Resolved { destination, result } => self.on_resolved(now, destination, result),
-            Event::Connected { connection, tls } => self.on_connected(now, connection, tls),
+            Event::Connected { connection, tls, limits } => self.on_connected(now, connection, tls, limits),
             Event::ConnectFailed { connection, error } => self.on_connect_failed(now, connection, &error),
             Event::TransactionDone { connection, report } => {
                 self.on_transaction_done(now, connection, &report)

@@ -20,6 +20,7 @@ use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
+use crate::transport::SessionLimits;
 
 /// Addresses of one attempt.
 const MOST_CANDIDATES: usize = 32;
@@ -246,6 +247,7 @@ impl Scheduler {
                 listed: false,
                 wish: Wish::default(),
                 tls: None,
+                limits: SessionLimits::default(),
                 timer: None,
             },
         );

@@ -258,6 +258,9 @@ impl Scheduler {
         }
         self.waiting.body_called = None;
         let most = self.recipients_per_transaction(item.lane);
+        let of_server =
+            self.connections.get(&connection_id).and_then(|connection| connection.limits.recipients);
+        let most = of_server.map_or(most, |limit| most.min(limit.get() as usize));
         let most = if item.singly { 1 } else { most };
         let wanted = u32::try_from(item.item.recipients.len().min(most)).unwrap_or(u32::MAX);
         let fresh = item.is_fresh();

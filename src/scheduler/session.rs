@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::policy::{Credentials, QueueSettings};
 use crate::storage::ItemId;
-use crate::transport::TlsWish;
+use crate::transport::{SessionLimits, TlsWish};
 
 /// An address to try, and the host that led there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +104,8 @@ pub(super) struct Connection {
     pub(super) wish: Wish,
     /// The TLS it has.
     pub(super) tls: Option<Arc<str>>,
+    /// What its server takes at most.
+    pub(super) limits: SessionLimits,
     pub(super) timer: Option<Timestamp>,
 }
 

@@ -250,7 +250,9 @@ impl SchedulerLoad {
             Command::Resolve { destination, domain, .. } => {
                 (LOOK_UP, Event::Resolved { destination, result: Ok(route(domain.as_str())) })
             }
-            Command::Connect { connection, .. } => (CONNECT, Event::Connected { connection, tls: None }),
+            Command::Connect { connection, .. } => {
+                (CONNECT, Event::Connected { connection, tls: None, limits: Default::default() })
+            }
             Command::Transact { connection, transaction } => {
                 let report = self.network.send(&transaction);
                 (TRANSACT, Event::TransactionDone { connection, report })

@@ -4,6 +4,7 @@ pub mod smtp;
 
 use std::fmt::{Debug, Display};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,21 @@ pub trait Session: Debug + Send {
     fn tls(&self) -> Option<String> {
         None
     }
+
+    /// What the server takes at most. The engine keeps to it where the policy allows more.
+    fn limits(&self) -> SessionLimits {
+        SessionLimits::default()
+    }
+}
+
+/// What a server takes at most in a session (LIMITS, RFC 9422). `None`: it does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "transports build it")]
+pub struct SessionLimits {
+    /// Recipients of a transaction (RCPTMAX).
+    pub recipients: Option<NonZeroU32>,
+    /// Transactions of the session (MAILMAX).
+    pub transactions: Option<NonZeroU32>,
 }
 
 fn _obj_safe(_: &dyn Transport, _: &dyn Session) {}

@@ -10,6 +10,7 @@ mod failures;
 mod lifecycle;
 mod regressions;
 mod retry;
+mod session_limits;
 mod storage;
 mod support;
 #[cfg(feature = "tls")]

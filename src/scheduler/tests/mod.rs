@@ -17,6 +17,7 @@ mod rates;
 mod retry;
 mod rollup;
 mod rules;
+mod session_limits;
 mod sharing;
 #[cfg(feature = "tls")]
 mod tls;

@@ -1,6 +1,7 @@
 //! What the server offers in its reply to EHLO (RFC 5321 §4.1.1.1).
 
 use crate::reply::Reply;
+use crate::transport::SessionLimits;
 
 /// The extensions this client knows and the server offers. None after HELO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub(crate) struct Extensions {
     pub(super) auth: Mechanisms,
     /// RFC 1870.
     pub(super) size: Option<Size>,
+    /// RFC 9422.
+    pub(super) limits: SessionLimits,
 }
 
 /// The mechanisms of AUTH that this client knows and the server offers.
@@ -64,12 +67,28 @@ impl Extensions {
                     extensions.auth.add(first);
                     words.for_each(|name| extensions.auth.add(name));
                 }
+                b"LIMITS" => words.for_each(|limit| add_limit(&mut extensions.limits, limit)),
                 b"SIZE" => extensions.size = Some(Size { limit: words.next().and_then(size_limit) }),
                 _ => {}
             }
         }
         extensions
     }
+}
+
+/// `NAME=value`, a number of one to six digits that does not begin with zero; of two the lower counts. RCPTDOMAINMAX is
+/// kept without being read: a transaction's recipients are of one domain.
+fn add_limit(limits: &mut SessionLimits, limit: &[u8]) {
+    let mut parts = limit.splitn(2, |&b| b == b'=');
+    let (Some(name), Some(value)) = (parts.next(), parts.next()) else { return };
+    let is_number = value.len() <= 6 && value.iter().all(u8::is_ascii_digit) && !value.starts_with(b"0");
+    let number = std::str::from_utf8(value).ok().filter(|_| is_number).and_then(|value| value.parse().ok());
+    let known = match name.to_ascii_uppercase().as_slice() {
+        b"RCPTMAX" => &mut limits.recipients,
+        b"MAILMAX" => &mut limits.transactions,
+        _ => return,
+    };
+    *known = [*known, number].into_iter().flatten().min();
 }
 
 /// Zero means no limit is in force (RFC 1870 §4).
@@ -79,10 +98,17 @@ fn size_limit(word: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     fn offers(text: &str) -> Extensions {
         Extensions::parse(&Reply::parse(text).unwrap())
+    }
+
+    /// Zero: none.
+    fn limits(recipients: u32, transactions: u32) -> SessionLimits {
+        SessionLimits { recipients: NonZeroU32::new(recipients), transactions: NonZeroU32::new(transactions) }
     }
 
     #[test]
@@ -95,9 +121,11 @@ mod tests {
             starttls: true,
             auth: Mechanisms { plain: false, login: true },
             size: Some(Size { limit: Some(35_882_577) }),
+            limits: limits(20, 5),
         };
         let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n\
-                    250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n250 SMTPUTF8";
+                    250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n\
+                    250-limits MailMax=5 RCPTMAX=20 RCPTDOMAINMAX=1\n250 SMTPUTF8";
         assert_eq!(offers(text), all);
     }
 
@@ -115,6 +143,20 @@ mod tests {
             ("XAUTH PLAIN", false, false),
         ] {
             assert_eq!(offers(&format!("250-mx\n250 {line}")).auth, Mechanisms { plain, login }, "{line}");
+        }
+        for (line, recipients, transactions) in [
+            ("LIMITS", 0, 0),
+            ("LIMITS RCPTMAX", 0, 0),
+            ("LIMITS RCPTMAX=", 0, 0),
+            ("LIMITS RCPTMAX=0 MAILMAX=1", 0, 1),
+            ("LIMITS RCPTMAX=07 MAILMAX=+1", 0, 0),
+            ("LIMITS RCPTMAX=1000000 MAILMAX=999999", 0, 999_999),
+            ("LIMITS RCPTMAX=5=6 MAILMAX= 7", 0, 0),
+            ("LIMITS XMAX=3 RCPTDOMAINMAX=1  RCPTMAX=9", 9, 0),
+            ("LIMITS RCPTMAX=9 RCPTMAX=3 RCPTMAX=7 RCPTMAX=x", 3, 0),
+        ] {
+            let got = offers(&format!("250-mx\n250 {line}")).limits;
+            assert_eq!(got, limits(recipients, transactions), "{line}");
         }
         for (line, limit) in [
             ("SIZE", None),

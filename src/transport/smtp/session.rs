@@ -15,8 +15,8 @@ use super::wire::{LINGER, Wire};
 use super::{excerpt, is_refusal};
 use crate::reply::{Reply, Stage};
 use crate::transport::{
-    EndCause, RecipientReport, Session, SessionEnd, Target, Timeouts, Transaction, TransactionReport,
-    Unsendable,
+    EndCause, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts, Transaction,
+    TransactionReport, Unsendable,
 };
 
 /// A session after EHLO or HELO.
@@ -74,6 +74,10 @@ impl Session for SmtpSession {
 
     fn tls(&self) -> Option<String> {
         self.tls.clone()
+    }
+
+    fn limits(&self) -> SessionLimits {
+        self.extensions.limits
     }
 }
 
