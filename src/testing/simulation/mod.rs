@@ -121,7 +121,13 @@ impl Simulation {
         }
         let bounds = plan::bounds(&mut self.random);
         builder = builder.bounds(bounds);
-        let mut run = Run { world: builder.build()?, random: self.random, submitted: Vec::new(), starts: 1 };
+        let mut run = Run {
+            world: builder.build()?,
+            random: self.random,
+            submitted: Vec::new(),
+            own: Vec::new(),
+            starts: 1,
+        };
         run.world.note(format!("the policy:\n{text}"));
         run.world.note(format!("{bounds:?}"));
         for _ in 0..STEPS {
@@ -149,6 +155,8 @@ struct Run {
     world: World,
     random: fastrand::Rng,
     submitted: Vec<MessageId>,
+    /// Messages with ids of their own, which may come again.
+    own: Vec<Message>,
     starts: u64,
 }
 
@@ -221,8 +229,19 @@ impl Run {
             if self.random.u8(..4) == 0 {
                 message = message.with_tag("job", "one");
             }
-            if let Ok(id) = self.world.submit(message) {
-                self.submitted.push(id);
+            if self.random.u8(..10) == 0 {
+                message = message.with_id(MessageId::generate(self.world.now(), self.random.u128(..)));
+                self.own.push(message.clone());
+            }
+            // As a host does that had no answer, or has it forgotten.
+            if self.random.u8(..10) == 0
+                && let Some(own) = self.random.choice(&self.own)
+            {
+                message = own.clone();
+            }
+            match self.world.submit(message) {
+                Ok(id) if !self.submitted.contains(&id) => self.submitted.push(id),
+                _ => {}
             }
         }
     }

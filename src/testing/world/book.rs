@@ -1,7 +1,7 @@
 //! Everything a world sees, in order, and the oracle that reads along.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::event::{DeliveryEvent, EventSink};
 use crate::message::{Address, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
-use crate::storage::{Change, NewMessage};
+use crate::storage::Item;
 use crate::transport::Target;
 
 /// Observations kept; past it they are still judged and counted.
@@ -304,34 +304,22 @@ impl Book {
         self.inner.stop.notify_one();
     }
 
-    /// These changes are durable.
-    pub(super) fn committed(&self, changes: &[Change]) {
-        self.lock().oracle.committed(changes);
+    /// Something for the oracle alone.
+    pub(super) fn tell<T>(&self, told: impl FnOnce(&mut Oracle) -> T) -> T {
+        told(&mut self.lock().oracle)
     }
 
-    /// These messages are about to be stored.
-    pub(super) fn inserted(&self, messages: &[NewMessage]) {
-        self.lock().oracle.inserted(messages);
-    }
-
-    /// DNS says that the domain has this mail exchanger.
-    pub(super) fn exchanger(&self, domain: &str, host: &str) {
-        self.lock().oracle.exchanger(domain, host);
-    }
-
-    /// DNS says that the host has this address.
-    pub(super) fn address(&self, host: &str, address: IpAddr) {
-        self.lock().oracle.address(host, address);
+    /// The store handed these out.
+    pub(super) fn claimed(&self, items: &[Item]) {
+        if let Err(broken) = self.tell(|oracle| oracle.claimed(items)) {
+            self.broke(broken);
+        }
     }
 
     /// A running engine has another policy from here on.
     pub(super) fn replace_policy(&self, policy: Policy) {
-        self.set_policy(policy);
+        self.tell(|oracle| oracle.set_policy(policy));
         self.see(Seen::PolicyReplaced);
-    }
-
-    pub(super) fn set_policy(&self, policy: Policy) {
-        self.lock().oracle.set_policy(policy);
     }
 
     pub(super) fn trace(&self) -> Vec<Observation> {
@@ -351,6 +339,11 @@ impl Book {
         let state = self.lock();
         let indices = state.of_message.get(&message).map(Vec::as_slice).unwrap_or_default();
         indices.iter().filter_map(|&index| state.trace.get(index).cloned()).collect()
+    }
+
+    /// Whether this message was accepted, and not for this recipient.
+    pub(super) fn is_nobodys(&self, message: MessageId, recipient: &Address) -> bool {
+        self.lock().oracle.is_nobodys(message, recipient)
     }
 
     pub(super) fn final_event(&self, message: MessageId, recipient: &Address) -> Option<DeliveryEvent> {

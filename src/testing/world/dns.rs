@@ -181,7 +181,9 @@ impl Resolver for LyingResolver {
             Some(answer) => answer,
             None => self.zone.mx(domain, freshness).await,
         };
-        records(&answer).iter().for_each(|record| self.book.exchanger(domain, &record.exchange));
+        records(&answer)
+            .iter()
+            .for_each(|record| self.book.tell(|oracle| oracle.exchanger(domain, &record.exchange)));
         answer
     }
 
@@ -194,7 +196,9 @@ impl Resolver for LyingResolver {
             Some(answer) => answer,
             None => self.zone.ipv4(host, freshness).await,
         };
-        records(&answer).iter().for_each(|&address| self.book.address(host, address.into()));
+        records(&answer)
+            .iter()
+            .for_each(|&address| self.book.tell(|oracle| oracle.address(host, address.into())));
         answer
     }
 
@@ -203,7 +207,9 @@ impl Resolver for LyingResolver {
             Some(answer) => answer,
             None => self.zone.ipv6(host, freshness).await,
         };
-        records(&answer).iter().for_each(|&address| self.book.address(host, address.into()));
+        records(&answer)
+            .iter()
+            .for_each(|&address| self.book.tell(|oracle| oracle.address(host, address.into())));
         answer
     }
 }

@@ -85,7 +85,7 @@ impl World {
         let started = runtime.block_on(async move {
             let clock = Clock::stepped_by_hand(start);
             book.run(clock.clone());
-            book.set_policy(policy.clone());
+            book.tell(|oracle| oracle.set_policy(policy.clone()));
             book.see(Seen::Started);
             let engine = DeliveryEngine::builder(hostname)
                 .storage(storage)

@@ -33,7 +33,7 @@ impl World {
     /// How a recipient of a message ended.
     ///
     /// # Panics
-    /// If `recipient` is no address.
+    /// If `recipient` is no address, or the message has no such recipient.
     pub fn outcome(&self, message: MessageId, recipient: &str) -> Outcome {
         self.final_event(message, recipient).map_or(Outcome::Queued, |event| Outcome::of(&event))
     }
@@ -41,9 +41,9 @@ impl World {
     /// The final event of a recipient of a message.
     ///
     /// # Panics
-    /// If `recipient` is no address.
+    /// If `recipient` is no address, or the message has no such recipient.
     pub fn final_event(&self, message: MessageId, recipient: &str) -> Option<DeliveryEvent> {
-        self.book.final_event(message, &mailbox(recipient))
+        self.book.final_event(message, &self.recipient(message, recipient))
     }
 
     /// How many recipients ended so. [`Outcome::Queued`] is not counted.
@@ -54,9 +54,9 @@ impl World {
     /// How often a recipient of a message was offered to a server.
     ///
     /// # Panics
-    /// If `recipient` is no address, and once more was seen than the trace holds.
+    /// If `recipient` is no address, or the message has no such recipient, and once more was seen than the trace holds.
     pub fn attempts(&self, message: MessageId, recipient: &str) -> u64 {
-        let recipient = mailbox(recipient);
+        let recipient = self.recipient(message, recipient);
         let offered = |observation: &Observation| match &observation.seen {
             Seen::Offered { recipients, .. } => recipients.contains(&recipient),
             _ => false,
@@ -100,6 +100,14 @@ impl World {
         report::most_offered_in(&self.book.trace(), is_it, window)
     }
 
+    /// A typo must not pass for somebody who got nothing.
+    #[allow(clippy::panic, reason = "it fails a test, as assert does")]
+    fn recipient(&self, message: MessageId, text: &str) -> Address {
+        let recipient = Address::parse(text).unwrap_or_else(|error| panic!("a recipient: {error}"));
+        assert!(!self.book.is_nobodys(message, &recipient), "{message} is not for {recipient}");
+        recipient
+    }
+
     /// An answer by a part of what was seen would be a wrong one.
     #[allow(clippy::panic, reason = "it fails a test, as assert does")]
     fn assert_whole(&self) {
@@ -107,12 +115,6 @@ impl World {
             panic!("more was seen than the trace holds: World::server and World::count go on counting");
         }
     }
-}
-
-/// A typo must not pass for somebody who got nothing.
-#[allow(clippy::panic, reason = "it fails a test, as assert does")]
-fn mailbox(text: &str) -> Address {
-    Address::parse(text).unwrap_or_else(|error| panic!("a recipient: {error}"))
 }
 
 #[allow(clippy::panic, reason = "it fails a test, as assert does")]

@@ -148,6 +148,7 @@ impl FaultyStorage {
         match self.faults.next(call) {
             None => work.await,
             Some(StoreTrouble::Slow(time)) => {
+                self.book.tell(|oracle| oracle.slow(time));
                 pause(time).await;
                 work.await
             }
@@ -171,12 +172,14 @@ impl FaultyStorage {
 #[async_trait]
 impl Storage for FaultyStorage {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>, StorageError> {
-        self.book.inserted(&messages);
-        let told = messages.clone();
-        let inserted = self.call(StoreCall::Insert, self.inner.insert(messages)).await;
-        // Once more: what new mail brings about comes after it.
-        self.book.inserted(&told);
-        inserted
+        let work = async {
+            let told = messages.clone();
+            self.book.tell(|oracle| oracle.inserting(&told));
+            let result = self.inner.insert(messages).await;
+            self.book.tell(|oracle| oracle.inserted(&told, &result));
+            result
+        };
+        self.call(StoreCall::Insert, work).await
     }
 
     async fn heads(&self, after: Option<Lane>, limit: usize) -> Result<Vec<LaneHead>, StorageError> {
@@ -184,7 +187,12 @@ impl Storage for FaultyStorage {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError> {
-        self.call(StoreCall::Claim, self.inner.claim(request)).await
+        let work = async {
+            let claimed = self.inner.claim(request).await?;
+            self.book.claimed(&claimed.items);
+            Ok(claimed)
+        };
+        self.call(StoreCall::Claim, work).await
     }
 
     async fn renew(&self, owner: Owner, until: Timestamp) -> Result<(), StorageError> {
@@ -198,9 +206,10 @@ impl Storage for FaultyStorage {
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>, StorageError> {
         let work = async {
             let told = changes.clone();
-            let outcomes = self.inner.commit(changes).await?;
-            self.book.committed(&told);
-            Ok(outcomes)
+            self.book.tell(|oracle| oracle.committing(&told));
+            let result = self.inner.commit(changes).await;
+            self.book.tell(|oracle| oracle.committed(&told, &result));
+            result
         };
         self.call(StoreCall::Commit, work).await
     }

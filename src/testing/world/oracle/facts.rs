@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::observation::{Observation, Seen, record};
+use super::given::Given;
 use super::modes::Modes;
 use super::names::Names;
 use crate::clock::Timestamp;
@@ -36,7 +37,7 @@ pub(super) struct Facts {
     pub(super) open: BTreeMap<u64, Open>,
     pub(super) modes: Modes,
     pub(super) names: Names,
-    envelopes: HashMap<MessageId, Arc<Envelope>>,
+    pub(super) given: Given,
     /// How often mail for each domain was stored, before and after.
     fresh: HashMap<Domain, u64>,
     /// How many times an engine was started.
@@ -45,6 +46,8 @@ pub(super) struct Facts {
     pub(super) excuses: u32,
     /// The store had trouble in this life: what it could not write lies there until the next start.
     pub(super) trouble: bool,
+    /// The longest that a call of the store was made to take.
+    pub(super) slowest_call: Duration,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
     pub(super) strangers: bool,
     /// Transactions in which a server took something whose end is not durable: when, and for how many recipients.
@@ -148,11 +151,12 @@ impl Facts {
             open: BTreeMap::new(),
             modes: Modes::default(),
             names: Names::default(),
-            envelopes: HashMap::new(),
+            given: Given::default(),
             fresh: HashMap::new(),
             life: 0,
             excuses: 0,
             trouble: false,
+            slowest_call: Duration::ZERO,
             strangers: false,
             undurable: HashMap::new(),
             most_open: 0,
@@ -210,16 +214,13 @@ impl Facts {
 
     /// What was stored of a message, if that is known.
     pub(super) fn envelope(&self, message: MessageId) -> Option<&Envelope> {
-        self.envelopes.get(&message).map(|envelope| &**envelope)
+        self.given.envelope(message)
     }
 
-    /// These messages are about to be stored, or were. One whose id is known already is the first one.
-    pub(super) fn inserted(&mut self, messages: &[NewMessage]) {
-        for message in messages {
-            self.envelopes.entry(message.envelope.id).or_insert_with(|| message.envelope.clone());
-            for item in &message.items {
-                *self.fresh.entry(item.lane.domain.clone()).or_default() += 1;
-            }
+    /// These messages are about to be stored, or were.
+    pub(super) fn freshly_stored(&mut self, messages: &[NewMessage]) {
+        for item in messages.iter().flat_map(|message| &message.items) {
+            *self.fresh.entry(item.lane.domain.clone()).or_default() += 1;
         }
     }
 

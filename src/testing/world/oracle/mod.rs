@@ -13,6 +13,7 @@ mod expired;
 mod facts;
 mod finals;
 mod fuses;
+mod given;
 mod held;
 mod limits;
 mod lost;
@@ -27,6 +28,7 @@ mod schedule;
 mod settled;
 mod snapshot;
 mod starved;
+mod stored;
 mod tls;
 
 use std::fmt;
@@ -38,10 +40,10 @@ use facts::Facts;
 pub(super) use snapshot::{MOMENT, Snapshot};
 
 use super::observation::Observation;
-use crate::message::MessageId;
+use crate::message::{Address, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
-use crate::storage::{Change, NewMessage};
+use crate::storage::{Change, ChangeOutcome, Inserted, Item, NewMessage, StorageError};
 
 /// What is wrong, or nothing.
 type Judgement = Result<(), Wrong>;
@@ -87,6 +89,7 @@ pub(super) struct Broken {
 ///
 /// | Invariant | What always holds |
 /// |---|---|
+/// | `stored` | the store holds and hands out what it was given: envelopes, lanes, due times, attempts and what they met |
 /// | `lost` | accepted mail is in the store until its final event was reported |
 /// | `settled` | a recipient whose end is durable is never tried again |
 /// | `duplicates` | what a server took is sent again only after a crash, an answer that was lost, or a shutdown cut at its deadline, and no more than was in flight |
@@ -170,6 +173,7 @@ const BY_RULES: [&str; 9] =
 impl Oracle {
     pub(super) fn new(policy: Policy, bounds: Bounds) -> Self {
         let invariants: Vec<(&'static str, Box<dyn Invariant>)> = vec![
+            ("stored", Box::new(stored::Stored)),
             ("lost", Box::new(lost::Lost)),
             ("settled", Box::new(settled::Settled)),
             ("duplicates", Box::new(duplicates::Duplicates)),
@@ -235,14 +239,49 @@ impl Oracle {
         self.facts.messages.len()
     }
 
-    /// These changes are durable.
-    pub(super) fn committed(&mut self, changes: &[Change]) {
-        self.facts.committed(changes);
+    /// These changes are about to be made.
+    pub(super) fn committing(&mut self, changes: &[Change]) {
+        self.facts.given.committing(changes);
+    }
+
+    /// This became of them.
+    pub(super) fn committed(
+        &mut self,
+        changes: &[Change],
+        result: &Result<Vec<ChangeOutcome>, StorageError>,
+    ) {
+        self.facts.given.committed(changes, result);
+        if result.is_ok() {
+            self.facts.committed(changes);
+        }
     }
 
     /// These messages are about to be stored.
-    pub(super) fn inserted(&mut self, messages: &[NewMessage]) {
-        self.facts.inserted(messages);
+    pub(super) fn inserting(&mut self, messages: &[NewMessage]) {
+        self.facts.given.inserting(messages);
+        self.facts.freshly_stored(messages);
+    }
+
+    /// This became of them.
+    pub(super) fn inserted(&mut self, messages: &[NewMessage], result: &Result<Vec<Inserted>, StorageError>) {
+        self.facts.given.inserted(messages, result);
+        // Once more: what new mail brings about comes after it.
+        self.facts.freshly_stored(messages);
+    }
+
+    /// A call of the store takes so long.
+    pub(super) fn slow(&mut self, time: Duration) {
+        self.facts.slowest_call = self.facts.slowest_call.max(time);
+    }
+
+    /// The store handed these out.
+    pub(super) fn claimed(&mut self, items: &[Item]) -> Result<(), Broken> {
+        self.facts.given.claimed(items).map_err(|(message, what)| Broken {
+            invariant: "stored",
+            what,
+            message: Some(message),
+            queue: None,
+        })
     }
 
     /// DNS says that the domain has this mail exchanger.
@@ -253,6 +292,13 @@ impl Oracle {
     /// DNS says that the host has this address.
     pub(super) fn address(&mut self, host: &str, address: IpAddr) {
         self.facts.names.address(host, address);
+    }
+
+    /// Whether this message was accepted, and not for this recipient.
+    pub(super) fn is_nobodys(&self, message: MessageId, recipient: &Address) -> bool {
+        let recipients = self.facts.messages.get(&message);
+        recipients
+            .is_some_and(|all| all.values().any(|standing| standing.accepted) && !all.contains_key(recipient))
     }
 
     /// Judges store and engine.

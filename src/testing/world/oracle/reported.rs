@@ -37,7 +37,7 @@ impl Invariant for Reported {
             let since = before.get(position).copied().unwrap_or(snapshot.at);
             self.waiting.insert(*position, since);
             let waited = snapshot.at.saturating_sub(since);
-            if waited > PATIENCE {
+            if waited > PATIENCE + facts.slowest_call {
                 let (message, recipient) = (record.id, &record.recipient);
                 let what = format!(
                     "the outcome of {message} to {recipient} is in the outbox for {waited:?} at least"

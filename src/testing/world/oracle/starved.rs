@@ -79,7 +79,7 @@ impl Invariant for Starved {
                 None => ((item.lane.domain.as_str().into(), item.lane.source.clone()), self.all),
             };
             let idle = snapshot.at.saturating_sub(last);
-            let patience = patience(&facts.settings(&key.0, &key.1));
+            let patience = patience(&facts.settings(&key.0, &key.1)) + facts.slowest_call;
             if waited <= patience || idle <= patience {
                 continue;
             }
