@@ -204,6 +204,7 @@ impl Storage for FaultyStorage {
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>, StorageError> {
+        let is_of_scheduler = changes.iter().any(|change| !matches!(change, Change::Acknowledge(_)));
         let work = async {
             let told = changes.clone();
             self.book.tell(|oracle| oracle.committing(&told));
@@ -211,7 +212,13 @@ impl Storage for FaultyStorage {
             self.book.tell(|oracle| oracle.committed(&told, &result));
             result
         };
-        self.call(StoreCall::Commit, work).await
+        if !is_of_scheduler {
+            return self.call(StoreCall::Commit, work).await;
+        }
+        self.book.tell(|oracle| oracle.writing(true));
+        let result = self.call(StoreCall::Commit, work).await;
+        self.book.tell(|oracle| oracle.writing(result.is_err()));
+        result
     }
 
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>, StorageError> {

@@ -46,6 +46,8 @@ pub(super) struct Facts {
     pub(super) excuses: u32,
     /// The store had trouble in this life: what it could not write lies there until the next start.
     pub(super) trouble: bool,
+    /// What the scheduler writes is not durable yet, or was refused: what it decided is told later.
+    pub(super) is_writing: bool,
     /// The longest that a call of the store was made to take.
     pub(super) slowest_call: Duration,
     /// Some submission's outcome is not known: mail that nobody accepted may be in the store.
@@ -156,6 +158,7 @@ impl Facts {
             life: 0,
             excuses: 0,
             trouble: false,
+            is_writing: false,
             slowest_call: Duration::ZERO,
             strangers: false,
             undurable: HashMap::new(),
@@ -276,6 +279,19 @@ impl Facts {
     /// What is seen at this moment may go by other rules.
     pub(super) fn is_unclear(&self, at: Duration) -> bool {
         self.rules_changed == Some(at)
+    }
+
+    /// Since when other rules may have held that are told only now.
+    pub(super) fn rules_changed_by(&self, observation: &Observation) -> Option<Duration> {
+        let told_late = match &observation.seen {
+            Seen::Event(event) => match &**event {
+                // It is told once it is durable.
+                DeliveryEvent::QueueMode(event) => observation.time.saturating_since(event.time),
+                _ => Duration::ZERO,
+            },
+            _ => Duration::ZERO,
+        };
+        self.is_unclear(observation.at).then(|| observation.at.saturating_sub(told_late))
     }
 
     /// A step of the clock makes rates begin anew.
@@ -429,6 +445,7 @@ impl Facts {
                 self.life += 1;
                 self.excuses += u32::from(self.trouble);
                 self.trouble = false;
+                self.is_writing = false;
                 self.begin_epoch(observation.time);
                 self.undurable.clear();
                 self.most_open = 0;

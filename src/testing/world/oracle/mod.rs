@@ -202,11 +202,10 @@ impl Oracle {
     pub(super) fn see(&mut self, observation: &Observation) -> Result<(), Broken> {
         self.facts.note_rules(observation);
         let is_unclear = self.facts.is_unclear(observation.at);
-        if is_unclear {
-            let by_rules = |(at, broken): &(Duration, Broken)| {
-                *at == observation.at && BY_RULES.contains(&broken.invariant)
-            };
-            self.pending = self.pending.take().filter(|pending| !by_rules(pending));
+        if let Some(since) = self.facts.rules_changed_by(observation) {
+            let is_explained =
+                |(at, broken): &(Duration, Broken)| *at >= since && BY_RULES.contains(&broken.invariant);
+            self.pending = self.pending.take().filter(|pending| !is_explained(pending));
         }
         self.settle_pending(observation.at)?;
         for (name, invariant) in &mut self.invariants {
@@ -223,10 +222,13 @@ impl Oracle {
         Ok(())
     }
 
-    /// Time has passed: what is pending from before `now` is certain.
+    /// Time has passed: what is pending from before `now` is certain, unless a change of the rules may not have been told.
     pub(super) fn settle_pending(&mut self, now: Duration) -> Result<(), Broken> {
+        let may_be_explained = |broken: &Broken| {
+            self.facts.is_writing && BY_RULES.contains(&broken.invariant) && now < Duration::MAX
+        };
         match self.pending.take() {
-            Some((at, broken)) if at < now => Err(broken),
+            Some((at, broken)) if at < now && !may_be_explained(&broken) => Err(broken),
             pending => {
                 self.pending = pending;
                 Ok(())
@@ -267,6 +269,11 @@ impl Oracle {
         self.facts.given.inserted(messages, result);
         // Once more: what new mail brings about comes after it.
         self.facts.freshly_stored(messages);
+    }
+
+    /// What the scheduler writes is on its way, or was refused; or it is durable.
+    pub(super) fn writing(&mut self, is_writing: bool) {
+        self.facts.is_writing = is_writing;
     }
 
     /// A call of the store takes so long.
