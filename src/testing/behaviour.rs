@@ -27,6 +27,9 @@ pub enum Command {
     Rcpt,
     /// DATA.
     Data,
+    /// The content, once the 354 to DATA has gone out. Without an instruction nothing is said. After a reply that does not
+    /// close, the server reads on, and answers the final dot too.
+    Content,
     /// The final dot.
     Dot,
     /// RSET.
@@ -46,6 +49,8 @@ pub enum Behaviour {
     /// Says this reply: one line, or several separated by newlines. The normal effect of the command follows the
     /// code: 2xx (354 for DATA, 334 where a response is asked for) accepts, the rest refuses. 421 closes.
     Reply(String),
+    /// Says this, as [`Behaviour::Reply`], octet by octet, and waits so long before each.
+    Trickle(String, Duration),
     /// Sends these octets as they are. Otherwise the command is refused.
     Raw(Bytes),
     /// Closes the connection without a word.
@@ -91,7 +96,7 @@ impl From<String> for Behaviour {
 pub struct Exchange<'a> {
     /// Where in the conversation.
     pub command: Command,
-    /// The command line without its end; empty at [`Command::Connect`] and [`Command::Dot`].
+    /// The command line without its end; empty at [`Command::Connect`], [`Command::Content`] and [`Command::Dot`].
     pub line: &'a str,
     /// The connection's number at this server, from 1.
     pub connection: u64,

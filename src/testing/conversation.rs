@@ -303,6 +303,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         if !self.answer(Command::Data, line, None, reply.into()).await? {
             return Ok(());
         }
+        self.answer(Command::Content, "", None, String::new()).await?;
+        if self.closing {
+            return Err(Some(End::Close));
+        }
         let content = self.content().await?;
         self.server.state().heard(".");
         let reply = match &content {
@@ -379,6 +383,17 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
             Some(Behaviour::ReplyAndClose(reply)) => {
                 self.closing = true;
                 Ok(self.reply(accepts, &reply))
+            }
+            Some(Behaviour::Trickle(reply, wait)) => {
+                self.closing = reply.starts_with("421");
+                self.flush().await.map_err(|_| None)?;
+                let accepted = self.reply(accepts, &reply);
+                for octet in std::mem::take(&mut self.output) {
+                    pause(wait).await;
+                    self.output.push(octet);
+                    self.flush().await.map_err(|_| None)?;
+                }
+                Ok(accepted)
             }
             Some(Behaviour::LoseReply) => {
                 self.closing = true;

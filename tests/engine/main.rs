@@ -7,6 +7,8 @@ mod auth;
 mod basics;
 mod controls;
 mod failures;
+#[cfg(feature = "tls")]
+mod fault_matrix;
 mod lifecycle;
 mod regressions;
 mod retry;

@@ -1,0 +1,225 @@
+//! Every stage of a delivery × every way for a server to fail in it.
+//!
+//! A message to ann and ben goes to the first of two hosts, which fails once, at RCPT with ben alone. What then happens
+//! to each of them is one letter of a cell:
+//!
+//! | Letter | |
+//! |---|---|
+//! | `=` | delivered by the first host, as if nothing had been |
+//! | `>` | delivered by the second host, in the same attempt |
+//! | `d` | deferred, charged, and delivered after the interval |
+//! | `p` | likewise, and the record says that it was possibly delivered before |
+//! | `b` | bounced |
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use postrider::Message;
+use postrider::event::{DeliveryEvent, Reason, RecipientRecord};
+use postrider::storage::MemoryStorage;
+use postrider::testing::{Behaviour, Command, SmtpServer, TestCertificate};
+
+use crate::support::{MX, MX2, World, idle};
+
+const ZONE: &str = "
+example.net. MX 10 mx1.example.net.
+example.net. MX 20 mx2.example.net.
+mx1.example.net. A 192.0.2.1
+mx2.example.net. A 192.0.2.2
+";
+const ANN: &str = "ann@example.net";
+const BEN: &str = "ben@example.net";
+const GONE: &str = "gone@example.net";
+
+/// In the order of the columns.
+const FAULTS: [&str; 11] =
+    ["close", "reset", "silence", "421", "4xx", "5xx", "garbage", "long", "endless", "octets", "twice"];
+
+/// What a server does so. `normal` is what it says else.
+fn behaviour(fault: &str, normal: &str) -> Behaviour {
+    let code = &normal[..3.min(normal.len())];
+    match fault {
+        "close" => Behaviour::Close,
+        "reset" => Behaviour::Reset,
+        "silence" => Behaviour::Silence,
+        "421" => "421 4.3.2 shutting down".into(),
+        "4xx" => "450 4.3.0 not now".into(),
+        "5xx" => "550 5.3.0 never".into(),
+        "garbage" => Behaviour::Raw("what would you like?\r\n".into()),
+        // Twice what is kept of replies.
+        "long" => {
+            let line = format!("{code}-{}\n", "long ".repeat(100));
+            Behaviour::Reply(line.repeat(1_000) + normal)
+        }
+        "endless" => Behaviour::Raw(vec![b'2'; 1 << 20].into()),
+        "octets" => Behaviour::Trickle(normal.to_owned(), Duration::from_secs(1)),
+        "twice" => Behaviour::Reply(format!("{normal}\n{normal}")),
+        other => panic!("{other}?"),
+    }
+}
+
+struct Row {
+    name: &'static str,
+    command: Command,
+    /// What the server says there else.
+    normal: &'static str,
+    keywords: &'static [&'static str],
+    policy: &'static str,
+    octets: usize,
+    cells: &'static str,
+}
+
+const PLAIN: &[&str] = &["8BITMIME"];
+const PIPELINING: &[&str] = &["8BITMIME", "PIPELINING"];
+
+const fn row(name: &'static str, command: Command, normal: &'static str, cells: &'static str) -> Row {
+    Row { name, command, normal, keywords: PLAIN, policy: "", octets: 10, cells }
+}
+
+const fn pipelined(name: &'static str, command: Command, normal: &'static str, cells: &'static str) -> Row {
+    Row { keywords: PIPELINING, ..row(name, command, normal, cells) }
+}
+
+const fn with(policy: &'static str, row: Row) -> Row {
+    Row { policy, ..row }
+}
+
+const fn large(row: Row) -> Row {
+    Row { octets: 1 << 20, ..row }
+}
+
+const REQUIRED: &str = "[domain.'*']\nuse-starttls = 'required'";
+const LOGIN: &str = "[domain.'*']\nsmtp-hosts = '[192.0.2.1];[192.0.2.2]'\nauth-username = 'ann'\n\
+                     auth-password = 'secret'\nuse-unencrypted-plain-auth = true";
+
+#[rustfmt::skip]
+const ROWS: [Row; 19] = [
+    //                                                                        close reset silence 421 4xx 5xx garbage long endless octets twice
+    // A host that does not know EHLO is asked with HELO. One whose STARTTLS fails is asked without, if its session did not
+    // end by its own word or by what it said behind its 220.
+    row("greeting", Command::Connect, "220 mx ready",                            ">> >> >> >> >> >> >> == >> == >>"),
+    row("EHLO", Command::Ehlo, "250-mx\n250 8BITMIME",                           ">> >> >> >> >> == >> == >> == >>"),
+    row("STARTTLS", Command::StartTls, "220 go ahead",                           "== == == >> == == == == == == >>"),
+    with(REQUIRED, row("STARTTLS, required", Command::StartTls, "220 go ahead",  ">> >> >> >> >> >> >> == >> == >>")),
+    with(LOGIN, row("AUTH", Command::Auth, "235 2.7.0 welcome",                  ">> >> >> >> >> >> >> == >> == >>")),
+    row("MAIL", Command::Mail, "250 ok",                                         "dd dd dd >> dd bb dd == dd == dd"),
+    row("RCPT", Command::Rcpt, "250 ok",                                         "dd dd dd =d =d =b dd == dd == dd"),
+    row("DATA", Command::Data, "354 go ahead",                                   "dd dd dd dd dd bb dd == dd == dd"),
+    // A reply to content before its end can be no acceptance.
+    large(row("content", Command::Content, "250 ok",                             "dd dd pp dd dd bb dd dd dd dd dd")),
+    row("dot", Command::Dot, "250 ok",                                           "pp pp pp dd dd bb pp == pp == =="),
+    // After a transaction that came to nothing. It is said with MAIL, and what it meets is charged as with MAIL.
+    row("RSET", Command::Rset, "250 reset",                                      "== == dd == == == dd == dd == dd"),
+    row("QUIT", Command::Quit, "221 bye",                                        "== == == == == == == == == == =="),
+    pipelined("MAIL", Command::Mail, "250 ok",                                   "dd dd dd >> dd bb dd == dd == dd"),
+    pipelined("RCPT", Command::Rcpt, "250 ok",                                   "dd dd dd =d =d =b dd == dd == dd"),
+    pipelined("DATA", Command::Data, "354 go ahead",                             "dd dd dd dd dd bb dd == dd == dd"),
+    large(pipelined("content", Command::Content, "250 ok",                       "dd dd pp dd dd bb dd dd dd dd dd")),
+    pipelined("dot", Command::Dot, "250 ok",                                     "pp pp pp dd dd bb pp == pp == =="),
+    pipelined("RSET", Command::Rset, "250 reset",                                "== == dd == == == dd == dd == dd"),
+    pipelined("QUIT", Command::Quit, "221 bye",                                  "== == == == == == == == == == =="),
+];
+
+#[tokio::test(start_paused = true)]
+async fn every_stage_fails_in_every_way() {
+    let mut wrong = String::new();
+    for row in ROWS {
+        let mut cells = Vec::new();
+        for fault in FAULTS {
+            cells.push(cell(&row, fault).await);
+        }
+        let cells = cells.join(" ");
+        if cells != row.cells {
+            let pipelining = if row.keywords == PIPELINING { ", pipelined" } else { "" };
+            writeln!(wrong, "{}{pipelining}:\n  {cells}, not\n  {}", row.name, row.cells).unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{wrong}", FAULTS.join(" "));
+}
+
+async fn cell(row: &Row, fault: &str) -> String {
+    let world = World::new();
+    world.zone.set_zone(ZONE).unwrap();
+    let server = || {
+        let server = SmtpServer::new().ehlo(row.keywords.iter().copied());
+        match row.command {
+            Command::StartTls => server.starttls(&TestCertificate::new(["mx1.example.net"]).unwrap()),
+            Command::Auth => server.auth("ann", "secret"),
+            _ => server,
+        }
+    };
+    let fails = behaviour(fault, row.normal);
+    let first = match row.command {
+        Command::Rcpt => server().reply_to_rcpt(BEN, fails),
+        command => server().reply(command, fails),
+    };
+    let (first, second) = (first.times(1), server());
+    world.server(MX, &first).server(MX2, &second);
+    let engine = world.engine(MemoryStorage::new(), row.policy).await;
+    if row.command == Command::Rset {
+        let _ = first.clone().reply_to_rcpt(GONE, "550 5.1.1 nobody");
+        engine.submit(Message::new("a@example.org", [GONE], "gone\r\n").unwrap()).await.unwrap();
+        idle(&engine).await;
+    }
+    let message = Message::new("a@example.org", [ANN, BEN], "long\r\n".repeat(row.octets / 6)).unwrap();
+    engine.submit(message).await.unwrap();
+    idle(&engine).await;
+    let events = world.seen.events();
+    let place = format!("{} × {fault}", row.name);
+    [ANN, BEN].map(|recipient| letter(&place, recipient, &events, &first, &second)).concat()
+}
+
+/// What happened to a recipient; and that nothing happened that never may.
+fn letter(
+    place: &str,
+    recipient: &str,
+    events: &[DeliveryEvent],
+    first: &SmtpServer,
+    second: &SmtpServer,
+) -> &'static str {
+    let is_it = |record: &RecipientRecord| record.recipient.to_string() == recipient;
+    let taken_by = |server: &SmtpServer| {
+        let messages = server.messages();
+        messages.iter().filter(|message| message.recipients.iter().any(|taken| taken == recipient)).count()
+    };
+    let taken = taken_by(first) + taken_by(second);
+    let mut deferrals = Vec::new();
+    let mut last = Vec::new();
+    for event in events {
+        match event {
+            DeliveryEvent::Deferred(event) if is_it(&event.record) => {
+                assert!(event.next_attempt >= event.record.time + Duration::from_secs(600), "{place}");
+                deferrals.push(event);
+            }
+            DeliveryEvent::Delivered(event) if is_it(&event.record) => last.push(&event.record),
+            DeliveryEvent::Bounced(event) if is_it(&event.record) => last.push(&event.record),
+            DeliveryEvent::QueueDeferred(event) => panic!("{place}: {event:?}, and the second host works"),
+            _ => {}
+        }
+    }
+    let &[record] = &last[..] else { panic!("{place}: {recipient} ended {} times: {events:#?}", last.len()) };
+    assert_eq!(record.attempts as usize, deferrals.len() + 1, "{place}: each attempt is charged once");
+    let is_delivered =
+        events.iter().any(|event| matches!(event, DeliveryEvent::Delivered(event) if is_it(&event.record)));
+    let possibly = deferrals.iter().filter(|event| event.diagnosis.reason == Some(Reason::PossiblyDelivered));
+    let possibly = possibly.count();
+    let least = usize::from(is_delivered);
+    assert!(
+        (least..=least + possibly).contains(&taken),
+        "{place}: {recipient} has it {taken} times: {events:#?}"
+    );
+    match &deferrals[..] {
+        [] if !is_delivered => "b",
+        [] if record.mx.as_deref() == Some("mx2.example.net")
+            || record.peer == Some(MX2.parse().unwrap()) =>
+        {
+            ">"
+        }
+        [] => "=",
+        [deferral] if is_delivered => {
+            assert!(record.time >= deferral.next_attempt, "{place}: before the interval");
+            if possibly > 0 { "p" } else { "d" }
+        }
+        _ => panic!("{place}: {recipient}: {events:#?}"),
+    }
+}
