@@ -59,8 +59,9 @@ impl Mail {
             eight_bit: false,
             recipient_count: 1,
             tags: BTreeMap::from([("job".to_owned(), "newsletter".to_owned())]),
+            dsn: None,
         };
-        let recipients = vec![Recipient { index: 0, address, attempts: 0, last: None }];
+        let recipients = vec![Recipient { index: 0, address, attempts: 0, last: None, dsn: None }];
         let items = vec![NewItem { lane, due: at(number), recipients, claim_for: None }];
         NewMessage { envelope: Arc::new(envelope), body: self.body.clone(), items, host_id: false }
     }

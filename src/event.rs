@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::{Address, Domain, EventId, MessageId, ReversePath};
+use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, RecipientDsn, ReversePath};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
 /// Something that happened to a message, a recipient or a destination.
@@ -93,6 +93,10 @@ pub struct RecipientRecord {
     pub queued: Duration,
     /// The host's tags.
     pub tags: BTreeMap<String, String>,
+    /// What reports about the message are to be like (RFC 3461).
+    pub dsn: Option<Box<MessageDsn>>,
+    /// What is to be reported about the recipient (RFC 3461).
+    pub recipient_dsn: Option<Box<RecipientDsn>>,
 }
 
 /// A recipient was accepted.
@@ -105,6 +109,10 @@ pub struct Delivered {
     pub reply: Reply,
     /// TLS version and cipher, if the session had TLS.
     pub tls: Option<String>,
+    /// The server offers DSN and was told what to report: it sees to that (RFC 3461 §5.2.1). If not, and
+    /// [`Notify::SUCCESS`](crate::message::Notify::SUCCESS) was asked for, a report is owed that the message was `relayed`
+    /// (§5.2.2), and the host makes it.
+    pub dsn_passed_on: bool,
 }
 
 /// A recipient failed transiently.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::driver::Input;
 use crate::reply::Stage;
-use crate::scheduler::{ConnectionId, Content, Event, Outgoing};
+use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 use crate::transport::{
     ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction, TransactionReport,
@@ -70,9 +70,12 @@ impl SessionTask {
             Ok(session) => session,
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
         };
-        let tls = session.tls().map(Into::into);
-        let limits = session.limits();
-        self.tell(Event::Connected { connection, tls, limits }).await;
+        let opened = Opened {
+            tls: session.tls().map(Into::into),
+            limits: session.limits(),
+            passes_on_dsn: session.passes_on_dsn(),
+        };
+        self.tell(Event::Connected { connection, opened }).await;
         self.phase = Phase::Open;
         self.serve(session).await;
     }
@@ -133,6 +136,7 @@ impl SessionTask {
             recipients: outgoing.recipients,
             body,
             eight_bit: outgoing.eight_bit,
+            dsn: outgoing.dsn,
         })
     }
 

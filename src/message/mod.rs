@@ -2,11 +2,14 @@
 
 mod address;
 mod domain;
+mod dsn;
 mod id;
 mod submission;
 
 pub use address::{Address, AddressError, ReversePath};
 pub(crate) use domain::is_host_name;
 pub use domain::{Domain, DomainError};
+pub(crate) use dsn::Xtext;
+pub use dsn::{DsnError, DsnReturn, EnvelopeId, MessageDsn, Notify, OriginalRecipient, RecipientDsn};
 pub use id::{EventId, MessageId};
 pub use submission::{Message, MessageError, Priority};

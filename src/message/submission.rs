@@ -1,12 +1,13 @@
 //! A message as the host submits it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::address::{Address, AddressError, ReversePath};
+use super::dsn::{MessageDsn, RecipientDsn};
 use super::id::MessageId;
 use crate::clock::Timestamp;
 
@@ -50,6 +51,8 @@ pub struct Message {
     pub(crate) hold_until: Option<Timestamp>,
     pub(crate) expires_after: Option<Duration>,
     pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) dsn: Option<MessageDsn>,
+    pub(crate) recipient_dsn: HashMap<Address, RecipientDsn>,
 }
 
 /// Why a message was refused before it was stored.
@@ -62,6 +65,9 @@ pub enum MessageError {
     /// A recipient is not an address.
     #[error("to: {0}")]
     Recipient(#[source] AddressError),
+    /// Somebody else was named than the recipients of the message.
+    #[error("{0} is no recipient of the message")]
+    NoRecipientOf(Address),
     /// Nobody to deliver to.
     #[error("a message needs at least one recipient")]
     NoRecipients,
@@ -141,6 +147,8 @@ impl Message {
             hold_until: None,
             expires_after: None,
             tags: BTreeMap::new(),
+            dsn: None,
+            recipient_dsn: HashMap::new(),
         })
     }
 
@@ -185,6 +193,27 @@ impl Message {
     pub fn with_tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.tags.insert(name.into(), value.into());
         self
+    }
+
+    /// What reports about this message are to be like (RFC 3461). Servers that offer DSN are told; others are not, and
+    /// [`Delivered::dsn_passed_on`](crate::event::Delivered::dsn_passed_on) says so. Every record of the message
+    /// carries it, for the host makes the reports that this engine owes.
+    pub fn with_dsn(mut self, dsn: MessageDsn) -> Self {
+        self.dsn = Some(dsn);
+        self
+    }
+
+    /// What is to be reported about one recipient, likewise.
+    ///
+    /// # Errors
+    /// [`MessageError::Recipient`] if it is no address, [`MessageError::NoRecipientOf`] if the message is not for it.
+    pub fn with_recipient_dsn(mut self, recipient: &str, dsn: RecipientDsn) -> Result<Self, MessageError> {
+        let recipient = Address::parse(recipient).map_err(MessageError::Recipient)?;
+        if !self.recipients.contains(&recipient) {
+            return Err(MessageError::NoRecipientOf(recipient));
+        }
+        self.recipient_dsn.insert(recipient, dsn);
+        Ok(self)
     }
 
     /// The recipients, each once.

@@ -9,7 +9,7 @@ use crate::event::DeliveryEvent;
 use crate::message::{Address, Domain, MessageId, ReversePath};
 use crate::policy::QueueSettings;
 use crate::storage::{Change, ClaimPart, Filter, ItemId, NewMessage, StorageError};
-use crate::transport::Target;
+use crate::transport::{Target, TransactionDsn};
 
 /// Names a question of the host's, so that the answer finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,6 +60,7 @@ pub(crate) struct Outgoing {
     pub(crate) recipients: Vec<Address>,
     pub(crate) content: Content,
     pub(crate) eight_bit: bool,
+    pub(crate) dsn: Option<Box<TransactionDsn>>,
 }
 
 /// The answer to a question of the host's.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::command::Command;
 use super::destination::{Refusal, RouteState};
+use super::event::Opened;
 use super::fault::Fault;
 use super::outcome::KEPT_OF_REPLIES;
 use super::pump::{SOURCE_REST, local_address};
@@ -17,7 +18,7 @@ use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind}
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
-use crate::transport::{ConnectError, EndCause, SessionLimits, Target, TlsWish};
+use crate::transport::{ConnectError, EndCause, Target, TlsWish};
 
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
@@ -110,15 +111,9 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn on_connected(
-        &mut self,
-        now: Timestamp,
-        id: ConnectionId,
-        tls: Option<Arc<str>>,
-        limits: SessionLimits,
-    ) {
+    pub(super) fn on_connected(&mut self, now: Timestamp, id: ConnectionId, opened: Opened) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        (connection.tls, connection.limits) = (tls, limits);
+        connection.opened = opened;
         let key = connection.destination;
         let peer = connection.current.peer;
         if let Some(destination) = self.destinations.get_mut(key) {
@@ -139,8 +134,10 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let one = u32::from(Fault::OneMessageMore.is_there());
-        let most =
-            [queue.settings.max_msg_per_connection, connection.limits.transactions.map(NonZeroU32::get)];
+        let most = [
+            queue.settings.max_msg_per_connection,
+            connection.opened.limits.transactions.map(NonZeroU32::get),
+        ];
         let used_up = most.into_iter().flatten().any(|most| connection.used >= most.saturating_add(one))
             // A limit was lowered, or something else is wished for now.
             || connection.holds.iter().any(|&slot| self.limits.is_over(slot))

@@ -29,7 +29,7 @@ pub(crate) enum Event {
     /// A look-up came back.
     Resolved { destination: DestinationKey, result: Result<Arc<Route>, RouteFailure> },
     /// A session is open.
-    Connected { connection: ConnectionId, tls: Option<Arc<str>>, limits: SessionLimits },
+    Connected { connection: ConnectionId, opened: Opened },
     /// No session came about.
     ConnectFailed { connection: ConnectionId, error: ConnectError },
     /// A transaction ended, and with it maybe the session.
@@ -72,4 +72,13 @@ pub(crate) enum Content {
     Held(Bytes),
     /// In the store.
     Stored(crate::storage::BodyKey),
+}
+
+/// What a session is like that was opened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Opened {
+    /// Version and cipher suite.
+    pub(crate) tls: Option<Arc<str>>,
+    pub(crate) limits: SessionLimits,
+    pub(crate) passes_on_dsn: bool,
 }

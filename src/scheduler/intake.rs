@@ -1,6 +1,6 @@
 //! How mail comes into the window: submissions, heads of lanes, and claims.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::writes::{Effect, Submission, SubmittedItem, is_about_one_change};
 use super::{DestinationKey, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Received, StorageOperation};
-use crate::message::{Address, Domain, Message, Priority};
+use crate::message::{Address, Domain, Message, Priority, RecipientDsn};
 use crate::storage::{
     Change, Envelope, Inserted, Item, ItemId, Lane, LaneHead, NewItem, NewMessage, Recipient, Release,
     StorageError,
@@ -69,8 +69,9 @@ impl Scheduler {
             eight_bit: !message.body.is_ascii(),
             recipient_count: u32::try_from(message.recipients.len()).unwrap_or(u32::MAX),
             tags: message.tags,
+            dsn: message.dsn.map(Box::new),
         });
-        let by_domain = by_domain(message.recipients);
+        let by_domain = by_domain(message.recipients, message.recipient_dsn);
         let mut items = Vec::with_capacity(by_domain.len());
         let mut submitted = SmallVec::new();
         for (domain, recipients) in by_domain {
@@ -512,8 +513,14 @@ impl Scheduler {
 }
 
 /// Fresh recipients by their domains, each domain's in order.
-fn by_domain(addresses: Vec<Address>) -> SmallVec<[(Domain, Vec<Recipient>); 1]> {
-    let fresh = |(index, address)| Recipient { index, address, attempts: 0, last: None };
+fn by_domain(
+    addresses: Vec<Address>,
+    mut dsn: HashMap<Address, RecipientDsn>,
+) -> SmallVec<[(Domain, Vec<Recipient>); 1]> {
+    let fresh = |(index, address)| {
+        let dsn = dsn.remove(&address).map(Box::new);
+        Recipient { index, address, attempts: 0, last: None, dsn }
+    };
     let recipients: Vec<Recipient> = (0..).zip(addresses).map(fresh).collect();
     let Some(first) = recipients.first().map(|first| first.address.domain().clone()) else {
         return SmallVec::new();

@@ -68,7 +68,7 @@ pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
 pub(crate) use control::Control;
 use destination::Destination;
 use directory::Directory;
-pub(crate) use event::{Content, Event};
+pub(crate) use event::{Content, Event, Opened};
 pub(crate) use fault::Fault;
 #[cfg(feature = "testing")]
 pub(crate) use gauges::Gauges;
@@ -361,7 +361,7 @@ impl Scheduler {
             Event::CommitDone(result) => self.on_commit_done(now, result),
             Event::Claimed { claim, result } => self.on_claimed(now, claim, result),
             Event::Resolved { destination, result } => self.on_resolved(now, destination, result),
-            Event::Connected { connection, tls, limits } => self.on_connected(now, connection, tls, limits),
+            Event::Connected { connection, opened } => self.on_connected(now, connection, opened),
             Event::ConnectFailed { connection, error } => self.on_connect_failed(now, connection, &error),
             Event::TransactionDone { connection, report } => {
                 self.on_transaction_done(now, connection, &report)

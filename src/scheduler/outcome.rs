@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::event::Opened;
 use super::fault::Fault;
 use super::intake::head_of;
 use super::record::{Failed, engine_diagnosis};
@@ -43,7 +44,7 @@ pub(super) struct Settlement {
 pub(super) struct Carried<'a> {
     pub(super) transaction: &'a InTransaction,
     pub(super) candidate: &'a Candidate,
-    tls: Option<&'a str>,
+    opened: &'a Opened,
 }
 
 /// A recipient's transient failure.
@@ -69,7 +70,7 @@ impl Scheduler {
         };
         let key = connection.destination;
         let candidate = connection.current.clone();
-        let tls = connection.tls.clone();
+        let opened = connection.opened.clone();
         let reused = connection.has_idled || connection.completed > 0;
         self.transaction_over(transaction.octets);
         let overflowed = self.window.get(transaction.item).map_or(&[][..], |item| &item.overflowed);
@@ -78,7 +79,7 @@ impl Scheduler {
         let took_one = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Delivered(_)));
         // On a new session it is about the connection: the rules are asked when that has failed.
         let ended_by = sent_away_by(report).filter(|_| session == SessionVerdict::Gone);
-        let carried = Carried { transaction: &transaction, candidate: &candidate, tls: tls.as_deref() };
+        let carried = Carried { transaction: &transaction, candidate: &candidate, opened: &opened };
         self.settle(now, key, &carried, verdicts, ended_by, &session);
         if took_one {
             self.delivered_to(key);
@@ -170,7 +171,7 @@ impl Scheduler {
     /// A session ended before it did any work: the next host, within the same attempt and under the same permits.
     fn failed_as_opening(&mut self, now: Timestamp, id: ConnectionId, end: &SessionEnd) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        (connection.used, connection.has_idled, connection.tls) = (0, false, None);
+        (connection.used, connection.has_idled, connection.opened) = (0, false, Opened::default());
         connection.state = State::Opening;
         connection.listed = false;
         if let Some(destination) = self.destinations.get_mut(connection.destination) {
@@ -369,7 +370,10 @@ impl Scheduler {
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
         let record = self.record(now, item, &recipient, Some(carried.candidate));
-        let delivered = Delivered { record, reply: reply.clone(), tls: carried.tls.map(str::to_owned) };
+        let Opened { tls, passes_on_dsn, .. } = carried.opened;
+        let dsn_passed_on = *passes_on_dsn && (record.dsn.is_some() || record.recipient_dsn.is_some());
+        let (reply, tls) = (reply.clone(), tls.as_deref().map(str::to_owned));
+        let delivered = Delivered { record, reply, tls, dsn_passed_on };
         let delivered = DeliveryEvent::Delivered(delivered);
         self.counters.delivered += 1;
         self.tally(item, |tally| tally.delivered(now));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::destination::Grant;
+use super::event::Opened;
 use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::{ROUTE_GRACE, local_address};
@@ -20,7 +21,6 @@ use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
-use crate::transport::SessionLimits;
 
 /// Addresses of one attempt.
 const MOST_CANDIDATES: usize = 32;
@@ -246,8 +246,7 @@ impl Scheduler {
                 retired: false,
                 listed: false,
                 wish: Wish::default(),
-                tls: None,
-                limits: SessionLimits::default(),
+                opened: Opened::default(),
                 timer: None,
             },
         );

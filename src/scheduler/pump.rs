@@ -16,7 +16,8 @@ use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::dns::Freshness;
 use crate::policy::Source;
-use crate::storage::{BodyKey, ItemId};
+use crate::storage::{BodyKey, Envelope, ItemId, Recipient};
+use crate::transport::TransactionDsn;
 
 /// How long a route serves past its time for a destination that had to wait for its turn.
 pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(300);
@@ -259,7 +260,7 @@ impl Scheduler {
         self.waiting.body_called = None;
         let most = self.recipients_per_transaction(item.lane);
         let of_server =
-            self.connections.get(&connection_id).and_then(|connection| connection.limits.recipients);
+            self.connections.get(&connection_id).and_then(|connection| connection.opened.limits.recipients);
         let most = of_server.map_or(most, |limit| most.min(limit.get() as usize));
         let most = if item.singly { 1 } else { most };
         let wanted = u32::try_from(item.item.recipients.len().min(most)).unwrap_or(u32::MAX);
@@ -274,6 +275,7 @@ impl Scheduler {
         let envelope = item.item.envelope.clone();
         let chosen = item.item.recipients.iter().take(recipients as usize);
         let recipients = chosen.clone().map(|recipient| recipient.index).collect();
+        let dsn = dsn_of(&envelope, chosen.clone());
         let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
@@ -307,6 +309,7 @@ impl Scheduler {
             recipients: addresses,
             content,
             eight_bit: envelope.eight_bit,
+            dsn,
         };
         self.commands.push_back(Command::Transact { connection: connection_id, transaction });
         true
@@ -526,4 +529,17 @@ pub(super) fn local_address(source: &Source, peer: IpAddr) -> Option<IpAddr> {
         IpAddr::V4(_) => source.ipv4().map(IpAddr::V4),
         IpAddr::V6(_) => source.ipv6().map(IpAddr::V6),
     }
+}
+
+/// What is to be reported of these, if anybody asked for anything.
+fn dsn_of<'a>(
+    envelope: &Envelope,
+    recipients: impl Iterator<Item = &'a Recipient> + Clone,
+) -> Option<Box<TransactionDsn>> {
+    if envelope.dsn.is_none() && recipients.clone().all(|recipient| recipient.dsn.is_none()) {
+        return None;
+    }
+    let message = envelope.dsn.as_deref().cloned().unwrap_or_default();
+    let recipients = recipients.map(|recipient| recipient.dsn.as_deref().cloned().unwrap_or_default());
+    Some(Box::new(TransactionDsn { message, recipients: recipients.collect() }))
 }

@@ -173,6 +173,8 @@ impl Scheduler {
             attempts: recipient.attempts,
             queued: now.saturating_since(envelope.age_from),
             tags: envelope.tags.clone(),
+            dsn: envelope.dsn.clone(),
+            recipient_dsn: recipient.dsn.clone(),
         }
     }
 }

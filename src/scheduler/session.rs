@@ -6,13 +6,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::DestinationKey;
+use super::event::Opened;
 use super::fault::Fault;
 use super::holds::Holds;
 use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::policy::{Credentials, QueueSettings};
 use crate::storage::ItemId;
-use crate::transport::{SessionLimits, TlsWish};
+use crate::transport::TlsWish;
 
 /// An address to try, and the host that led there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,10 +103,7 @@ pub(super) struct Connection {
     pub(super) listed: bool,
     /// What it was opened with.
     pub(super) wish: Wish,
-    /// The TLS it has.
-    pub(super) tls: Option<Arc<str>>,
-    /// What its server takes at most.
-    pub(super) limits: SessionLimits,
+    pub(super) opened: Opened,
     pub(super) timer: Option<Timestamp>,
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::event::LastFailure;
-use crate::message::{Address, Domain, EventId, MessageId, Priority, ReversePath};
+use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, Priority, RecipientDsn, ReversePath};
 
 /// How long, at least, the id of a finished message is remembered: submitted again within it, the message is not
 /// stored twice.
@@ -78,6 +78,8 @@ pub struct Envelope {
     pub recipient_count: u32,
     /// Names and values returned on every record.
     pub tags: BTreeMap<String, String>,
+    /// What reports are to be like (RFC 3461).
+    pub dsn: Option<Box<MessageDsn>>,
 }
 
 /// One recipient of an item.
@@ -92,6 +94,8 @@ pub struct Recipient {
     pub attempts: u32,
     /// What the last of them met. Not kept where the store had little room.
     pub last: Option<Box<LastFailure>>,
+    /// What is to be reported (RFC 3461).
+    pub dsn: Option<Box<RecipientDsn>>,
 }
 
 /// A message to store.

@@ -251,7 +251,7 @@ impl SchedulerLoad {
                 (LOOK_UP, Event::Resolved { destination, result: Ok(route(domain.as_str())) })
             }
             Command::Connect { connection, .. } => {
-                (CONNECT, Event::Connected { connection, tls: None, limits: Default::default() })
+                (CONNECT, Event::Connected { connection, opened: Default::default() })
             }
             Command::Transact { connection, transaction } => {
                 let report = self.network.send(&transaction);
@@ -316,10 +316,11 @@ fn waiting_item(now: Timestamp, due: Timestamp, address: Address) -> Item {
         eight_bit: false,
         recipient_count: 1,
         tags: BTreeMap::new(),
+        dsn: None,
     });
     let lane =
         Lane { domain: address.domain().clone(), source: "default".into(), priority: Priority::Normal };
-    let recipients = vec![Recipient { index: 0, address, attempts: 1, last: None }];
+    let recipients = vec![Recipient { index: 0, address, attempts: 1, last: None, dsn: None }];
     Item { id: ItemId(0), lease: Lease(0), lane, due, envelope, recipients }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::message::{Address, MessageId, ReversePath};
+use crate::message::{Address, MessageDsn, MessageId, RecipientDsn, ReversePath};
 use crate::policy::{Credentials, StartTls};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
@@ -51,6 +51,11 @@ pub trait Session: Debug + Send {
     /// TLS version and cipher, if the session has TLS.
     fn tls(&self) -> Option<String> {
         None
+    }
+
+    /// Whether the server offers DSN (RFC 3461): [`Transaction::dsn`] is passed on.
+    fn passes_on_dsn(&self) -> bool {
+        false
     }
 
     /// What the server takes at most. The engine keeps to it where the policy allows more.
@@ -182,6 +187,18 @@ pub struct Transaction {
     pub body: Bytes,
     /// The content has octets over 127.
     pub eight_bit: bool,
+    /// What is to be reported, if the sender asked for anything (RFC 3461). Told to servers that offer DSN alone.
+    pub dsn: Option<Box<TransactionDsn>>,
+}
+
+/// What a transaction's sender asks of delivery status notifications.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "the engine builds it")]
+pub struct TransactionDsn {
+    /// Of the message.
+    pub message: MessageDsn,
+    /// Of each recipient, in their order.
+    pub recipients: Vec<RecipientDsn>,
 }
 
 /// All that happened in a transaction. What each recipient makes of it is the scheduler's business.

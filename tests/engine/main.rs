@@ -6,6 +6,7 @@
 mod auth;
 mod basics;
 mod controls;
+mod dsn;
 mod failures;
 #[cfg(feature = "tls")]
 mod fault_matrix;

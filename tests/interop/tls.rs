@@ -74,6 +74,7 @@ async fn starttls_with_openssl() {
         recipients: vec![Address::parse("b@example.net").unwrap()],
         body: body.clone().into(),
         eight_bit: false,
+        dsn: None,
     };
     for (level, resumed) in [
         (StartTls::Off, false),

@@ -16,7 +16,7 @@ fn login(name: &str, password: &str) -> String {
 /// Opens the session that is wanted, and returns whom it is to be authenticated as.
 fn open(rig: &mut Rig) -> Option<String> {
     let (connection, target) = rig.opening();
-    rig.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+    rig.tell(Event::Connected { connection, opened: Default::default() });
     target.credentials.map(|credentials| credentials.username.to_string())
 }
 

@@ -379,7 +379,7 @@ impl Rig {
     /// The oldest connection wanted succeeds.
     pub(crate) fn connect(&mut self) -> ConnectionId {
         let (connection, _) = self.opening();
-        self.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+        self.tell(Event::Connected { connection, opened: Default::default() });
         connection
     }
 

@@ -51,7 +51,7 @@ fn failures_to_connect_go_on_to_the_next_address_in_the_same_attempt() {
         assert_eq!(rig.scheduler.open_connections(), 1, "under the same permit");
         let (connection, target) = rig.opening();
         assert_eq!((&*target.host, target.peer), ("mx2.x.example", "192.0.2.3:25".parse().unwrap()));
-        rig.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+        rig.tell(Event::Connected { connection, opened: Default::default() });
         rig.accept();
         assert_eq!(rig.timeline(), ["0 delivered a@x.example"]);
     }
@@ -343,6 +343,6 @@ fn a_failure_reported_for_a_connection_that_is_gone_changes_nothing() {
     let error = ConnectError { stage: Stage::Ehlo, cause: EndCause::Closed };
     rig.tell(Event::ConnectFailed { connection, error });
     rig.tell(Event::Closed { connection });
-    rig.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+    rig.tell(Event::Connected { connection, opened: Default::default() });
     rig.scheduler.assert_empty();
 }

@@ -84,7 +84,7 @@ fn a_permit_given_back_goes_to_those_that_wait() {
     for _ in 0..4 {
         let (connection, target) = rig.opening();
         order.push(target.host.to_string());
-        rig.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+        rig.tell(Event::Connected { connection, opened: Default::default() });
         while !rig.transacts.is_empty() {
             rig.accept();
         }

@@ -13,7 +13,10 @@ fn open(rig: &mut Rig, recipients: u32, transactions: u32) {
         recipients: NonZeroU32::new(recipients),
         transactions: NonZeroU32::new(transactions),
     };
-    rig.tell(Event::Connected { connection, tls: None, limits });
+    rig.tell(Event::Connected {
+        connection,
+        opened: crate::scheduler::Opened { limits, ..Default::default() },
+    });
 }
 
 fn sizes(rig: &Rig) -> Vec<usize> {

@@ -246,7 +246,7 @@ fn a_disabled_source_is_stood_in_for_by_its_pool() {
         while !rig.timeline().iter().any(|line| line.contains("deferred")) {
             rig.submit_by(by, "u@x.example");
             let (connection, target) = rig.opening();
-            rig.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+            rig.tell(Event::Connected { connection, opened: Default::default() });
             let is_a = target.local == Some("192.0.2.101".parse().unwrap());
             rig.transact(|n| if is_a { all_rcpts("450 4.7.1 blocked")(n) } else { accepted(n) });
             rig.pass(Duration::ZERO);

@@ -11,7 +11,7 @@ const ADDRESS: &[&str] = &["198.51.100.1:25"];
 /// Opens the session that is wanted, and returns what TLS is wanted for it.
 fn open(rig: &mut Rig) -> TlsWish {
     let (connection, target) = rig.opening();
-    rig.tell(Event::Connected { connection, tls: None, limits: Default::default() });
+    rig.tell(Event::Connected { connection, opened: Default::default() });
     target.tls
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn due(domain: &str, before: u64, limit: usize) -> ClaimPart {
 
 pub(crate) fn recipient(index: u32, domain: &str) -> Recipient {
     let address = Address::parse(&format!("r{index}@{domain}")).unwrap();
-    Recipient { index, address, attempts: 0, last: None }
+    Recipient { index, address, attempts: 0, last: None, dsn: None }
 }
 
 pub(crate) fn item(domain: &str, due: u64, recipients: u32) -> NewItem {
@@ -59,6 +59,7 @@ pub(crate) fn message_of(number: u128, age_from: u64, items: Vec<NewItem>) -> Ne
         eight_bit: false,
         recipient_count: items.iter().map(|item| item.recipients.len() as u32).sum(),
         tags: BTreeMap::new(),
+        dsn: None,
     };
     NewMessage { envelope: Arc::new(envelope), body, items, host_id: false }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Extensions {
     pub(super) auth: Mechanisms,
     /// RFC 1870.
     pub(super) size: Option<Size>,
+    /// RFC 3461.
+    pub(super) dsn: bool,
     /// RFC 9422.
     pub(super) limits: SessionLimits,
 }
@@ -61,6 +63,7 @@ impl Extensions {
                 b"SMTPUTF8" => extensions.smtputf8 = true,
                 b"ENHANCEDSTATUSCODES" => extensions.enhanced_status_codes = true,
                 b"STARTTLS" => extensions.starttls = true,
+                b"DSN" => extensions.dsn = true,
                 b"AUTH" => words.for_each(|name| extensions.auth.add(name)),
                 // As servers wrote it before RFC 2554, the first mechanism behind the sign.
                 [b'A', b'U', b'T', b'H', b'=', first @ ..] => {
@@ -121,9 +124,10 @@ mod tests {
             starttls: true,
             auth: Mechanisms { plain: false, login: true },
             size: Some(Size { limit: Some(35_882_577) }),
+            dsn: true,
             limits: limits(20, 5),
         };
-        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n\
+        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n250-Dsn\n\
                     250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n\
                     250-limits MailMax=5 RCPTMAX=20 RCPTDOMAINMAX=1\n250 SMTPUTF8";
         assert_eq!(offers(text), all);

@@ -13,6 +13,7 @@ use super::data::{self, Content};
 use super::ehlo::Extensions;
 use super::wire::{LINGER, Wire};
 use super::{excerpt, is_refusal};
+use crate::message::{Address, RecipientDsn};
 use crate::reply::{Reply, Stage};
 use crate::transport::{
     EndCause, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts, Transaction,
@@ -74,6 +75,10 @@ impl Session for SmtpSession {
 
     fn tls(&self) -> Option<String> {
         self.tls.clone()
+    }
+
+    fn passes_on_dsn(&self) -> bool {
+        self.extensions.dsn
     }
 
     fn limits(&self) -> SessionLimits {
@@ -143,8 +148,8 @@ impl SmtpSession {
             commands += 1;
         }
         self.encode_mail(&mut out, transaction, report);
-        for (recipient, _) in asked(transaction, report) {
-            commands::rcpt(&mut out, recipient);
+        for asked in asked(transaction, report) {
+            self.encode_rcpt(&mut out, &asked);
             commands += 1;
         }
         out.extend_from_slice(commands::DATA);
@@ -192,11 +197,11 @@ impl SmtpSession {
             return Ok(false);
         }
         let mut accepted = false;
-        for (recipient, slot) in asked(transaction, report) {
+        for asked in asked(transaction, report) {
             out.clear();
-            commands::rcpt(&mut out, recipient);
+            self.encode_rcpt(&mut out, &asked);
             self.command(&out, Stage::Rcpt, self.timeouts.rcpt).await?;
-            accepted |= self.rcpt_reply(slot).await?;
+            accepted |= self.rcpt_reply(asked.slot).await?;
         }
         if !accepted {
             return Ok(false);
@@ -210,10 +215,14 @@ impl SmtpSession {
         let parameters = MailParameters {
             size: self.extensions.size.map(|_| data::size(&transaction.body)),
             eight_bit: transaction.eight_bit && self.extensions.eight_bit_mime,
-            utf8: path_needs_utf8
-                || asked(transaction, report).any(|(recipient, _)| recipient.needs_smtputf8()),
+            utf8: path_needs_utf8 || asked(transaction, report).any(|asked| asked.recipient.needs_smtputf8()),
+            dsn: transaction.dsn.as_ref().map(|dsn| &dsn.message).filter(|_| self.extensions.dsn),
         };
         commands::mail(out, &transaction.reverse_path, parameters);
+    }
+
+    fn encode_rcpt(&self, out: &mut Vec<u8>, asked: &Asked<'_>) {
+        commands::rcpt(out, asked.recipient, asked.dsn.filter(|_| self.extensions.dsn));
     }
 
     /// Sends one command, unless a reply came that nobody asked for: it is never taken for this command's.
@@ -326,16 +335,23 @@ fn ended(stage: Stage, cause: EndCause) -> SessionEnd {
     SessionEnd { stage, cause }
 }
 
-/// The recipients still to be asked for, and where their replies go.
+/// A recipient still to be asked for.
+struct Asked<'a> {
+    recipient: &'a Address,
+    dsn: Option<&'a RecipientDsn>,
+    /// Where the reply goes.
+    slot: &'a mut RecipientReport,
+}
+
 fn asked<'a>(
     transaction: &'a Transaction,
     report: &'a mut TransactionReport,
-) -> impl Iterator<Item = (&'a crate::message::Address, &'a mut RecipientReport)> {
-    transaction
-        .recipients
-        .iter()
-        .zip(&mut report.recipients)
-        .filter(|(_, slot)| **slot == RecipientReport::None)
+) -> impl Iterator<Item = Asked<'a>> {
+    let recipients = transaction.recipients.iter().zip(&mut report.recipients).enumerate();
+    recipients.filter(|(_, (_, slot))| **slot == RecipientReport::None).map(|(index, (recipient, slot))| {
+        let dsn = transaction.dsn.as_ref().and_then(|dsn| dsn.recipients.get(index));
+        Asked { recipient, dsn, slot }
+    })
 }
 
 fn unanswered(report: &mut TransactionReport) -> impl Iterator<Item = &mut RecipientReport> {

@@ -57,6 +57,7 @@ fn transaction(to: &[&str], body: impl Into<Bytes>) -> Transaction {
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         eight_bit: !body.is_ascii(),
         body,
+        dsn: None,
     }
 }
 
