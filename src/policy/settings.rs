@@ -11,7 +11,7 @@ use super::hosts::FixedHost;
 use super::retry::RetryAfter;
 use super::unbuilt;
 use super::value::{MAX_DURATION, Rate};
-use crate::transport::TlsWish;
+use crate::transport::{Protocol, TlsWish};
 
 /// Makes [`QueueSettings`], [`DomainSettings`] and all that must name every setting from one list, so that no
 /// setting can be known in one place and forgotten in another.
@@ -149,6 +149,9 @@ settings! {
     /// TLS from the first octet in place of STARTTLS, for fixed hosts that speak it (RFC 8314): only beside
     /// `smtp-hosts`, never in plain. Certificates are verified if `use-starttls` is "verify". Default: no.
     "use-implicit-tls" use_implicit_tls, with_use_implicit_tls: bool = false, read::boolean, any;
+    /// LMTP (RFC 2033) in place of SMTP, for fixed hosts that speak it: only beside `smtp-hosts`, with the port there. Each
+    /// recipient has a reply of its own to the content. Default: no.
+    "use-lmtp" use_lmtp, with_use_lmtp: bool = false, read::boolean, any;
     /// Whom to authenticate as at fixed hosts (RFC 4954), by PLAIN or, where that is not offered, LOGIN: only
     /// beside `auth-password` and `smtp-hosts`. Default: nobody.
     "auth-username" auth_username, with_auth_username: Option<Arc<str>> = None, read::username, check_username;
@@ -193,6 +196,12 @@ impl QueueSettings {
         TlsWish { level: self.use_starttls, implicit }
     }
 
+    /// What is spoken with the queue's hosts.
+    pub fn protocol(&self) -> Protocol {
+        // Hosts found by DNS speak SMTP.
+        if self.use_lmtp && !self.smtp_hosts.is_empty() { Protocol::Lmtp } else { Protocol::Smtp }
+    }
+
     /// Whom sessions of the queue are authenticated as.
     pub fn credentials(&self) -> Option<Credentials> {
         // Hosts found by DNS are told no password.
@@ -213,23 +222,22 @@ impl DomainSettings {
     /// What is wrong with settings that do not go together: the key, and the problem.
     pub(super) fn check_together(&self) -> Result<(), (&'static str, &'static str)> {
         let fixed = self.smtp_hosts.as_ref().is_some_and(|hosts| !hosts.is_empty());
-        if self.use_implicit_tls == Some(true) && !fixed {
-            return Err(("use-implicit-tls", "only fixed hosts have it: name them beside it in smtp-hosts"));
-        }
         let has_name = matches!(self.auth_username, Some(Some(_)));
+        let of_fixed_hosts = [
+            ("use-implicit-tls", self.use_implicit_tls == Some(true)),
+            ("use-lmtp", self.use_lmtp == Some(true)),
+            ("auth-username", has_name),
+        ];
+        if let Some((key, _)) = of_fixed_hosts.into_iter().find(|&(_, is_set)| is_set && !fixed) {
+            return Err((key, "only fixed hosts have it: name them beside it in smtp-hosts"));
+        }
         match (has_name, matches!(self.auth_password, Some(Some(_)))) {
             (true, false) => {
-                return Err(("auth-username", r#"has no password: write auth-password = "…" beside it"#));
+                Err(("auth-username", r#"has no password: write auth-password = "…" beside it"#))
             }
-            (false, true) => {
-                return Err(("auth-password", r#"is nobody's: write auth-username = "…" beside it"#));
-            }
-            _ => {}
+            (false, true) => Err(("auth-password", r#"is nobody's: write auth-username = "…" beside it"#)),
+            _ => Ok(()),
         }
-        if has_name && !fixed {
-            return Err(("auth-username", "only fixed hosts have it: name them beside it in smtp-hosts"));
-        }
-        Ok(())
     }
 }
 

@@ -36,6 +36,7 @@ impl Scheduler {
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
             queue: queue.name.clone(),
             source: queue.source.clone(),
+            protocol: connection.wish.protocol,
             tls: connection.wish.tls,
             credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),

@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::event::Diagnosis;
 use crate::policy::{Credentials, QueueSettings};
 use crate::storage::ItemId;
-use crate::transport::TlsWish;
+use crate::transport::{Protocol, TlsWish};
 
 /// An address to try, and the host that led there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,13 +116,15 @@ impl Connection {
 /// What a queue wishes of its sessions. Others use them only if they wish the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Wish {
+    pub(super) protocol: Protocol,
     pub(super) tls: TlsWish,
     pub(super) credentials: Option<Credentials>,
 }
 
 impl Wish {
     pub(super) fn of(settings: &QueueSettings) -> Self {
-        Self { tls: settings.tls_wish(), credentials: settings.credentials() }
+        let (protocol, tls) = (settings.protocol(), settings.tls_wish());
+        Self { protocol, tls, credentials: settings.credentials() }
     }
 }
 

@@ -83,6 +83,10 @@ pub(super) fn judge(report: &TransactionReport, context: Context<'_>) -> (Verdic
                 accepted_before = true;
                 content_verdict(report)
             }
+            (RecipientReport::Content(reply), None) => {
+                accepted_before = true;
+                of_content(reply)
+            }
             (RecipientReport::Reply(reply), None) if is_too_many(reply) && accepted_before => {
                 Verdict::Overflow
             }
@@ -156,7 +160,7 @@ fn nothing_received(report: &TransactionReport) -> bool {
 /// The verdict of a recipient the server accepted.
 fn content_verdict(report: &TransactionReport) -> Verdict {
     if let Some(dot) = &report.dot {
-        return if dot.is_positive() { Verdict::Delivered(dot.clone()) } else { refused(Stage::Dot, dot) };
+        return of_content(dot);
     }
     if let Some(end) = &report.end {
         // The server ended the session over another recipient: this one has no verdict.
@@ -176,6 +180,10 @@ fn content_verdict(report: &TransactionReport) -> Verdict {
         Some(data) => refused(Stage::Data, data),
         None => Verdict::AtOnce,
     }
+}
+
+fn of_content(reply: &Reply) -> Verdict {
+    if reply.is_positive() { Verdict::Delivered(reply.clone()) } else { refused(Stage::Dot, reply) }
 }
 
 /// The verdict of a recipient the server did not answer for.

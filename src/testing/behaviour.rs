@@ -13,7 +13,7 @@ use bytes::Bytes;
 pub enum Command {
     /// The greeting, before any command.
     Connect,
-    /// EHLO.
+    /// EHLO, or LHLO of a server that speaks LMTP.
     Ehlo,
     /// HELO.
     Helo,
@@ -110,7 +110,7 @@ pub struct Exchange<'a> {
     pub reverse_path: &'a str,
     /// The recipients accepted so far.
     pub recipients: &'a [String],
-    /// RCPT's path.
+    /// RCPT's path; in LMTP also that of the recipient whose reply to the content it is.
     pub recipient: Option<&'a str>,
     /// The number of MAIL commands accepted in this connection, this one not counted.
     pub transactions: u64,

@@ -136,7 +136,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
     async fn command(&mut self) -> Step<()> {
         let line = self.line().await?;
         self.server.state().heard(&line);
-        let command = verb(&line);
+        let is_lmtp = self.server.state().lmtp;
+        let command = match verb(&line) {
+            Command::Ehlo | Command::Helo if is_lmtp => Command::Other,
+            Command::Other if is_lmtp && line.to_ascii_uppercase().starts_with("LHLO ") => Command::Ehlo,
+            command => command,
+        };
         match command {
             Command::Ehlo | Command::Helo => {
                 let reply = self.hello(command);
@@ -313,13 +318,27 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
             Some(_) => "250 2.0.0 accepted",
             None => "552 5.3.4 too large",
         };
-        let accepted = self.answer(Command::Dot, "", None, reply.into()).await?;
+        let mut recipients = Vec::new();
+        if self.server.state().lmtp {
+            let asked = self.envelope.as_ref().map(|envelope| envelope.recipients.clone());
+            for recipient in asked.unwrap_or_default() {
+                if self.answer(Command::Dot, "", Some(&recipient), reply.into()).await? {
+                    recipients.push(recipient);
+                }
+                if self.closing {
+                    break;
+                }
+            }
+        } else if self.answer(Command::Dot, "", None, reply.into()).await? {
+            recipients =
+                self.envelope.as_ref().map(|envelope| envelope.recipients.clone()).unwrap_or_default();
+        }
         let envelope = self.envelope.take().unwrap_or_default();
-        if let (true, Some(content), false) = (accepted, content, envelope.recipients.is_empty()) {
+        if let (Some(content), false) = (content, recipients.is_empty()) {
             let message = ReceivedMessage {
                 reverse_path: envelope.reverse_path,
                 mail_parameters: envelope.parameters,
-                recipients: envelope.recipients,
+                recipients,
                 content,
                 connection: self.number,
                 address: self.address,

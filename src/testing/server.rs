@@ -60,6 +60,7 @@ pub(super) struct State {
     pub(super) keywords_in_tls: Option<Vec<String>>,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<ServerTls>,
+    pub(super) lmtp: bool,
     /// Name and password.
     pub(super) credentials: Option<(String, String)>,
     pub(super) keep: usize,
@@ -113,6 +114,7 @@ impl SmtpServer {
             keywords_in_tls: None,
             #[cfg(feature = "tls")]
             tls: None,
+            lmtp: false,
             credentials: None,
             keep: Self::KEPT,
             hook: None,
@@ -157,6 +159,12 @@ impl SmtpServer {
         self
     }
 
+    /// Speaks LMTP (RFC 2033): LHLO, and a reply to the content for each recipient that was accepted.
+    pub fn lmtp(self) -> Self {
+        self.state().lmtp = true;
+        self
+    }
+
     /// Calls itself so.
     pub fn name(self, name: impl Into<String>) -> Self {
         self.state().name = name.into();
@@ -177,6 +185,11 @@ impl SmtpServer {
     /// Does this at RCPT of one recipient.
     pub fn reply_to_rcpt(self, recipient: impl Into<String>, behaviour: impl Into<Behaviour>) -> Self {
         self.rule(Command::Rcpt, Some(recipient.into()), behaviour.into())
+    }
+
+    /// Does this in LMTP when the content has come for one recipient.
+    pub fn reply_to_content_of(self, recipient: impl Into<String>, behaviour: impl Into<Behaviour>) -> Self {
+        self.rule(Command::Dot, Some(recipient.into()), behaviour.into())
     }
 
     /// The last instruction counts this often only.

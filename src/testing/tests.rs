@@ -20,6 +20,7 @@ fn target(peer: &str) -> Target {
         ehlo: "out.example".into(),
         queue: "y.example".into(),
         source: "default".into(),
+        protocol: crate::transport::Protocol::Smtp,
         tls: crate::transport::TlsWish::default(),
         credentials: None,
         timeouts: Arc::default(),

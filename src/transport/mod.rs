@@ -93,12 +93,25 @@ pub struct Target {
     pub queue: Arc<str>,
     /// The source it is sent from.
     pub source: Arc<str>,
+    /// What is spoken there.
+    pub protocol: Protocol,
     /// The TLS the session is to have.
     pub tls: TlsWish,
     /// Whom to authenticate as before the first transaction (RFC 4954); `None`: not at all.
     pub credentials: Option<Credentials>,
     /// How long to wait for what. The same for all of an engine's connections.
     pub timeouts: Arc<Timeouts>,
+}
+
+/// What is spoken with a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(clippy::exhaustive_enums, reason = "there are two")]
+pub enum Protocol {
+    /// RFC 5321.
+    #[default]
+    Smtp,
+    /// RFC 2033: each recipient has a reply of its own to the content.
+    Lmtp,
 }
 
 /// What TLS a session is to have. Sessions are shared only among those who wish the same.
@@ -213,7 +226,7 @@ pub struct TransactionReport {
     pub data: Option<Reply>,
     /// The final dot was sent, at least in part: the server may have the whole message.
     pub dot_sent: bool,
-    /// The reply to the final dot.
+    /// The reply to the final dot. In LMTP each recipient has its own: [`RecipientReport::Content`].
     pub dot: Option<Reply>,
     /// The session ended in this transaction, so.
     pub end: Option<SessionEnd>,
@@ -228,6 +241,8 @@ pub enum RecipientReport {
     None,
     /// The server's reply to RCPT.
     Reply(Reply),
+    /// Accepted, and in LMTP this was the reply to the content for this recipient (RFC 2033 §4.2).
+    Content(Reply),
     /// The transport did not ask, since the server can not take this message for this recipient.
     Unsendable(Unsendable),
 }

@@ -11,6 +11,7 @@ mod failures;
 #[cfg(feature = "tls")]
 mod fault_matrix;
 mod lifecycle;
+mod lmtp;
 mod regressions;
 mod retry;
 mod session_limits;

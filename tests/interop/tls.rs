@@ -45,6 +45,7 @@ impl Server {
             ehlo: "out.example.org".into(),
             queue: "example.net".into(),
             source: "default".into(),
+            protocol: postrider::transport::Protocol::Smtp,
             tls: TlsWish { level, implicit: false },
             credentials: None,
             timeouts: Timeouts::default().into(),

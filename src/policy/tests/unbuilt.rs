@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::policy::file::read_unbuilt_too;
-use crate::transport::TlsWish;
+use crate::transport::{Protocol, TlsWish};
 
 /// The rest of the example: each part, and how it is refused.
 pub(super) const UNBUILT: &[(&str, &str)] = &[(
@@ -72,16 +72,23 @@ fn unbuilt_parts_are_read_whole() {
 }
 
 #[test]
-fn implicit_tls_is_for_fixed_hosts() {
-    let text = domain("use-implicit-tls = true");
-    let want =
-        "line 2: domain.\"*\".use-implicit-tls: only fixed hosts have it: name them beside it in smtp-hosts";
-    let error = Policy::from_toml(&text).unwrap_err();
-    assert_eq!((error.to_string().as_str(), error.kind()), (want, PolicyErrorKind::Contradiction));
+fn implicit_tls_and_lmtp_are_for_fixed_hosts() {
+    for key in ["use-implicit-tls", "use-lmtp"] {
+        let want = format!(
+            "line 2: domain.\"*\".{key}: only fixed hosts have it: name them beside it in smtp-hosts"
+        );
+        let error = Policy::from_toml(&domain(&format!("{key} = true"))).unwrap_err();
+        assert_eq!((error.to_string(), error.kind()), (want, PolicyErrorKind::Contradiction));
+    }
     let text = domain("use-implicit-tls = true\nsmtp-hosts = \"relay.example:465\"\nuse-starttls = \"off\"");
     let narrower = text.clone() + "[domain.\"y.example\"]\nsmtp-hosts = []\n";
     for (domain, implicit) in [("x.example", true), ("y.example", false)] {
         let settings = read_unbuilt_too(&narrower).unwrap().settings(domain, "default");
         assert_eq!(settings.tls_wish(), TlsWish { level: StartTls::Off, implicit }, "{domain}");
+    }
+    let text = domain("use-lmtp = true\nsmtp-hosts = \"[127.0.0.1]:24\"");
+    let narrower = text + "[domain.\"y.example\"]\nsmtp-hosts = []\n";
+    for (domain, protocol) in [("x.example", Protocol::Lmtp), ("y.example", Protocol::Smtp)] {
+        assert_eq!(Policy::from_toml(&narrower).unwrap().settings(domain, "default").protocol(), protocol);
     }
 }

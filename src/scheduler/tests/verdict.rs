@@ -24,13 +24,16 @@ impl Said {
         self
     }
 
-    /// `-`: no reply; `8`: not sent for want of 8BITMIME.
+    /// `-`: no reply; `8`: not sent for want of 8BITMIME; `.` and a reply: that to the content, in LMTP.
     fn rcpt(mut self, texts: &[&str]) -> Self {
         for (slot, text) in self.0.recipients.iter_mut().zip(texts) {
             *slot = match *text {
                 "-" => RecipientReport::None,
                 "8" => RecipientReport::Unsendable(Unsendable::EightBit),
-                text => RecipientReport::Reply(reply(text)),
+                text => match text.strip_prefix('.') {
+                    Some(content) => RecipientReport::Content(reply(content)),
+                    None => RecipientReport::Reply(reply(text)),
+                },
             };
         }
         self
@@ -236,6 +239,37 @@ fn recipients_have_their_own_verdicts() {
             sent(&["250 ok", "8", "250 ok"]).data("354 go").dot("250 ok"),
             false,
             "delivered:250 bounced@mail:unsendable:extension-missing delivered:250 | usable",
+        ),
+    ]);
+}
+
+#[test]
+fn in_lmtp_the_content_has_a_reply_for_each_recipient() {
+    let sent = |texts: &[&str]| Said::to(3).mail("250 ok").rcpt(texts).data("354 go").dot_sent();
+    check(&[
+        (
+            "each its own",
+            sent(&[".250 ok", ".452 full", ".550 no"]),
+            false,
+            "delivered:250 deferred@dot:452 bounced@dot:550 | usable",
+        ),
+        (
+            "lost",
+            sent(&[".250 ok", "550 no", "250 ok"]).end(Stage::Dot, eof()),
+            true,
+            "delivered:250 bounced@rcpt:550 deferred@dot:lost:possibly-delivered | gone",
+        ),
+        (
+            "421",
+            sent(&[".250 ok", ".421 bye", "250 ok"]).end_by(Stage::Dot, "421 bye"),
+            false,
+            "delivered:250 deferred@dot:421 deferred@dot:lost:possibly-delivered | gone",
+        ),
+        (
+            "one too many",
+            sent(&[".250 ok", "452 too many", ".250 ok"]),
+            false,
+            "delivered:250 overflow delivered:250 | usable",
         ),
     ]);
 }

@@ -119,6 +119,7 @@ mod tests {
             ehlo: "out.example".into(),
             queue: "y.example".into(),
             source: "default".into(),
+            protocol: crate::transport::Protocol::Smtp,
             tls: crate::transport::TlsWish::default(),
             credentials: None,
             timeouts: Arc::default(),

@@ -8,7 +8,7 @@ use super::wire::Wire;
 use super::{auth, commands, excerpt, is_refusal};
 use crate::policy::StartTls;
 use crate::reply::{Reply, Stage};
-use crate::transport::{ConnectError, EndCause, Target};
+use crate::transport::{ConnectError, EndCause, Protocol, Target};
 
 /// No session came about. The connection is closed.
 pub(super) struct Failed {
@@ -152,11 +152,16 @@ async fn greeting(wire: &mut Wire, target: &Target) -> Result<(), EndCause> {
     }
 }
 
-/// EHLO, and HELO where a server does not know it or refuses it for good (RFC 5321 §4.1.4).
+/// EHLO, and HELO where a server does not know it or refuses it for good (RFC 5321 §4.1.4); in LMTP LHLO alone
+/// (RFC 2033 §4.1).
 async fn hello(wire: &mut Wire, target: &Target) -> Result<Extensions, EndCause> {
-    let refused = match say_hello(wire, "EHLO", target).await? {
+    let (verb, is_all) = match target.protocol {
+        Protocol::Smtp => ("EHLO", false),
+        Protocol::Lmtp => ("LHLO", true),
+    };
+    let refused = match say_hello(wire, verb, target).await? {
         reply if reply.is_positive() => return Ok(Extensions::parse(&reply)),
-        reply if reply.is_permanent() => reply,
+        reply if reply.is_permanent() && !is_all => reply,
         reply => return Err(EndCause::Reply(reply)),
     };
     match say_hello(wire, "HELO", target).await {

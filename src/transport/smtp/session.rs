@@ -16,7 +16,7 @@ use super::{excerpt, is_refusal};
 use crate::message::{Address, RecipientDsn};
 use crate::reply::{Reply, Stage};
 use crate::transport::{
-    EndCause, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts, Transaction,
+    EndCause, Protocol, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts, Transaction,
     TransactionReport, Unsendable,
 };
 
@@ -24,6 +24,7 @@ use crate::transport::{
 pub(super) struct SmtpSession {
     peer: SocketAddr,
     wire: Wire,
+    protocol: Protocol,
     extensions: Extensions,
     timeouts: Arc<Timeouts>,
     /// Version and cipher suite.
@@ -89,7 +90,8 @@ impl Session for SmtpSession {
 impl SmtpSession {
     pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<String>, target: &Target) -> Self {
         let (peer, timeouts) = (target.peer, target.timeouts.clone());
-        Self { peer, wire, extensions, timeouts, tls, dirty: false, ended: None }
+        let protocol = target.protocol;
+        Self { peer, wire, protocol, extensions, timeouts, tls, dirty: false, ended: None }
     }
 
     async fn converse(
@@ -268,6 +270,10 @@ impl SmtpSession {
     /// 354 though no recipient was accepted: a lone dot ends it (RFC 2920 §3.1). Its reply is nobody's verdict.
     async fn lone_dot(&mut self) -> Result<bool, SessionEnd> {
         self.command(b".\r\n", Stage::Dot, self.timeouts.data_block).await?;
+        if self.protocol == Protocol::Lmtp {
+            // A reply for each recipient: none.
+            return Ok(false);
+        }
         let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
         verdict(Stage::Dot, &reply).map(|_| false)
     }
@@ -286,12 +292,31 @@ impl SmtpSession {
         if !sent {
             return Err(self.interrupted(report).await);
         }
+        if self.protocol == Protocol::Lmtp {
+            return self.content_replies(report).await;
+        }
         let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
         let accepted = verdict(Stage::Dot, &reply);
         report.dot = said(reply);
         // Whatever the reply, the server has dropped its buffers (RFC 5321 §4.1.1.4).
         self.dirty = false;
         accepted.map(|_| ())
+    }
+
+    /// One for each recipient that was accepted, in order (RFC 2033 §4.2).
+    async fn content_replies(&mut self, report: &mut TransactionReport) -> Result<(), SessionEnd> {
+        let accepted =
+            |slot: &RecipientReport| matches!(slot, RecipientReport::Reply(reply) if reply.is_positive());
+        for slot in report.recipients.iter_mut().filter(|slot| accepted(slot)) {
+            let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
+            let goes_on = verdict(Stage::Dot, &reply);
+            if let Some(reply) = said(reply) {
+                *slot = RecipientReport::Content(reply);
+            }
+            goes_on?;
+        }
+        self.dirty = false;
+        Ok(())
     }
 
     /// The content could not be sent to its end. Servers that stop reading usually say why: a refusal already

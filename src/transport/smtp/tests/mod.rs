@@ -6,6 +6,7 @@ mod auth;
 mod content;
 mod envelope;
 mod faults;
+mod lmtp;
 mod sessions;
 #[cfg(feature = "tls")]
 mod tls;
@@ -37,6 +38,7 @@ fn target() -> Target {
         ehlo: "out.example".into(),
         queue: "y.example".into(),
         source: "default".into(),
+        protocol: crate::transport::Protocol::Smtp,
         tls: crate::transport::TlsWish::default(),
         credentials: None,
         timeouts: Arc::default(),
