@@ -33,6 +33,7 @@ mod info;
 mod intake;
 mod lane;
 mod limits;
+mod lost;
 mod no_mx;
 mod outcome;
 mod pace;
@@ -166,6 +167,7 @@ enum TimerOwner {
     Slot(limits::SlotKey),
     Revisit,
     Storage,
+    LostBodies,
 }
 
 /// See the [module](self).
@@ -241,6 +243,7 @@ pub(crate) struct Scheduler {
     dirty: VecDeque<DestinationKey>,
     timers: Timers<TimerOwner>,
     storage_timer: Option<Timestamp>,
+    lost_bodies: lost::LostBodies,
     commands: VecDeque<Command>,
     reports_blocked: bool,
     store_room: Room,
@@ -343,6 +346,7 @@ impl Scheduler {
             dirty: VecDeque::new(),
             timers: Timers::new(),
             storage_timer: None,
+            lost_bodies: lost::LostBodies::default(),
             commands: VecDeque::new(),
             reports_blocked: false,
             store_room: Room::Ample,
@@ -418,6 +422,7 @@ impl Scheduler {
                     self.storage_timer = None;
                     self.on_storage_timer();
                 }
+                TimerOwner::LostBodies => self.on_lost_bodies_timer(now),
             }
         }
         self.run(now);

@@ -91,6 +91,7 @@ impl Scheduler {
     /// Transactions were cut at the end of a shutdown. The server may have taken what they carried: charged, as
     /// after a connection lost behind the dot.
     pub(super) fn on_interrupted(&mut self, now: Timestamp) {
+        self.tell_lost_bodies(now);
         let busy = |connection: &Connection| match &connection.state {
             State::Busy(transaction) => Some(transaction.recipients.len()),
             _ => None,
@@ -702,7 +703,7 @@ impl Scheduler {
         }
         match error.kind() {
             StorageErrorKind::Corrupt | StorageErrorKind::NotFound => {
-                self.tell_trouble(now, StorageOperation::Read, error.to_string());
+                self.tell_lost_body(now, error);
                 let diagnosis = engine_diagnosis(Stage::Queue, Failed::Content, error.to_string());
                 self.bounce_item(now, item_id, &diagnosis);
             }

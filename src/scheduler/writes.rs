@@ -381,7 +381,13 @@ impl Scheduler {
         }
     }
 
-    fn report_trouble(&mut self, now: Timestamp, operation: StorageOperation, error: String, stopped: bool) {
+    pub(super) fn report_trouble(
+        &mut self,
+        now: Timestamp,
+        operation: StorageOperation,
+        error: String,
+        stopped: bool,
+    ) {
         tracing::warn!(%operation, error, stopped, "trouble with the store");
         let event = self.event_id(now);
         let trouble = StorageTrouble { event, time: now, operation, error, stopped };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::harness::*;
-use crate::event::Failure;
+use crate::event::{DeliveryEvent, Failure};
 use crate::message::{Message, MessageId};
 use crate::scheduler::{Bounds, Event, SubmitFailure};
 use crate::storage::{Change, Room, StorageError, StorageErrorKind};
@@ -372,6 +372,44 @@ fn a_body_that_can_not_be_read() {
         rig.pass(Duration::from_secs(31));
         assert_eq!(rig.accept_all(), usize::from(kind == StorageErrorKind::Temporary));
     }
+}
+
+#[test]
+fn lost_bodies_are_told_once_a_minute_with_their_number() {
+    let mut rig = Rig::new("");
+    let lose = |rig: &mut Rig, number: u32| {
+        rig.submit("a@x.example");
+        // The session goes on to the next.
+        if rig.transacts.is_empty() {
+            rig.connect();
+        }
+        let (connection, _) = rig.transacts.pop_front().unwrap();
+        let error = StorageError::new(StorageErrorKind::Corrupt, format!("body {number}"));
+        rig.tell(Event::BodyFailed { connection, error });
+    };
+    let told = |rig: &Rig| -> Vec<String> {
+        let trouble = |event: &DeliveryEvent| match event {
+            DeliveryEvent::StorageTrouble(trouble) => Some(trouble.error.clone()),
+            _ => None,
+        };
+        rig.events.iter().filter_map(trouble).collect()
+    };
+    for number in 1..=320 {
+        lose(&mut rig, number);
+    }
+    assert_eq!(told(&rig), ["body 1"]);
+    rig.pass(Duration::from_secs(59));
+    assert_eq!(told(&rig).len(), 1);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(told(&rig)[1..], ["319 more of such, the last: body 320"]);
+    lose(&mut rig, 321);
+    rig.pass(Duration::from_secs(120));
+    assert_eq!(told(&rig)[2..], ["1 more of such, the last: body 321"]);
+    for number in 322..=324 {
+        lose(&mut rig, number);
+    }
+    rig.tell(Event::Interrupted);
+    assert_eq!(told(&rig)[3..], ["body 322", "2 more of such, the last: body 324"]);
 }
 
 #[test]
