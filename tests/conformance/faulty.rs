@@ -137,9 +137,13 @@ impl FaultyStore {
             }
         }
         if self.has(Fault::LosesStateOnReopen) {
-            for row in self.storage.state(None, 999).await.unwrap() {
-                self.storage.commit(vec![Change::DeleteState(row.key)]).await.unwrap();
-            }
+            self.delete_state().await;
+        }
+    }
+
+    async fn delete_state(&self) {
+        for row in self.storage.state(None, 999).await.unwrap() {
+            self.storage.commit(vec![Change::DeleteState(row.key)]).await.unwrap();
         }
     }
 
@@ -159,6 +163,18 @@ impl FaultyStore {
         let body = &mut message.body;
         match self.fault {
             Fault::LosesTags => Arc::make_mut(&mut message.envelope).tags.clear(),
+            Fault::CutsTags => {
+                let tags = &mut Arc::make_mut(&mut message.envelope).tags;
+                tags.values_mut().for_each(|value| *value = value.chars().take(60).collect());
+            }
+            Fault::CapsAttempts => {
+                let recipients = message.items.iter_mut().flat_map(|item| &mut item.recipients);
+                recipients.for_each(|recipient| recipient.attempts = recipient.attempts.min(1));
+            }
+            Fault::ForgetsFailuresAtInsert => {
+                let recipients = message.items.iter_mut().flat_map(|item| &mut item.recipients);
+                recipients.for_each(|recipient| recipient.last = None);
+            }
             Fault::ForgetsHostIds => message.host_id = false,
             Fault::CutsBodiesAtNul => {
                 let end = body.iter().position(|octet| *octet == 0).unwrap_or(body.len());
@@ -193,6 +209,10 @@ impl FaultyStore {
                     Fault::RoundsDueTimes => {
                         released.iter_mut().for_each(|part| part.due = to_seconds(part.due))
                     }
+                    Fault::CapsAttempts => {
+                        let recipients = released.iter_mut().flat_map(|part| &mut part.recipients);
+                        recipients.for_each(|recipient| recipient.attempts = recipient.attempts.min(1));
+                    }
                     Fault::SettlesAThousandAtMost => settled.truncate(1_000),
                     Fault::ReleasesAllAtOnce => {
                         if let Some((first, rest)) = released.split_first_mut() {
@@ -224,10 +244,18 @@ impl FaultyStore {
                 Some(Change::Unclaim { item, lease })
             }
             Change::PutState(mut row) => {
-                if self.has(Fault::KeepsLongStateKeys) {
-                    row.key.truncate(512);
+                match self.fault {
+                    Fault::KeepsLongStateKeys => row.key.truncate(512),
+                    Fault::CutsState => row.value.truncate(200),
+                    _ => {}
                 }
                 Some(Change::PutState(row))
+            }
+            Change::Report { event, mut payload } => {
+                if self.has(Fault::CutsOutcomes) {
+                    payload.truncate(100);
+                }
+                Some(Change::Report { event, payload })
             }
             Change::Acknowledge(position) => match self.fault {
                 Fault::OutboxKeepsAll => None,
@@ -400,7 +428,10 @@ impl Storage for FaultyStore {
         }
     }
 
-    async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes>>> {
+    async fn bodies(&self, mut keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes>>> {
+        if self.has(Fault::AnswersAKeyOnce) {
+            keys.dedup();
+        }
         let mut bodies = self.storage.bodies(keys.clone()).await?;
         for (key, body) in keys.iter().zip(&mut bodies) {
             match self.fault {
@@ -537,6 +568,9 @@ impl Storage for FaultyStore {
     }
 
     async fn maintain(&self, now: Timestamp) -> Result<()> {
+        if self.has(Fault::MaintainsStateAway) {
+            self.delete_state().await;
+        }
         self.storage.maintain(now).await
     }
 }

@@ -1,27 +1,14 @@
 use super::*;
 use crate::clock::Timestamp;
-use crate::event::{Category, Diagnosis, Failure, LastFailure};
-use crate::reply::{Reply, Stage};
-use crate::storage::{ChangeOutcome, ClaimPart, Filter, StorageErrorKind};
+use crate::storage::{ChangeOutcome, ClaimPart, Filter, Recipient, StorageErrorKind};
 
 pub(super) async fn a_release_is_due_exactly_then_even_after_a_reopen<F: StorageUnderTest>() {
     let (subject, item) = one::<F>(2).await;
     let due_then = Timestamp::from_unix_micros(77_123_457);
     let just_before = Timestamp::from_unix_micros(77_123_456);
     let mut later = release(&item, due_then, &[0, 1]);
-    later.recipients[0].last = Some(Box::new(LastFailure {
-        at: at(11),
-        mx: Some("mx.a.example".into()),
-        peer: Some("192.0.2.1:25".parse().unwrap()),
-        diagnosis: Diagnosis {
-            stage: Stage::Rcpt,
-            status: "4.2.2".parse().unwrap(),
-            category: Category::QuotaIssues,
-            reason: None,
-            failure: Failure::Reply(Reply::new(452, [b"4.2.2 full".as_slice()])),
-            rule: None,
-        },
-    }));
+    later.recipients[0] =
+        Recipient { attempts: 7, last: Some(Box::new(failure())), ..later.recipients[0].clone() };
     assert_eq!(subject.change(update(&item, &[], vec![later.clone()])).await, ChangeOutcome::Applied);
     assert_eq!(subject.change(settle(&item, &[0])).await, ChangeOutcome::Stale, "released is given back");
     let subject = subject.reopen().await;

@@ -56,6 +56,7 @@ pub(super) async fn envelopes_come_back_as_they_were<F: StorageUnderTest>() {
         envelope.tags = [("", "empty"), ("empty", ""), ("\0", "\0"), ("job", "\u{fc}")]
             .map(|(name, value)| (name.into(), value.into()))
             .into();
+        envelope.tags.insert("\u{fc}".repeat(1_000), "long ".repeat(1_000));
     });
     let empty = with(message(3, "a.example", 3), |envelope| envelope.reference = Some(String::new()));
     let sent = [bare, full, empty];
@@ -66,6 +67,22 @@ pub(super) async fn envelopes_come_back_as_they_were<F: StorageUnderTest>() {
     for (found, sent) in found.iter().zip(&sent) {
         assert_eq!(found.envelope, sent.envelope);
     }
+}
+
+pub(super) async fn recipients_come_back_as_they_were<F: StorageUnderTest>() {
+    let subject = Subject::<F>::open().await;
+    let mut message = message_of(1, 1, vec![item("a.example", 1, 5)]);
+    let recipients = &mut message.items[0].recipients;
+    for (recipient, attempts) in recipients.iter_mut().zip([0, 1, 2, 1_000, u32::MAX]) {
+        recipient.attempts = attempts;
+        recipient.last = (attempts > 1).then(|| Box::new(failure()));
+    }
+    let sent = recipients.clone();
+    subject.insert(message).await;
+    let subject = subject.reopen().await;
+    let listed = only(subject.storage().list(Filter::All, None, 9).await.works());
+    assert_eq!(listed.recipients, sent);
+    assert_eq!(only(subject.claim(A, due("a.example", 1, 9)).await).recipients, sent);
 }
 
 pub(super) async fn due_times_are_exact_after_a_reopen<F: StorageUnderTest>() {

@@ -19,6 +19,8 @@ macro_rules! __storage_rules {
                 store was opened again: mail, releases, state rows and outbox entries";
             [] envelopes_come_back_as_they_were: "all of an envelope comes back: no reverse-path and none of the \
                 optional parts, or all of them, empty texts and NUL octets";
+            [] recipients_come_back_as_they_were: "recipients come back with their attempts and their last failure, \
+                whatever they were inserted with";
             [] due_times_are_exact_after_a_reopen: "an item is due at the microsecond it was given, before and after a \
                 reopen: not claimed one before it";
             [] an_id_is_stored_once: "a message whose id is stored is a Duplicate, within one call too, and nothing \
@@ -86,6 +88,8 @@ macro_rules! __storage_rules {
         outbox {
             [] outbox_entries_come_in_order: "outbox entries come in the order of their reports, with growing positions, \
                 as they were given, page by page";
+            [] outbox_payloads_come_back_as_they_were: "the payload of an outbox entry comes back octet for octet, also \
+                after a reopen, be it empty or 100,000 octets long";
             [] outbox_entries_stay_until_they_are_acknowledged: "an entry is returned again and again, over reopens, \
                 until it is acknowledged";
             [] acknowledged_outbox_entries_are_gone: "entries up to an acknowledged position are gone for good, later \
@@ -96,6 +100,10 @@ macro_rules! __storage_rules {
         rows {
             [] state_rows_are_kept_in_order: "state rows come in the order of their keys, octet by octet, with the last \
                 value that was put";
+            [] state_values_come_back_as_they_were: "the value of a state row comes back octet for octet, also after a \
+                reopen, be it empty or 20,000 octets long";
+            [] maintenance_takes_nothing_that_is_there: "maintenance, however late, takes no mail, no body, no state \
+                row and no outbox entry";
             [] usage_counts_what_is_there: "usage counts items, outbox entries and octets as they are";
             [] empty_lanes_do_not_disturb: "a lane that became empty has no head, before and after maintenance, and can \
                 be used again";

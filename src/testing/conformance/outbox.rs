@@ -29,6 +29,21 @@ pub(super) async fn outbox_entries_come_in_order<F: StorageUnderTest>() {
     assert!(subject.storage().outbox(entries[4].position, 2).await.works().is_empty());
 }
 
+pub(super) async fn outbox_payloads_come_back_as_they_were<F: StorageUnderTest>() {
+    let subject = Subject::<F>::open().await;
+    let payload = |length: u32| (0..length).map(|n| (n % 251) as u8).collect::<Bytes>();
+    let sent = [0, 1, 256, 5_000, 100_000].map(payload);
+    let event = |number| EventId::from_uuid(uuid::Uuid::from_u128(number));
+    let reports =
+        (1..).zip(sent.clone()).map(|(number, payload)| Change::Report { event: event(number), payload });
+    subject.storage().commit(reports.collect()).await.works();
+    let subject = subject.reopen().await;
+    let found: Vec<_> = all(&subject).await.into_iter().map(|entry| entry.payload).collect();
+    let lengths = |payloads: &[Bytes]| payloads.iter().map(Bytes::len).collect::<Vec<_>>();
+    assert_eq!(lengths(&found), lengths(&sent));
+    assert!(found == sent, "octets are not what they were");
+}
+
 pub(super) async fn outbox_entries_stay_until_they_are_acknowledged<F: StorageUnderTest>() {
     let mut subject = Subject::<F>::open().await;
     subject.storage().commit((1..=3).map(report).collect()).await.works();

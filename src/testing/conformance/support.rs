@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
+use crate::event::{Category, Diagnosis, Failure, LastFailure};
 use crate::message::{Address, Domain, EventId, MessageId, Priority};
+use crate::reply::{Reply, Stage};
 use crate::storage::{
     Change, ClaimPart, Envelope, Inserted, Item, ItemId, Lane, LaneHead, Lease, NewItem, NewMessage, Owner,
     Recipient, Release,
@@ -88,6 +90,23 @@ pub(crate) fn numbers(items: &[Item]) -> Vec<u128> {
 
 pub(crate) fn charged(recipient: &Recipient, attempts: u32) -> Recipient {
     Recipient { attempts, ..recipient.clone() }
+}
+
+/// With all that a failure can say.
+pub(crate) fn failure() -> LastFailure {
+    LastFailure {
+        at: at(11),
+        mx: Some("mx.a.example".into()),
+        peer: Some("192.0.2.1:25".parse().unwrap()),
+        diagnosis: Diagnosis {
+            stage: Stage::Rcpt,
+            status: "4.2.2".parse().unwrap(),
+            category: Category::QuotaIssues,
+            reason: None,
+            failure: Failure::Reply(Reply::new(452, [b"4.2.2 full".as_slice()])),
+            rule: Some("full".into()),
+        },
+    }
 }
 
 pub(crate) fn release(item: &Item, due: Timestamp, indices: &[u32]) -> Release {
