@@ -41,6 +41,16 @@ pub(super) fn db(error: impl Into<redb::Error>) -> StorageError {
     StorageError::new(kind, format!("metadata: {error}")).with_source(error)
 }
 
+/// A file that is being written is not the one of its name any more.
+pub(super) fn elsewhere(path: &Path) -> StorageError {
+    let path = path.display();
+    let message = format!(
+        "{path} is not the file that was opened: it was removed, renamed or replaced. Put it back; if it can not be, end the \
+         process and put a copy of the whole folder back"
+    );
+    StorageError::new(StorageErrorKind::Temporary, message)
+}
+
 /// A flush failed: what it was to write may or may not be there.
 pub(super) fn flush(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> StorageError {
     let message = format!("{what} failed, so it is not known what is on disk: {error}");

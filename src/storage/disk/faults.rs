@@ -20,6 +20,8 @@ pub(super) struct Faults {
     pub(super) body_sync: AtomicBool,
     /// Flushing metadata fails.
     pub(super) metadata_sync: AtomicBool,
+    /// The metadata file is removed once it was flushed next.
+    pub(super) metadata_removed: AtomicBool,
 }
 
 fn fail_if(flag: &AtomicBool, kind: io::ErrorKind) -> io::Result<()> {
@@ -33,6 +35,7 @@ pub(super) struct FaultyFiles(pub(super) Arc<Faults>);
 struct FaultyFile {
     file: Arc<dyn OpenFile>,
     faults: Arc<Faults>,
+    path: PathBuf,
     is_body: bool,
     is_metadata: bool,
     is_reserve: bool,
@@ -52,7 +55,8 @@ impl FileSystem for FaultyFiles {
         let (is_body, is_metadata) = (ends("bodies"), ends("redb"));
         let is_reserve = path.ends_with("reserve");
         let file = SystemFiles.open(path, mode)?;
-        Ok(Arc::new(FaultyFile { file, faults: self.0.clone(), is_body, is_metadata, is_reserve }))
+        let (faults, path) = (self.0.clone(), path.to_owned());
+        Ok(Arc::new(FaultyFile { file, faults, path, is_body, is_metadata, is_reserve }))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -113,6 +117,14 @@ impl OpenFile for FaultyFile {
         if self.is_metadata {
             fail_if(&self.faults.metadata_sync, io::ErrorKind::Other)?;
         }
-        self.file.sync()
+        self.file.sync()?;
+        if self.is_metadata && self.faults.metadata_removed.swap(false, Ordering::SeqCst) {
+            SystemFiles.remove(&self.path)?;
+        }
+        Ok(())
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        self.file.is_at(path)
     }
 }

@@ -37,10 +37,16 @@ pub(super) trait FolderLock: Send + Sync {
 #[cfg(unix)]
 impl FolderLock for File {
     fn holds(&self, folder: &Path) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let id = |found: fs::Metadata| (found.dev(), found.ino());
-        matches!((self.metadata().map(id), fs::metadata(folder).map(id)), (Ok(locked), Ok(named)) if locked == named)
+        leads_to(folder, self)
     }
+}
+
+/// Whether what is open is what has the name: a file that was removed lives on for whoever has it open.
+#[cfg(unix)]
+fn leads_to(path: &Path, open: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |found: fs::Metadata| (found.dev(), found.ino());
+    matches!((open.metadata().map(id), fs::metadata(path).map(id)), (Ok(open), Ok(named)) if open == named)
 }
 
 /// Windows renames no folder in which a file is open.
@@ -58,6 +64,8 @@ pub(super) trait OpenFile: Debug + Send + Sync {
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
+    /// Whether the path still leads to this file. Asks the file system.
+    fn is_at(&self, path: &Path) -> bool;
 }
 
 /// How a file is opened.
@@ -208,5 +216,16 @@ impl OpenFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    #[cfg(unix)]
+    fn is_at(&self, path: &Path) -> bool {
+        leads_to(path, self)
+    }
+
+    /// The standard library knows no number of a file here.
+    #[cfg(not(unix))]
+    fn is_at(&self, _: &Path) -> bool {
+        true
     }
 }

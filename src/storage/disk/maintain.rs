@@ -116,6 +116,7 @@ impl Shared {
             .commit()
             .map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
         state.committed(counters, pairing);
+        self.check_committed(state)?;
         self.reserve.wrote();
         state.unreadable.retain(|segment| !dead.contains(segment));
         Ok((dead, more))

@@ -355,16 +355,31 @@ impl Shared {
         Err(StorageError::new(StorageErrorKind::Poisoned, message))
     }
 
-    /// Refuses, too, as long as its folder has another name. Asks the file system.
+    /// Refuses, too, as long as its folder or its metadata has another name. Asks the file system.
     fn check(&self) -> Result<()> {
         self.works()?;
-        if self.folder_lock.holds(&self.path) {
-            return Ok(());
+        if !self.folder_lock.holds(&self.path) {
+            let path = self.path.display();
+            let message =
+                format!("{path} is not the folder that was opened: it was renamed or replaced, put it back");
+            return Err(StorageError::new(StorageErrorKind::Temporary, message));
         }
-        let path = self.path.display();
-        let message =
-            format!("{path} is not the folder that was opened: it was renamed or replaced, put it back");
-        Err(StorageError::new(StorageErrorKind::Temporary, message))
+        let name = self.path.join(open::METADATA);
+        if self.metadata.is_at(&name) { Ok(()) } else { Err(error::elsewhere(&name)) }
+    }
+
+    /// Refuses, too, as long as the body file that is being written has another name.
+    fn check_written(&self, state: &WriterState) -> Result<()> {
+        self.check().and_then(|()| state.bodies.check())
+    }
+
+    /// What was committed counts only if it is where the next opening looks for it: a file that is removed or replaced takes
+    /// all that is written as before.
+    fn check_committed(&self, state: &WriterState) -> Result<()> {
+        self.check_written(state).map_err(|error| {
+            let message = format!("it is not known whether what was committed will be found again: {error}");
+            StorageError::new(StorageErrorKind::OutcomeUnknown, message)
+        })
     }
 
     fn poison(&self, error: &StorageError) {

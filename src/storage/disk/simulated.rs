@@ -466,4 +466,8 @@ impl OpenFile for SimulatedFile {
     fn sync(&self) -> io::Result<()> {
         self.disk.state().step(Step::Sync(self.id))
     }
+
+    fn is_at(&self, path: &Path) -> bool {
+        self.disk.state().image.names.get(path) == Some(&self.id)
+    }
 }

@@ -208,7 +208,7 @@ impl Shared {
         // Nobody panics with it but a leader, and then the store is poisoned.
         let mut state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anything is written by its name.
-        if let Err(error) = self.check() {
+        if let Err(error) = self.check_written(&state) {
             return calls.into_iter().for_each(|call| call.work.refuse(error.clone()));
         }
         let has_room = self.reserve.ensure();
@@ -368,6 +368,10 @@ impl Shared {
             return Err(error::flush("committing metadata", redb::Error::from(error)));
         }
         state.committed(counters, pairing);
+        if let Err(error) = self.check_committed(state) {
+            effects.revoke(&mut lock(&self.leases));
+            return Err(error);
+        }
         self.reserve.wrote();
         fill_leases(&mut done, &granted);
         Ok((done, dead))

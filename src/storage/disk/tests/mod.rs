@@ -1,6 +1,7 @@
 //! What only files can do: space given back, damage found, failures of the disk.
 
 mod conformance;
+mod moved;
 mod pairing;
 
 use std::fs::{self, OpenOptions};
@@ -160,96 +161,6 @@ async fn a_second_opening_is_refused_by_name() {
     assert!(error.to_string().contains(&rig.folder.path().display().to_string()), "{error}");
     drop(store);
     rig.open().await;
-}
-
-#[cfg(unix)]
-#[tokio::test(start_paused = true)]
-async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
-    let rig = Rig::new();
-    let store = rig.open().await;
-    insert_each(&store, 1..=1).await;
-    let [metadata, moved] = [open::METADATA, "moved"].map(|name| rig.folder.path().join(name));
-    let other = tempfile::tempdir().unwrap();
-    let link = other.path().join("link");
-    std::os::unix::fs::symlink(rig.folder.path(), &link).unwrap();
-    let is_locked = async || {
-        let opened = [rig.try_open().await, DiskStorage::open(&link).await].map(Result::unwrap_err);
-        for error in opened {
-            assert_eq!(error.kind(), StorageErrorKind::Locked, "{error}");
-        }
-        // Nothing is told of what it has not.
-        let kind = if metadata.exists() { StorageErrorKind::Locked } else { StorageErrorKind::NotFound };
-        let error = DiskStorage::check(rig.folder.path()).await.unwrap_err();
-        assert_eq!(error.kind(), kind, "{error}");
-    };
-    is_locked().await;
-    fs::rename(&metadata, &moved).unwrap();
-    is_locked().await;
-    fs::write(&metadata, "").unwrap();
-    is_locked().await;
-    fs::rename(&moved, &metadata).unwrap();
-    for entry in fs::read_dir(rig.folder.path()).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() && path != metadata {
-            fs::remove_file(path).unwrap();
-            is_locked().await;
-        }
-    }
-    insert_each(&store, 2..=2).await;
-    drop(store);
-    let store = rig.open().await;
-    for number in 1..=2 {
-        assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
-    }
-}
-
-#[cfg(unix)]
-#[tokio::test(start_paused = true)]
-async fn a_folder_that_was_moved_away_is_not_followed_by_its_name() {
-    let rig = Rig::new();
-    let store = rig.open().await;
-    insert_each(&store, 1..=1).await;
-    // It would make its reserve anew.
-    rig.faults.metadata_full.store(2, SeqCst);
-    assert_eq!(store.insert(vec![large(3)]).await.unwrap_err().kind(), StorageErrorKind::Full);
-    let (path, elsewhere) = (rig.folder.path(), rig.folder.path().with_extension("elsewhere"));
-    fs::rename(path, &elsewhere).unwrap();
-    fs::create_dir(path).unwrap();
-    let refuses = async || {
-        for error in [
-            store.bodies(vec![BodyKey(id(1))]).await.unwrap_err(),
-            store.insert(vec![large(3)]).await.unwrap_err(),
-            store.commit(Vec::new()).await.unwrap_err(),
-            store.maintain(at(5)).await.unwrap_err(),
-        ] {
-            assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
-            assert!(error.to_string().contains("renamed or replaced"), "{error}");
-        }
-    };
-    refuses().await;
-    assert_eq!(fs::read_dir(path).unwrap().count(), 0, "nothing is written elsewhere");
-    let other = rig.open().await;
-    insert_each(&other, 2..=2).await;
-    refuses().await;
-    body(&other, 2).await.unwrap();
-    drop(other);
-    fs::remove_dir_all(path).unwrap();
-    fs::rename(&elsewhere, path).unwrap();
-    body(&store, 1).await.unwrap();
-    insert_each(&store, 3..=3).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_folder_of_bodies_that_is_missing_for_a_while_costs_no_mail() {
-    let rig = Rig::new();
-    let store = rig.open().await;
-    insert_each(&store, 1..=1).await;
-    let (bodies, elsewhere) = (rig.folder.path().join("bodies"), rig.folder.path().join("elsewhere"));
-    fs::rename(&bodies, &elsewhere).unwrap();
-    let error = body(&store, 1).await.unwrap_err();
-    assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
-    fs::rename(&elsewhere, &bodies).unwrap();
-    body(&store, 1).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
