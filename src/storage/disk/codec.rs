@@ -14,6 +14,7 @@ use crate::storage::rows::{ItemHead, ItemRow, MessageRow, Result};
 use crate::storage::{Envelope, ItemId, Lane, OutboxEntry, OutboxPosition, Recipient, StorageError};
 
 use super::error::corrupt;
+use super::segment::RECORD_HEADER;
 
 /// The version of rows written by this program.
 const ROW_VERSION: u8 = 1;
@@ -27,6 +28,13 @@ pub(super) struct Location {
     /// Of its record.
     pub(super) offset: u64,
     pub(super) length: u32,
+}
+
+impl Location {
+    /// Where its record ends.
+    pub(super) fn end(self) -> u64 {
+        self.offset.saturating_add(RECORD_HEADER as u64 + u64::from(self.length))
+    }
 }
 
 /// Comes first in an item's row, so that settling it need not decode the rest.

@@ -8,7 +8,13 @@ use crate::storage::{StorageError, StorageErrorKind};
 /// A file operation failed before anything was committed.
 pub(super) fn io(doing: &str, path: &Path, error: io::Error) -> StorageError {
     let kind = if is_full(&error) { StorageErrorKind::Full } else { StorageErrorKind::Temporary };
-    StorageError::new(kind, format!("{doing} {}: {error}", path.display())).with_source(error)
+    let advice = match error.kind() {
+        io::ErrorKind::NotADirectory => {
+            ". A store needs a folder of its own: name one, which is made if it is missing"
+        }
+        _ => "",
+    };
+    StorageError::new(kind, format!("{doing} {}: {error}{advice}", path.display())).with_source(error)
 }
 
 /// No space, or no space for this user.
@@ -22,9 +28,10 @@ pub(super) fn is_fatal(error: &StorageError) -> bool {
 }
 
 /// The metadata found no room, and nothing of what was to be written was applied.
-pub(super) fn full(error: StorageError) -> StorageError {
-    let message =
-        "the metadata finds no room on the disk and the reserve is used up: nothing of it was written";
+pub(super) fn full(reserve: u64, error: StorageError) -> StorageError {
+    let message = format!(
+        "the metadata finds no room on the disk and the reserve of {reserve} octets is used up: nothing of it was written"
+    );
     StorageError::new(StorageErrorKind::Full, message).with_source(error)
 }
 

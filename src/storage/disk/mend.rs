@@ -97,7 +97,10 @@ pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(
 
 /// Takes note of body files that are not there.
 pub(super) fn missing(writer: &Writer<'_, '_>, known: &Alive) {
-    let missing = known.iter().filter(|(segment, _)| !writer.bodies.sizes().contains_key(segment));
+    let is_missing = |(segment, (_, records)): &(&u64, &(u64, u64))| {
+        *records > 0 && !writer.bodies.sizes().contains_key(segment)
+    };
+    let missing = known.iter().filter(is_missing);
     for (segment, (_, records)) in missing {
         let name = segment::path_of("bodies".as_ref(), *segment);
         let damage = format!("{} is missing: {records} messages have lost their bodies", name.display());

@@ -46,7 +46,8 @@ impl Shared {
         let folder_lock = locked(path, &**files)?;
         let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
         if !reserve.ensure() {
-            tracing::error!(path = %path.display(), "there is no room for the reserve: new mail is refused");
+            let refusal = reserve.refusal();
+            tracing::error!(path = %path.display(), "{refusal}");
         }
         rebuild::finish(path, &**files)?;
         let known = body_files(&**files, &folder)?;

@@ -296,7 +296,7 @@ impl Copy {
     fn run(&mut self, bodies: &Bodies, body_files: &BTreeMap<u64, u64>) -> Result<()> {
         let lanes = self.lanes()?;
         self.items(&lanes)?;
-        self.messages()?;
+        self.messages(body_files)?;
         self.messages_without_row(bodies, body_files)?;
         self.state_and_outbox()?;
         self.finished()?;
@@ -357,7 +357,7 @@ impl Copy {
         )
     }
 
-    fn messages(&mut self) -> Result<()> {
+    fn messages(&mut self, body_files: &BTreeMap<u64, u64>) -> Result<()> {
         let Self { source, target, items, messages, losers, .. } = self;
         let read = |id: &[u8; 16], row: &[u8]| {
             let id = tables::id_from(id);
@@ -372,8 +372,9 @@ impl Copy {
                     let there = items.remove(&id).unwrap_or_default();
                     *messages += u64::from(!there.is_empty());
                     let had = row.items as usize;
+                    let has_body = body_files.get(&row.body.segment).is_some_and(|size| row.body.end() <= *size);
+                    *losers += u64::from(there.len() < had || !has_body && !there.is_empty());
                     if there.len() < had {
-                        *losers += 1;
                         let lost = had - there.len();
                         writer.leave_aside(corrupt(format!(
                             "message {id} has lost {lost} of its {had} items: nothing more is known of their recipients"

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::error;
 use super::files::{FileSystem, Mode, parent};
-use crate::storage::{Room, StorageError};
+use super::lock;
+use crate::storage::{Room, StorageError, StorageErrorKind};
 
 /// A reserve of fewer octets is worth nothing, unless one of not many more is wanted.
 const LEAST: u64 = 64 * 1024;
@@ -25,6 +26,8 @@ pub(super) struct Reserve {
     held: AtomicU64,
     /// There may be room for more of it than when it was last made.
     may_grow: AtomicBool,
+    /// Why it is not whole.
+    why: Mutex<Option<io::Error>>,
     /// A write found no room and no reserve, and none has gone well since.
     ran_out: AtomicBool,
     /// How many times a metadata file was opened over it; the last one counts.
@@ -39,7 +42,7 @@ impl Reserve {
         let held = AtomicU64::new(length.min(octets));
         let [may_grow, ran_out] = [true, false].map(AtomicBool::new);
         let [opened, refused] = [0, 0].map(AtomicU64::new);
-        Self { files, path, octets, held, may_grow, ran_out, opened, refused }
+        Self { files, path, octets, held, may_grow, why: Mutex::default(), ran_out, opened, refused }
     }
 
     fn held(&self) -> u64 {
@@ -74,7 +77,7 @@ impl Reserve {
 
     /// redb takes any I/O error as the end: where it was for want of room it is not.
     pub(super) fn explain(&self, error: StorageError) -> StorageError {
-        if self.has_refused() && error::is_fatal(&error) { error::full(error) } else { error }
+        if self.has_refused() && error::is_fatal(&error) { error::full(self.octets, error) } else { error }
     }
 
     /// All that was to be written is.
@@ -94,31 +97,56 @@ impl Reserve {
         if held == self.octets || !self.may_grow.swap(false, Ordering::AcqRel) {
             return held == self.octets;
         }
-        let made = self.grow(held).unwrap_or_else(|_| {
+        let (made, why) = self.grow(held).unwrap_or_else(|error| {
             // Of what it has now it is not known whether it is there.
             let _ = self.files.remove(&self.path);
-            0
+            (0, Some(error))
         });
+        *lock(&self.why) = why;
         self.held.store(made, Ordering::Release);
         made == self.octets
     }
 
-    /// Returns what it has then.
-    fn grow(&self, held: u64) -> io::Result<u64> {
+    /// Why new mail is refused.
+    pub(super) fn refusal(&self) -> StorageError {
+        let Self { path, octets, .. } = self;
+        let path = path.display();
+        match &*lock(&self.why) {
+            Some(error) if !error::is_full(error) => {
+                let message = format!(
+                    "new mail is refused, as the reserve of {octets} octets for settling mail on a full disk can not be made: \
+                     {path}: {error}"
+                );
+                StorageError::new(StorageErrorKind::Temporary, message)
+            }
+            _ => {
+                let held = self.held();
+                let message = format!(
+                    "the disk is full: new mail is refused until there is room for the reserve {path} again, which has {held} \
+                     octets of {octets}"
+                );
+                StorageError::new(StorageErrorKind::Full, message)
+            }
+        }
+    }
+
+    /// Returns what it has then, and why that is not all.
+    fn grow(&self, held: u64) -> io::Result<(u64, Option<io::Error>)> {
         let file = self.files.open(&self.path, Mode::Write)?;
         file.set_length(held)?;
         // Noise: file systems that compress would store zeros in no space.
         let mut noise = fastrand::Rng::with_seed(0x7265_7365_7276_6521);
         let mut block = vec![0; BLOCK];
-        let mut made = held;
+        let (mut made, mut why) = (held, None);
         while made < self.octets {
             noise.fill(&mut block);
             let left = usize::try_from(self.octets - made).unwrap_or(BLOCK).min(BLOCK);
-            if file.write_all_at(block.get(..left).unwrap_or(&block), made).is_err() {
+            if let Err(error) = file.write_all_at(block.get(..left).unwrap_or(&block), made) {
                 // Half of what was found: the other half serves at once what goes on.
                 let kept = held.max(made / 2);
                 made = if kept < LEAST.min(self.octets / 4) { 0 } else { kept };
                 file.set_length(made)?;
+                why = Some(error);
                 break;
             }
             made += left as u64;
@@ -129,7 +157,7 @@ impl Reserve {
             file.sync()?;
         }
         self.files.sync_folder(parent(&self.path))?;
-        Ok(made)
+        Ok((made, why))
     }
 
     /// Gives the space up. `false`: there was none, and the write is refused.

@@ -224,7 +224,7 @@ impl Shared {
                     self.note(&done);
                     drop(answer.send(done));
                 }
-                work if matches!(work, Work::Insert(..)) && !has_room => work.refuse(full()),
+                work if matches!(work, Work::Insert(..)) && !has_room => work.refuse(self.reserve.refusal()),
                 work => round.push(work),
             }
         }
@@ -386,9 +386,4 @@ fn fill_leases(done: &mut [Done], granted: &HashMap<ItemId, Lease>) {
             *answers = filled.collect();
         }
     }
-}
-
-fn full() -> StorageError {
-    let message = "the disk is full: new mail is refused until there is room for the reserve again";
-    StorageError::new(StorageErrorKind::Full, message)
 }

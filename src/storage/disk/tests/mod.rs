@@ -3,6 +3,7 @@
 mod conformance;
 mod moved;
 mod pairing;
+mod words;
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
