@@ -7,8 +7,8 @@
 //! Nothing is changed. With `--list` each message takes a line: its id, its reverse-path, and each recipient left with
 //! its due time and attempts.
 //!
-//! Exit status: 0 nothing is damaged, 1 something is, 2 wrong arguments, or it can not be checked: no store, one in use, one of
-//! another version, or one whose metadata can not be opened at all.
+//! Exit status: 0 nothing is damaged, 1 something is, 2 wrong arguments, or it can not be checked: no store, one in use, or one
+//! of another version.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -19,6 +19,8 @@ const USAGE: &str = "usage: check_store FOLDER [--list]";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    // Over damaged pages redb panics. That is caught, and told in the report.
+    std::panic::set_hook(Box::new(|_| {}));
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let all = arguments.len();
     arguments.retain(|argument| argument != "--list");
@@ -62,9 +64,16 @@ fn line(message: &StoredMessage) -> String {
 fn print(report: &CheckReport) -> io::Result<()> {
     let mut out = io::stdout();
     let CheckReport { messages, items, recipients, outbox, state_rows, body_files, octets, .. } = report;
+    let CheckReport { set_aside_files, set_aside_octets, .. } = report;
     writeln!(out, "{messages} messages, {items} items, {recipients} recipients left")?;
     writeln!(out, "{outbox} outbox entries, {state_rows} state rows")?;
     writeln!(out, "{body_files} body files, {octets} octets with the metadata")?;
+    if *set_aside_files > 0 {
+        writeln!(
+            out,
+            "{set_aside_files} body files of {set_aside_octets} octets set aside over damage: see the README"
+        )?;
+    }
     for problem in &report.problems {
         writeln!(out, "damaged: {problem}")?;
     }

@@ -206,7 +206,7 @@ pub struct LocalTrouble {
 }
 
 /// The store failed, refused, or met an entry that is damaged: that one is left aside, the rest goes on. The same is told
-/// once a minute.
+/// once a minute, and bodies that are lost with how many they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StorageTrouble {

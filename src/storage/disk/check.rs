@@ -11,18 +11,18 @@ use redb::{Builder, Database, ReadableDatabase, ReadableTableMetadata};
 use crate::clock::Timestamp;
 use crate::message::MessageId;
 use crate::storage::order::OrderKey;
-use crate::storage::rows::{ItemRow, MessageRow, Result, Rows};
+use crate::storage::rows::{ItemRow, MessageRow, Met, Result, Rows};
 use crate::storage::{Envelope, ItemId, Lane, OutboxPosition, Recipient, StorageError, StorageErrorKind};
 
-use super::DiskOptions;
 use super::codec::Location;
 use super::damage::guarded;
-use super::error::{self, corrupt, db};
-use super::files::Mode;
+use super::error::{self, db};
+use super::files::{Mode, OpenFile};
 use super::open::{self, METADATA, UNFINISHED};
 use super::overlay::Overlay;
-use super::segment::{Bodies, RECORD_HEADER};
+use super::segment::{self, Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
+use super::{DiskOptions, rebuild};
 
 /// Problems that are told one by one; the others are counted.
 const MOST_TOLD: usize = 100;
@@ -45,6 +45,11 @@ pub struct CheckReport {
     pub body_files: u64,
     /// Octets taken by metadata and body files.
     pub octets: u64,
+    /// Body files that were set aside over damage that is mended: what led to bodies in them may be lost. They are not read
+    /// and never deleted: that is left to you.
+    pub set_aside_files: u64,
+    /// Octets taken by these.
+    pub set_aside_octets: u64,
     /// How many problems there are.
     pub problem_count: u64,
     /// The first hundred of them.
@@ -126,53 +131,89 @@ pub(super) fn run(
     let _lock = open::locked(path, files)?;
     let file = files.open(&name, Mode::Read).map_err(opening)?;
     let mut report = CheckReport { octets: file.length().unwrap_or_default(), ..CheckReport::default() };
-    let open = || -> Result<Database> {
-        let backend = Overlay::new(file.clone());
-        let opened = || Ok(Builder::new().set_cache_size(options.cache_size).create_with_backend(backend));
-        guarded(METADATA, opened)?.map_err(|error| {
-            corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error)
-        })
-    };
-    let mut database = open()?;
-    match guarded(METADATA, || Ok(database.check_integrity())) {
-        Ok(Ok(true)) => {}
-        Ok(Ok(false)) => report.tell(METADATA, "its pages do not agree with each other"),
-        Ok(Err(error)) => {
-            report.tell(METADATA, format_args!("its pages are not as they were written: {error}"))
+    let folder = path.join("bodies");
+    let body_files = match files.list(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            report.tell(folder.display(), "the folder of bodies is missing");
+            BTreeMap::new()
         }
-        Err(error) => report.tell(METADATA, error),
+        _ => {
+            let aside = segment::aside(files, &folder)?;
+            (report.set_aside_files, report.set_aside_octets) = (aside.files, aside.octets);
+            open::body_files(files, &folder)?
+        }
+    };
+    report.body_files = body_files.len() as u64;
+    report.octets = report.octets.saturating_add(body_files.values().sum());
+    let mut reading =
+        Checking { bodies: Bodies::new(options.files.clone(), folder), body_files, report, visit };
+    if let Some(database) = reading.verified(&file, options.cache_size) {
+        reading.rows(database)?;
+    } else {
+        let opened = guarded(METADATA, || {
+            let opened = rebuild::read_only(file, options.cache_size).map_err(opening)?;
+            opened.map_err(db)
+        });
+        if let Some(database) = reading.report.told(METADATA, opened) {
+            reading.rows(database)?;
+        }
     }
-    // Anew: after an error it refuses all.
-    report.told(METADATA, close(database));
-    let database = open()?;
-    let checked = each_row(path, options, &database, report, visit);
-    let closed = close(database);
-    checked.map(|mut report| {
-        report.told(METADATA, closed);
-        report
-    })
+    Ok(reading.report)
 }
 
-/// Over damaged pages redb can panic while it closes a file, too.
-fn close(database: Database) -> Result<()> {
-    guarded(METADATA, || {
-        drop(database);
-        Ok(())
-    })
+/// What is checked, and what was found.
+struct Checking<'v> {
+    bodies: Bodies,
+    body_files: BTreeMap<u64, u64>,
+    report: CheckReport,
+    visit: &'v mut dyn FnMut(StoredMessage),
 }
 
-fn each_row(
-    path: &Path,
-    options: &DiskOptions,
-    database: &Database,
-    mut report: CheckReport,
-    visit: &mut dyn FnMut(StoredMessage),
-) -> Result<CheckReport> {
-    let files = &*options.files;
-    let transaction = database.begin_read().map_err(db)?;
-    let (rows, pairing) = guarded(METADATA, || {
+impl Checking<'_> {
+    /// The metadata as opening finds it. `None`: it can only be read as opening reads it to write it anew.
+    fn verified(&mut self, file: &Arc<dyn OpenFile>, cache_size: usize) -> Option<Database> {
+        let open = || {
+            let backend = Overlay::new(file.clone());
+            guarded(METADATA, || {
+                Builder::new().set_cache_size(cache_size).create_with_backend(backend).map_err(db)
+            })
+        };
+        let opened = open().and_then(|mut database| {
+            match guarded(METADATA, || Ok(database.check_integrity())) {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => self.report.tell(METADATA, "its pages do not agree with each other"),
+                Ok(Err(error)) => self
+                    .report
+                    .tell(METADATA, format_args!("its pages are not as they were written: {error}")),
+                Err(error) => self.report.tell(METADATA, error),
+            }
+            self.report.told(METADATA, close(database));
+            // Anew: after an error it refuses all.
+            open()
+        });
+        opened.map_err(|error| self.report.tell(METADATA, format_args!("it is damaged: {error}"))).ok()
+    }
+
+    /// # Errors
+    /// It is of another version.
+    fn rows(&mut self, database: impl ReadableDatabase) -> Result<()> {
+        let read = guarded(METADATA, || self.each_row(&database));
+        self.report.told(METADATA, close(database));
+        read.unwrap_or_else(|error| {
+            self.report
+                .tell(METADATA, format_args!("it is damaged, and what it holds is not found: {error}"));
+            Ok(())
+        })
+    }
+
+    fn each_row(&mut self, database: &impl ReadableDatabase) -> Met<()> {
+        let Self { bodies, body_files, report, visit } = self;
+        let transaction = database.begin_read().map_err(db)?;
         let meta = transaction.open_table(tables::META).map_err(db)?;
-        let has_format = open::check_format(&meta)??;
+        let has_format = match open::check_format(&meta)? {
+            Ok(has_format) => has_format,
+            Err(refused) => return Ok(Err(refused)),
+        };
         let (numbers, pairing) = (open::counters(&meta), open::pairing(&meta));
         if report.told(METADATA, numbers).is_some_and(|numbers| numbers.is_none()) || !has_format {
             report.tell(METADATA, "its format version or its row of counters is lost");
@@ -181,47 +222,44 @@ fn each_row(
         if pairing == Some(None) {
             report.tell(METADATA, "its row about body files is lost");
         }
-        Ok((Tables::open(&transaction, Arc::default())?, pairing.flatten()))
-    })?;
-    let folder = path.join("bodies");
-    let body_files = match files.list(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            report.tell(folder.display(), "the folder of bodies is missing");
-            BTreeMap::new()
+        let rows = Tables::open(&transaction, Arc::default())?;
+        if let Some(pairing) = pairing.flatten()
+            && let Err(error) = pairing.verify(bodies, body_files)
+        {
+            report.tell("body files", error);
         }
-        _ => open::body_files(files, &folder)?,
-    };
-    report.body_files = body_files.len() as u64;
-    report.octets = report.octets.saturating_add(body_files.values().sum());
-    let bodies = Bodies::new(options.files.clone(), folder);
-    if let Some(pairing) = pairing
-        && let Err(error) = pairing.verify(&bodies, &body_files)
-    {
-        report.tell("body files", error);
+        let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
+        check.table("messages", |check| check.messages(*visit));
+        check.table("items", Check::items);
+        check.table("the order", Check::order);
+        check.table("lanes", Check::lanes);
+        check.table("body files", |check| check.segments(body_files));
+        check.table("state rows", Check::state);
+        check.table("outbox", Check::outbox);
+        check.table("finished messages", Check::finished);
+        Ok(Ok(()))
     }
-    let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
-    check.table("messages", |check| check.messages(visit));
-    check.table("items", Check::items);
-    check.table("the order", Check::order);
-    check.table("lanes", Check::lanes);
-    check.table("body files", |check| check.segments(&body_files));
-    check.table("state rows", Check::state);
-    check.table("outbox", Check::outbox);
-    check.table("finished messages", Check::finished);
-    Ok(check.report)
 }
 
-struct Check {
+/// Over damaged pages redb can panic while it closes a file, too.
+fn close(database: impl ReadableDatabase) -> Result<()> {
+    guarded(METADATA, || {
+        drop(database);
+        Ok(())
+    })
+}
+
+struct Check<'r> {
     rows: Tables<Reading>,
-    bodies: Bodies,
-    report: CheckReport,
+    bodies: &'r Bodies,
+    report: &'r mut CheckReport,
     /// What is alive in each body file, counted here.
     alive: BTreeMap<u64, (u64, u64)>,
     parts: u64,
     keys: u64,
 }
 
-impl Check {
+impl Check<'_> {
     /// A table that can not be read to its end is told, and the others are checked all the same.
     fn table(&mut self, place: &str, check: impl FnOnce(&mut Self) -> Result<()>) {
         if let Err(error) = guarded(place, || check(self)) {

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::storage::StorageError;
@@ -68,6 +68,12 @@ impl Damage {
         }
     }
 
+    /// What was damaged once is still to be known: it is told at each opening.
+    pub(super) fn remind(&self, of: StorageError) {
+        tracing::warn!(%of, "there was damage");
+        lock(&self.found).waiting.push(of);
+    }
+
     /// What was not taken yet.
     pub(super) fn take(&self) -> Vec<StorageError> {
         std::mem::take(&mut lock(&self.found).waiting)
@@ -83,6 +89,17 @@ pub(super) fn guarded<T>(reading: impl Display, read: impl FnOnce() -> Result<T>
         Err(corrupt(format!("reading {reading}: the metadata has damaged pages: {words}")))
     };
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked)
+}
+
+/// The metadata can not be read, or not written anew from what can be. Says what the host can do.
+pub(super) fn unreadable(name: &Path, met: StorageError) -> StorageError {
+    let name = name.display();
+    let message = format!(
+        "{name} is damaged and can not be read, so the store stays shut: put a copy of the whole folder back. Only this file \
+         says who the bodies are for, so without a copy the mail is lost: then move the whole folder away to begin anew. \
+         Checking the store says what can be read. What was met: {met}"
+    );
+    corrupt(message).with_source(met)
 }
 
 #[cfg(test)]

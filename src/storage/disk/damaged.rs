@@ -15,12 +15,12 @@ use crate::message::EventId;
 use crate::storage::{ClaimPart, Item};
 use crate::testing::conformance::{A, at, due, id, item, lane, message_of, settle};
 
-const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
+pub(super) const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
 /// Items in the store.
 const ITEMS: usize = 6;
 
 /// Something in every table.
-async fn filled() -> Disk {
+pub(super) async fn filled() -> Disk {
     let disk = Disk::default();
     let store = open(&disk).await;
     let several =
@@ -45,7 +45,7 @@ async fn filled() -> Disk {
     disk
 }
 
-async fn claim(store: &DiskStorage, part: ClaimPart) -> Vec<Item> {
+pub(super) async fn claim(store: &DiskStorage, part: ClaimPart) -> Vec<Item> {
     let request = ClaimRequest { owner: A, now: at(1), until: at(2), what: vec![part] };
     store.claim(request).await.unwrap().items
 }
@@ -115,7 +115,7 @@ fn each(table: &str, mut then: impl AsyncFnMut(Disk, String)) {
     });
 }
 
-fn check(disk: &Disk) -> CheckReport {
+pub(super) fn check(disk: &Disk) -> CheckReport {
     check::run(Path::new(STORE), &options(disk), &mut |_| {}).unwrap()
 }
 
@@ -386,7 +386,7 @@ fn flip_anywhere(seeds: std::ops::Range<u64>) {
 }
 
 /// What is not to be found is not empty: the store stays shut, and keeps what it has.
-fn is_of_the_list(error: &StorageError) -> bool {
+pub(super) fn is_of_the_list(error: &StorageError) -> bool {
     error.to_string().contains("list of tables")
 }
 
@@ -418,51 +418,6 @@ fn a_damaged_list_of_tables_gives_up_nothing() {
             }
         }
         assert!(refused > 0);
-    });
-}
-
-/// What a sound opening keeps no opening over damage deletes, nor one after a rebuild by a process that died.
-#[test]
-fn a_zeroed_page_deletes_no_bodies() {
-    run(async {
-        const PAGE: usize = 4096;
-        let whole = filled().await;
-        let path = Path::new(STORE).join(open::METADATA);
-        let bodies = |disk: &Disk| disk.list(&Path::new(STORE).join("bodies")).unwrap();
-        let kept = {
-            let disk = whole.reboot(Survival::All, 1);
-            drop(open(&disk).await);
-            bodies(&disk)
-        };
-        assert!(!kept.is_empty());
-        let mut set_aside = 0;
-        for page in 1..whole.content(&path).len() / PAGE {
-            for dies in [false, true] {
-                let disk = whole.reboot(Survival::All, 1);
-                let at = u64::try_from(page * PAGE).unwrap();
-                disk.open(&path, Mode::Write).unwrap().write_all_at(&[0; PAGE], at).unwrap();
-                if dies {
-                    let options = options(&disk);
-                    let files = options.files.clone();
-                    let reserve =
-                        Reserve::new(files.clone(), Path::new(STORE).join("reserve"), options.reserve);
-                    let damage = Arc::new(Damage::new(files, Path::new(STORE).join("suspect")));
-                    let why = error::corrupt("a test");
-                    let _ = rebuild::rebuild(Path::new(STORE), &options, Arc::new(reserve), &damage, &why);
-                }
-                if let Err(error) = DiskStorage::open_with(STORE, options(&disk)).await {
-                    assert_eq!(error.kind(), StorageErrorKind::Corrupt, "page {page}: {error}");
-                }
-                let after = bodies(&disk);
-                let is_there = |path: &Path| after.iter().any(|(found, _)| found == path);
-                for (path, _) in &kept {
-                    let aside = path.with_extension(segment::SET_ASIDE);
-                    assert!(is_there(path) || is_there(&aside), "page {page}, {dies}: {after:?}");
-                    set_aside += usize::from(is_there(&aside));
-                }
-            }
-        }
-        assert!(set_aside > 0, "some page has all that leads to a body file, and it was kept");
     });
 }
 

@@ -88,7 +88,8 @@ impl Shared {
                 writer.recheck(*segment);
             }
         }
-        if moves && let Some(segment) = sparse(&segments, &sizes, writing, &state.unreadable) {
+        let gives_room = |segment| !state.unreadable.contains(&segment) && writer.bodies.may_delete(segment);
+        if moves && let Some(segment) = sparse(&segments, &sizes, writing, gives_room) {
             let records = segments.get(&segment).map_or(0, |(_, records)| *records);
             let size = sizes.get(&segment).copied().unwrap_or_default();
             let living = writer.readable(self.living(&writer, segment, size))?.unwrap_or_default();
@@ -185,16 +186,16 @@ fn move_bodies(writer: &mut Writer<'_, '_>, living: Vec<Living>) -> Result<()> {
     Ok(())
 }
 
-/// The first closed body file of which under a quarter is alive, though something is.
+/// The first closed body file of which under a quarter is alive, though something is, and that is worth writing anew.
 fn sparse(
     segments: &BTreeMap<u64, (u64, u64)>,
     sizes: &BTreeMap<u64, u64>,
     writing: u64,
-    unreadable: &std::collections::HashSet<u64>,
+    gives_room: impl Fn(u64) -> bool,
 ) -> Option<u64> {
     let is_one = |(segment, alive): &(&u64, &(u64, u64))| {
         let size = sizes.get(*segment).copied().unwrap_or_default();
-        **segment != writing && alive.1 > 0 && is_sparse(**alive, size) && !unreadable.contains(*segment)
+        **segment != writing && alive.1 > 0 && is_sparse(**alive, size) && gives_room(**segment)
     };
     segments.iter().find(is_one).map(|(segment, _)| *segment)
 }

@@ -24,6 +24,8 @@ mod mend;
 mod open;
 mod options;
 mod overlay;
+#[cfg(test)]
+mod pages;
 mod pairing;
 mod rebuild;
 mod reserve;
@@ -73,8 +75,8 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 ///
 /// The folder holds `metadata.redb`, body files in `bodies` and the file `reserve`; while it is opened for the first time
 /// also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was written anew for
-/// it the damaged file as `metadata.damaged`, which may be deleted. It must lie on a local file system that keeps what it
-/// has flushed. The folder itself is locked (on Windows, a file `lock` in it, which nobody can remove then).
+/// it the damaged file as `metadata.damaged` and body files as `*.bodies-damaged`, which may be deleted. It must lie on a
+/// local file system that keeps what it has flushed. The folder itself is locked (on Windows, a file `lock` in it, which nobody can remove then).
 ///
 /// # Writing
 ///
@@ -147,8 +149,8 @@ impl DiskStorage {
     /// every row, every index entry, every body. Takes as long as it takes to read all of it.
     ///
     /// # Errors
-    /// `NotFound` if there is no store, `Locked` if somebody has it open, `Corrupt` if the metadata can not be opened
-    /// at all or is of another version. Damage beyond that is in the report.
+    /// `NotFound` if there is no store, `Locked` if somebody has it open, `Corrupt` if it is of another version,
+    /// `Temporary` if the folder can not be used. Damage is in the report.
     pub async fn check(path: impl AsRef<Path>) -> Result<CheckReport> {
         Self::check_each(path, |_| {}).await
     }

@@ -1,6 +1,5 @@
 //! Opening: one process at a time, a known version, and no body files that the metadata does not know.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -15,14 +14,14 @@ use crate::storage::rows::{Counters, Met, Result, RowsMut};
 use crate::storage::{StorageError, StorageErrorKind};
 
 use super::backend::MetadataFile;
-use super::damage::{Damage, guarded};
+use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, FolderLock, Mode, OpenFile};
 use super::pairing::Pairing;
 use super::reserve::Reserve;
-use super::segment::{Bodies, SegmentWriter, number_of};
+use super::segment::{Aside, Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
-use super::tables::{COUNTERS, META, PAIRING, RECOUNT};
+use super::tables::{COUNTERS, KEPT, META, PAIRING, RECOUNT};
 use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, mend, rebuild, segment};
 
@@ -58,26 +57,30 @@ impl Shared {
         let damage = Arc::new(Damage::new(files.clone(), suspicion.clone()));
         let is_suspect =
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
-        // Also if it was written anew, and the process died before it was opened.
-        let keeps_bodies = Cell::new(is_suspect);
+        let aside = segment::aside(&**files, &folder)?;
         let attempt = || {
             let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
             let bodies =
                 |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
-            let begun = begin(&database, new, bodies, &reader, &damage, keeps_bodies.get())?;
+            let begun = begin(&database, new, bodies, &reader, &damage, &aside)?;
             Ok(begun.map(|state| (database, metadata, state)))
         };
         let mut opened = guarded(METADATA, attempt);
         if let Err(error) = &opened
             && error.kind() == StorageErrorKind::Corrupt
         {
-            let rebuilt = rebuild::rebuild(path, options, reserve.clone(), &damage, error);
-            keeps_bodies.set(true);
+            let rebuild = || Ok(rebuild::rebuild(path, options, reserve.clone(), &damage, error));
+            let unreadable = |met| damage::unreadable(&path.join(METADATA), met);
+            let rebuilt = guarded(METADATA, rebuild).map_err(unreadable)?;
             opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
         }
         let opened = opened.map_err(|error| reserve.explain(error));
         let (database, metadata, writer) = opened??;
+        let aside = segment::aside(&**files, &folder)?;
+        if let Some(words) = aside.words() {
+            damage.remind(corrupt(words));
+        }
         if is_suspect {
             files.remove(&suspicion).map_err(|error| error::io("removing", &suspicion, error))?;
         }
@@ -208,6 +211,14 @@ pub(super) fn database(
         .create_with_backend(backend)
 }
 
+/// A file that ends too early is damaged: reading goes no further, and the disk is none the worse.
+pub(super) fn as_damage(error: StorageError) -> StorageError {
+    match error.cause() {
+        Some(redb::Error::Io(cause)) if is_damage(cause) => corrupt(error.to_string()).with_source(error),
+        _ => error,
+    }
+}
+
 /// How redb says that a file is not one of its own, or ends too early.
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
@@ -248,8 +259,21 @@ pub(super) fn pairing(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -
     row.map(|row| codec::from_row("the row about body files", PAIRING, row.value())).transpose()
 }
 
+/// Up to which number body files may hold what the metadata has lost. Zero: it has lost nothing.
+fn kept(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<u64> {
+    let row = meta.get(KEPT).map_err(db)?;
+    row.map_or(Ok(0), |row| codec::from_row("the row about body files to be kept", KEPT, row.value()))
+}
+
+/// The metadata was damaged: what is in body files up to this number may have lost what led to it.
+pub(super) fn put_kept(transaction: &WriteTransaction, last: u64) -> Result<()> {
+    let mut meta = transaction.open_table(META).map_err(db)?;
+    let row = codec::to_row(KEPT, &last)?;
+    meta.insert(KEPT, row.as_slice()).map(drop).map_err(db)
+}
+
 /// Checks the version and that the bodies are those of this metadata, counts the opening, makes good what can be, and
-/// deletes body files in which nothing is alive; over damage they are kept under another name.
+/// gives up body files in which nothing is alive.
 /// The inner error: it is another's store, and nothing of it is changed.
 fn begin(
     database: &Database,
@@ -257,11 +281,11 @@ fn begin(
     bodies: impl FnOnce(Pairing) -> SegmentWriter,
     reader: &Bodies,
     damage: &Arc<Damage>,
-    keeps_bodies: bool,
+    aside: &Aside,
 ) -> Met<WriterState> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
-    let (found, pairing, recount) = {
+    let (found, pairing, recount, kept) = {
         let mut meta = transaction.open_table(META).map_err(db)?;
         let has_format = match check_format(&meta)? {
             Ok(has_format) => has_format,
@@ -278,12 +302,12 @@ fn begin(
             }
         };
         let recount = meta.remove(RECOUNT).map_err(db)?.is_some();
-        (found, pairing, recount)
+        (found, pairing, recount, kept(&meta)?)
     };
     if new.is_some() {
         put_format(&transaction)?;
     }
-    let mut state = WriterState::new(bodies(pairing), found);
+    let mut state = WriterState::new(bodies(pairing).keeping(kept, aside), found);
     if let Err(refused) = pairing.verify(reader, state.bodies.sizes()) {
         return Ok(Err(refused));
     }
@@ -304,14 +328,6 @@ fn begin(
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
     state.committed(counters, pairing);
     dead.extend(unknown);
-    if keeps_bodies && !dead.is_empty() {
-        state.bodies.set_aside(&dead, reader);
-        let (files, name) = (dead.len(), segment::SET_ASIDE);
-        damage.tell(corrupt(format!(
-            "nothing leads to {files} body files any more: they are kept as *.{name}"
-        )));
-    } else {
-        state.bodies.delete(&dead, reader);
-    }
+    state.bodies.delete(&dead, reader);
     Ok(Ok(state))
 }

@@ -4,11 +4,13 @@
 //! messages. So a damaged page costs the mail whose items lie in it and cannot be read, whatever else it is.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::{
     Builder, ConcurrencyMode, Database, Key, ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, Value,
+    WriteTransaction,
 };
 
 use crate::message::MessageId;
@@ -19,7 +21,7 @@ use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, Storag
 use super::DiskOptions;
 use super::backend::MetadataFile;
 use super::codec::{self, Location};
-use super::damage::{Damage, guarded};
+use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, Mode, OpenFile};
 use super::open::{self, METADATA};
@@ -80,8 +82,10 @@ pub(super) fn rebuild(
     let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
     let files = &*options.files;
     let source = Source::new(path, options, damage.clone())?;
-    let unreadable =
-        |error| corrupt(format!("{why}; reading what is left of it: {error}")).with_source(error);
+    let unreadable = |error: StorageError| {
+        let met = corrupt(format!("{why}; reading what is left of it: {error}"));
+        damage::unreadable(&name, met.with_source(error))
+    };
     guarded(METADATA, || source.check_format()).map_err(unreadable)??;
     let folder = path.join("bodies");
     let (bodies, body_files) =
@@ -113,8 +117,6 @@ pub(super) fn rebuild(
     let (messages, losers) = (copy.messages, copy.losers);
     drop(copy);
     file.sync().map_err(|error| error::flush("flushing metadata", error))?;
-    // Whoever opens it next must know, also if that is another process.
-    damage.mark();
     let replace = || {
         files.rename(&rebuilding, &rebuilt)?;
         files.sync_folder(path)?;
@@ -125,10 +127,21 @@ pub(super) fn rebuild(
     replace().map_err(|error| error::io("renaming", &rebuilt, error))?;
     damage.tell(corrupt(format!(
         "{} was damaged and is written anew from what can be read of it: {messages} messages are kept, {losers} have \
-         lost recipients or their bodies and are told apart; the damaged file is kept as {DAMAGED}; {why}",
+         lost recipients or their bodies. The damaged file is kept as {DAMAGED}, and no body file of now is deleted. What was \
+         met: {why}",
         name.display()
     )));
     Ok(())
+}
+
+/// Opens a damaged file as a reader beside a writer does: without what only writing needs, which may be what is damaged.
+pub(super) fn read_only(
+    file: Arc<dyn OpenFile>,
+    cache_size: usize,
+) -> io::Result<std::result::Result<ReadOnlyDatabase, redb::DatabaseError>> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_size).set_concurrency_mode(ConcurrencyMode::SingleWriter);
+    Ok(builder.open_read_only_with_backend(Overlay::new(file).closed()?))
 }
 
 /// The damaged file.
@@ -150,12 +163,8 @@ impl Source {
     /// Opened without verifying, which is known to fail, and anew for each walk: after some failures nothing more can be
     /// read.
     fn open(&self) -> Result<ReadOnlyDatabase> {
-        let mut builder = Builder::new();
-        // As a reader beside a writer does without what only writing needs, which may be what is damaged.
-        builder.set_cache_size(self.cache_size).set_concurrency_mode(ConcurrencyMode::SingleWriter);
-        let backend = Overlay::new(self.file.clone()).closed();
-        let backend = backend.map_err(|error| error::io("reading", &self.name, error))?;
-        builder.open_read_only_with_backend(backend).map_err(db)
+        let opened = read_only(self.file.clone(), self.cache_size);
+        opened.map_err(|error| error::io("reading", &self.name, error))?.map_err(db)
     }
 
     fn check_format(&self) -> Met<bool> {
@@ -193,7 +202,7 @@ impl Source {
                 Ok((database, tables))
             };
             // What is not to be found is not empty: nothing of it is given up.
-            let (_database, tables) = guarded(self.name.display(), begin).map_err(|error| {
+            let (_database, tables) = guarded(self.name.display(), begin).map_err(open::as_damage).map_err(|error| {
                 if error.kind() != StorageErrorKind::Corrupt {
                     return error;
                 }
@@ -259,7 +268,6 @@ struct Target {
 }
 
 impl Target {
-    /// One transaction.
     fn write(&mut self, write: impl FnOnce(&mut Writer<'_, '_>) -> Result<()>) -> Result<()> {
         let transaction = self.database.begin_write().map_err(db)?;
         open::put_format(&transaction)?;
@@ -267,7 +275,7 @@ impl Target {
         let mut writer = Writer::new(&transaction, &counters, &mut self.no_bodies, self.damage.clone())?;
         write(&mut writer)?;
         writer.finish(&transaction)?;
-        transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))
+        commit(transaction)
     }
 
     fn each<T>(
@@ -277,6 +285,10 @@ impl Target {
     ) -> Result<()> {
         self.write(|writer| rows.into_iter().try_for_each(|row| put(writer, row)))
     }
+}
+
+fn commit(transaction: WriteTransaction) -> Result<()> {
+    transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))
 }
 
 /// From the damaged file to the new one.
@@ -313,7 +325,11 @@ impl Copy {
             *writer.counters() = counters;
             writer.recount();
             Ok(())
-        })
+        })?;
+        // Whoever opens it next must know, also if that is another process.
+        let transaction = self.target.database.begin_write().map_err(db)?;
+        open::put_kept(&transaction, body_files.keys().next_back().copied().unwrap_or_default())?;
+        commit(transaction)
     }
 
     /// A lane lies under its name and under its number: one is enough.

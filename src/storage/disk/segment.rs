@@ -102,12 +102,50 @@ pub(super) fn path_of(folder: &Path, segment: u64) -> PathBuf {
     folder.join(format!("{segment:016x}.bodies"))
 }
 
-/// What body files are called of which nothing is known any more.
-pub(super) const SET_ASIDE: &str = "bodies-damaged";
+/// What body files are called in which nothing is known to be alive, over damage to what would say so.
+const ASIDE: &str = "bodies-damaged";
+
+/// Body files that were set aside. They are not read again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Aside {
+    pub(super) files: u64,
+    pub(super) octets: u64,
+    last: Option<u64>,
+}
+
+impl Aside {
+    /// What the host is to know of them.
+    pub(super) fn words(&self) -> Option<String> {
+        let Self { files, octets, .. } = self;
+        (*files > 0).then(|| {
+            format!(
+                "the metadata was damaged once, and may have lost what led to bodies in {files} files of {octets} octets: they \
+                 are kept as *.{ASIDE} beside the other body files. Delete them once no mail in them is missed"
+            )
+        })
+    }
+}
+
+/// The body files in the folder that were set aside.
+pub(super) fn aside(files: &dyn FileSystem, folder: &Path) -> Result<Aside> {
+    let mut aside = Aside::default();
+    for (path, octets) in files.list(folder).map_err(|error| error::io("listing", folder, error))? {
+        if let Some(number) = number_in(&path, ASIDE) {
+            aside.files += 1;
+            aside.octets = aside.octets.saturating_add(octets);
+            aside.last = aside.last.max(Some(number));
+        }
+    }
+    Ok(aside)
+}
 
 /// The number in the name of a body file.
 pub(super) fn number_of(path: &Path) -> Option<u64> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".bodies")?;
+    number_in(path, "bodies")
+}
+
+fn number_in(path: &Path, extension: &str) -> Option<u64> {
+    let name = path.file_name()?.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
     let is_hex = name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
     if is_hex { u64::from_str_radix(name, 16).ok() } else { None }
 }
@@ -121,6 +159,8 @@ pub(super) struct SegmentWriter {
     /// As of the last commit.
     pairing: Pairing,
     next: u64,
+    /// Files up to this number may hold bodies that the metadata has lost.
+    kept: u64,
     current: Option<Current>,
     pending: Vec<Bytes>,
     pending_octets: u64,
@@ -153,12 +193,25 @@ impl SegmentWriter {
             full_size: options.segment_size,
             pairing,
             next: last.saturating_add(1),
+            kept: 0,
             current: None,
             pending: Vec::new(),
             pending_octets: 0,
             sizes,
             total,
         }
+    }
+
+    /// Deletes no file up to this number, and gives no number of a file that was set aside.
+    pub(super) fn keeping(mut self, kept: u64, aside: &Aside) -> Self {
+        self.kept = kept;
+        self.next = self.next.max(aside.last.map_or(0, |last| last.saturating_add(1)));
+        self
+    }
+
+    /// No damage can have hidden anything in it.
+    pub(super) fn may_delete(&self, segment: u64) -> bool {
+        segment > self.kept
     }
 
     /// The file that is being written, or will be.
@@ -291,26 +344,20 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Deletes files in which nothing is alive. One that can not be deleted is found at the next opening.
+    /// Gives up files in which nothing is known to be alive: deletes them, or keeps them under another name where the metadata
+    /// may have lost what is. One with which that fails is found at the next opening.
     pub(super) fn delete(&mut self, segments: &[u64], bodies: &Bodies) {
-        self.give_up(segments, bodies, |files, path| files.remove(path));
-    }
-
-    /// Keeps files under another name: what leads to their bodies was lost. They are not read again.
-    pub(super) fn set_aside(&mut self, segments: &[u64], bodies: &Bodies) {
-        self.give_up(segments, bodies, |files, path| files.rename(path, &path.with_extension(SET_ASIDE)));
-    }
-
-    fn give_up(
-        &mut self,
-        segments: &[u64],
-        bodies: &Bodies,
-        give_up: impl Fn(&dyn FileSystem, &Path) -> io::Result<()>,
-    ) {
         for segment in segments {
             let path = path_of(&self.folder, *segment);
             bodies.close(*segment);
-            match give_up(&*self.files, &path) {
+            let given_up = if self.may_delete(*segment) {
+                self.files.remove(&path)
+            } else {
+                let aside = path.with_extension(ASIDE);
+                tracing::warn!(path = %aside.display(), "a body file is kept, as damage may have hidden bodies in it");
+                self.files.rename(&path, &aside)
+            };
+            match given_up {
                 Ok(()) => {
                     let size = self.sizes.remove(segment).unwrap_or_default();
                     self.total.fetch_sub(size, Ordering::Relaxed);

@@ -46,6 +46,8 @@ pub(super) const COUNTERS: &[u8] = b"counters";
 pub(super) const PAIRING: &[u8] = b"pairing";
 /// There as long as what is alive in body files is to be counted at the next opening.
 pub(super) const RECOUNT: &[u8] = b"recount";
+/// Written with metadata that was damaged: up to which number body files may hold what it has lost.
+pub(super) const KEPT: &[u8] = b"kept-bodies";
 
 /// Tables of a read or of a write transaction.
 pub(super) trait Access {

@@ -128,6 +128,31 @@ async fn the_rest_of_a_dead_file_is_copied_forward() {
     assert_eq!(numbers(&claim(&store, 99).await), [9, 10, 11, 12]);
 }
 
+/// Damages the metadata such that all its rows can be read.
+fn lose_the_counters(rig: &Rig) {
+    let database = redb::Database::create(rig.folder.path().join(open::METADATA)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(tables::META).unwrap().remove(tables::COUNTERS).unwrap();
+    transaction.commit().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_kept_over_damage_is_not_copied_forward() {
+    let mut rig = Rig::new();
+    rig.options = rig.options.with_segment_size(20_000);
+    insert_each(&rig.open().await, 1..=12).await;
+    lose_the_counters(&rig);
+    let store = rig.open().await;
+    let files = rig.body_files();
+    settle_first(&store, 8).await;
+    store.maintain(at(9)).await.unwrap();
+    assert_eq!(rig.body_files(), files, "it would give no room back");
+    settle_first(&store, 4).await;
+    store.maintain(at(9)).await.unwrap();
+    let aside: Vec<_> = files.iter().map(|file| file.with_extension("bodies-damaged")).collect();
+    assert_eq!(rig.body_files(), aside);
+}
+
 /// Settles all but so many.
 async fn leave(store: &DiskStorage, left: usize) {
     let items = claim(store, store.usage().await.unwrap().items as usize - left).await;

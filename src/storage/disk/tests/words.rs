@@ -38,14 +38,6 @@ async fn a_reserve_that_can_not_be_made_is_told_with_its_size_and_why() {
     assert!(error.to_string().contains("octets of 65536"), "{error}");
 }
 
-/// Damages the metadata such that all its rows can be read.
-fn lose_the_counters(rig: &Rig) {
-    let database = redb::Database::create(rig.folder.path().join(open::METADATA)).unwrap();
-    let transaction = database.begin_write().unwrap();
-    transaction.open_table(tables::META).unwrap().remove(tables::COUNTERS).unwrap();
-    transaction.commit().unwrap();
-}
-
 #[tokio::test(start_paused = true)]
 async fn messages_that_have_lost_their_bodies_are_counted() {
     for shortened in [false, true] {
