@@ -10,9 +10,9 @@
 //!
 //! SIGUSR1 prints on stderr what the mail waits for, queue by queue.
 //!
-//! A stdout that is closed or `/dev/null` keeps it from starting. At the end stdout has ten seconds to take the last records. If it
-//! does not, the mailer says on stderr how many are not written and exits with 1. Outcomes among them are in the outbox and come
-//! after the next start.
+//! At the end stdout has ten seconds to take the last records. If it does not, the mailer says on stderr how many are not
+//! written and exits with 1. Outcomes among them are in the outbox and come after the next start. A stdout that is closed when it
+//! starts is `/dev/null` to it: records go to nobody, as with `> /dev/null`.
 //!
 //! A `received` record may follow a `delivered` one of the same message: the two come by different ways.
 //!
@@ -23,8 +23,6 @@ use std::fmt::{Display, Write as _};
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,7 +98,6 @@ async fn run() -> Result<(), End> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).try_init();
     let config = read_config(&config)?;
-    has_reader()?;
 
     let stop = listen_to_signals()?;
     let mut asked_why = signal(SignalKind::user_defined1()).map_err(failed("SIGUSR1"))?;
@@ -175,24 +172,6 @@ fn read_config(path: &Path) -> Result<Config, End> {
     let wrong = |error: &dyn Display| End(2, format!("{}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
     Config::from_toml(&text).map_err(|error| wrong(&error))
-}
-
-/// Records are acknowledged once they are written: where they go to nobody they would be lost. A stdout that is closed is the
-/// null device by the time this program begins.
-fn has_reader() -> Result<(), End> {
-    let device = |found: std::fs::Metadata| found.file_type().is_char_device().then(|| found.rdev());
-    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-    let stdout = stdout.and_then(|stdout| stdout.metadata()).map_err(failed("stdout"))?;
-    let null = std::fs::metadata("/dev/null").ok().and_then(device);
-    if null.is_none() || device(stdout) != null {
-        return Ok(());
-    }
-    Err(End(
-        2,
-        "stdout is closed or /dev/null, so outcomes would be acknowledged to nobody: give it a file or a pipe, or \
-         `| cat > /dev/null` to have them thrown away"
-            .to_owned(),
-    ))
 }
 
 /// Puts the engine together from its parts.

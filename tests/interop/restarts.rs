@@ -1,11 +1,9 @@
 //! Nothing accepted is lost, whichever way the mailer ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::example::executable;
 use crate::process::{Ended, Mailer};
 use crate::recorder::{Gate, Recorder};
 use crate::site::Site;
@@ -180,25 +178,4 @@ fn terminated_while_nobody_reads_its_stdout() {
         .map(|record| text(record, "ref"))
         .collect();
     assert_eq!((delivered.len(), recorder.taken().len()), (PER_ROUND, PER_ROUND));
-}
-
-#[test]
-fn a_stdout_that_leads_nowhere_keeps_it_from_starting() {
-    let folder = tempfile::tempdir().unwrap();
-    let (config, spool) = (folder.path().join("mailer.toml"), folder.path().join("spool"));
-    let path = spool.display();
-    std::fs::write(
-        &config,
-        format!("[engine]\nhostname = \"mta.example.org\"\n[storage]\npath = \"{path}\"\n"),
-    )
-    .unwrap();
-    for closing in [">&-", ">/dev/null"] {
-        let mut shell = Command::new("sh");
-        shell.arg("-c").arg(format!("exec \"$0\" --config \"$1\" --until-idle {closing} </dev/null"));
-        let ended = shell.arg(executable("mailer")).arg(&config).output().unwrap();
-        let words = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(2), "{closing}: {words}");
-        assert!(words.contains("stdout is closed or /dev/null"), "{closing}: {words}");
-        assert!(!spool.exists(), "{closing}: nothing was begun");
-    }
 }
