@@ -427,9 +427,11 @@ impl Driver {
         }
         if self.next_renewal <= clock::instant() {
             self.next_renewal = clock::instant() + RENEW;
+            let before = self.parts.clock.now();
             if self.parts.clock.reanchor() {
                 tracing::warn!("the wall clock was stepped; the engine follows it");
-                self.scheduler.handle(self.parts.clock.now(), Event::ClockStepped);
+                let now = self.parts.clock.now();
+                self.scheduler.handle(now, Event::ClockStepped { back: before.saturating_since(now) });
             }
             self.renew_and_maintain(self.parts.clock.now());
         }

@@ -420,6 +420,7 @@ impl Destination {
     pub(super) fn forget_moments(&mut self) {
         self.cohort.hold_until = None;
         self.refusal = None;
+        self.no_fresh_before = None;
         if matches!(self.route, RouteState::Known { .. }) {
             self.route = RouteState::Unknown;
         }

@@ -1,6 +1,7 @@
 //! What the scheduler is told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -61,8 +62,8 @@ pub(crate) enum Event {
     Interrupted,
     /// Write now what waits because the store refused a moment ago.
     WriteNow,
-    /// The wall clock was stepped: what only ever waits a moment must not wait for hours.
-    ClockStepped,
+    /// The wall clock was stepped, `back` by so much or forward: what only ever waits a moment must not wait for hours.
+    ClockStepped { back: Duration },
 }
 
 /// A body that is at hand, or where it lies.

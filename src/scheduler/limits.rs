@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -424,6 +425,23 @@ impl Limits {
 
     pub(super) fn has_to_keep(&self) -> bool {
         !self.to_keep.is_empty() || !self.to_forget.is_empty()
+    }
+
+    /// The clock was set back by so much: paces rest as soon as they would have.
+    pub(super) fn set_back(&mut self, by: Duration, timers: &mut Timers<TimerOwner>) {
+        let slots: Vec<SlotKey> = self.slots.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let Some(state) = self.slots.get_mut(slot) else { continue };
+            let Gauge::Paced(pace) = &mut state.gauge else { continue };
+            pace.set_back(by);
+            if pace.is_long() {
+                self.to_keep.insert(slot);
+            }
+            timers.arm(&mut state.timer, Some(pace.rests_at()), TimerOwner::Slot(slot));
+            if !state.line.is_empty() {
+                self.list(slot);
+            }
+        }
     }
 
     /// A pace goes on where it stood when it was kept.

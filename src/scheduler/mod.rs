@@ -48,6 +48,7 @@ mod replace;
 mod rules;
 mod ruling;
 mod session;
+mod set_back;
 mod state;
 mod sweep;
 mod timers;
@@ -62,6 +63,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arena::Key;
 pub use command::CancelReport;
@@ -383,7 +385,7 @@ impl Scheduler {
             Event::Shutdown => self.on_shutdown(now),
             Event::Interrupted => self.on_interrupted(now),
             Event::WriteNow => self.writes.resume(),
-            Event::ClockStepped => self.on_clock_stepped(),
+            Event::ClockStepped { back } => self.on_clock_stepped(now, back),
         }
         self.run(now);
     }
@@ -625,13 +627,15 @@ impl Scheduler {
 
     /// What only ever waits for moments begins anew, since its end may lie hours away now. The one scan over
     /// destinations and connections there is, for an event as rare as it is disruptive.
-    fn on_clock_stepped(&mut self) {
+    fn on_clock_stepped(&mut self, now: Timestamp, back: Duration) {
         self.resting.clear();
         self.resolver_rests = None;
         self.writes.resume();
         self.retry_claims();
+        if !back.is_zero() {
+            self.set_back(now, back);
+        }
         let all: Vec<DestinationKey> = self.destinations.iter().map(|(key, _)| key).collect();
-
         for key in all {
             if let Some(destination) = self.destinations.get_mut(key) {
                 destination.forget_moments();

@@ -69,6 +69,11 @@ impl Pace {
         self.paid_off = 0;
     }
 
+    /// The clock was set back by so much.
+    pub(super) fn set_back(&mut self, by: Duration) {
+        self.paid_off = self.paid_off.saturating_sub(by.as_nanos());
+    }
+
     /// When it is as if nothing had been used.
     pub(super) fn rests_at(self) -> Timestamp {
         timestamp(self.paid_off)

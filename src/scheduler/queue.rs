@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,22 @@ impl Mode {
         self.disabled = self.disabled.filter(|_| !lapsed.disabled);
         self.connection_cap = self.connection_cap.filter(|(_, until)| *until > now);
         self.rate_cap = self.rate_cap.filter(|(_, until)| *until > now);
+    }
+
+    /// The clock was set back by so much.
+    pub(super) fn set_back(&mut self, by: Duration) {
+        let Self { backoff, held_until, held_steps: _, disabled, connection_cap, rate_cap, fuse_blown: _ } =
+            self;
+        let earlier = |at: Timestamp| at.saturating_sub(by);
+        if let Some(Backoff { since, until }) = backoff {
+            (*since, *until) = (earlier(*since), until.map(earlier));
+        }
+        *held_until = held_until.map(earlier);
+        if let Some(disabled) = disabled {
+            disabled.until = disabled.until.map(earlier);
+        }
+        *connection_cap = connection_cap.map(|(cap, until)| (cap, earlier(until)));
+        *rate_cap = rate_cap.map(|(cap, until)| (cap, earlier(until)));
     }
 }
 
@@ -192,6 +209,10 @@ impl Queue {
     }
 
     /// Nothing is sent from it now.
+    pub(super) fn has_a_mode(&self) -> bool {
+        !self.mode.is_at_rest()
+    }
+
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
         let is_deferred = self.mode.held_until.is_some_and(|until| until > now);
         self.is_disabled() || (is_deferred && !Fault::SentWhileDeferred.is_there())

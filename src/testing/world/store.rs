@@ -153,6 +153,9 @@ impl FaultyStorage {
                 work.await
             }
             Some(StoreTrouble::Fails(kind)) => {
+                if call == StoreCall::Bodies && !StorageError::new(kind, "").is_temporary() {
+                    self.book.tell(|oracle| oracle.loses_bodies());
+                }
                 if kind == StorageErrorKind::OutcomeUnknown {
                     let _ = work.await;
                 }

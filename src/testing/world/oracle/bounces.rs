@@ -1,8 +1,8 @@
 //! Mail bounces for a reason: a 5xx, a reply rule that the record names, what DNS says, its age, or too many attempts.
 //!
 //! Judged by the policy at the time of the record; what was decided before that policy came is not judged. Not known
-//! is whether the host cancelled it, whether the store lost its content, what DNS said, and, of a bounce for what DNS
-//! says, since when: such a record is believed in these points.
+//! is whether the host cancelled it, what DNS said, and, of a bounce for what DNS says, since when: such a record is
+//! believed in these points. Whether its content may be lost is judged by `lost`.
 
 use super::super::observation::{Observation, Seen};
 use super::{Facts, Invariant, Judgement};

@@ -102,6 +102,8 @@ impl Invariant for Due {
                     let fresh = fresh(facts, &key);
                     // It is told late, and new mail may have come since.
                     let is_over = fresh.is_some() && deferred.time < now;
+                    // Decided before the clock was set back, and its time moved with it.
+                    let is_over = is_over || deferred.time > now;
                     if is_certain(facts, &key) && !is_over && !(by_dns && has_deadline(facts, &key)) {
                         let (controls, epoch) = (facts.controls, facts.epoch);
                         let forgotten = facts.times_forgotten(&key);

@@ -46,6 +46,8 @@ pub(super) struct Facts {
     pub(super) excuses: u32,
     /// The store had trouble in this life: what it could not write lies there until the next start.
     pub(super) trouble: bool,
+    /// A fault of the world's lost bodies: mail without content may bounce.
+    pub(super) bodies_lost: bool,
     /// What the scheduler writes is not durable yet, or was refused: what it decided is told later.
     pub(super) is_writing: bool,
     /// The longest that a call of the store was made to take.
@@ -90,6 +92,8 @@ pub(super) struct Standing {
     pub(super) not_before_as_of: u64,
     /// Its end is in the store.
     pub(super) ended: bool,
+    /// When it ended, by its final event.
+    pub(super) ended_at: Option<Timestamp>,
     /// Its final event, and in which life it was last reported.
     pub(super) reported: Option<(EventId, u32)>,
     /// Attempts of the last deferral, and the life it was seen in.
@@ -158,6 +162,7 @@ impl Facts {
             life: 0,
             excuses: 0,
             trouble: false,
+            bodies_lost: false,
             is_writing: false,
             slowest_call: Duration::ZERO,
             strangers: false,
@@ -176,6 +181,11 @@ impl Facts {
             clock: None,
             rules_changed: None,
         }
+    }
+
+    /// When the last recipient ended, if its end was reported.
+    pub(super) fn last_ended_at(&self, message: MessageId) -> Option<Timestamp> {
+        self.messages.get(&message)?.values().filter_map(|standing| standing.ended_at).max()
     }
 
     pub(super) fn set_policy(&mut self, policy: Policy) {
@@ -245,7 +255,7 @@ impl Facts {
         self.messages.get(&message).is_some_and(|all| all.values().any(|standing| standing.accepted))
     }
 
-    fn has_ended(&self, message: MessageId) -> bool {
+    pub(super) fn has_ended(&self, message: MessageId) -> bool {
         self.messages.get(&message).is_some_and(|all| all.values().all(|standing| standing.ended))
     }
 
@@ -494,6 +504,7 @@ impl Facts {
                 if let Some(record) = record(event) {
                     let standing = self.standing_mut(record.id, &record.recipient);
                     standing.reported = Some((record.event, life));
+                    standing.ended_at.get_or_insert(record.time);
                     standing.ended = true;
                 }
             }

@@ -2,13 +2,27 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::observation::record;
+use super::super::observation::{Observation, Seen, record};
 use super::{Facts, Invariant, Judgement, Snapshot, Wrong};
+use crate::event::{DeliveryEvent, Reason};
 use crate::message::{Address, MessageId};
 
 pub(super) struct Lost;
 
 impl Invariant for Lost {
+    fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
+        let Seen::Event(event) = &observation.seen else { return Ok(()) };
+        match &**event {
+            DeliveryEvent::Bounced(bounced)
+                if bounced.diagnosis.reason == Some(Reason::ContentLost) && !facts.bodies_lost =>
+            {
+                let (message, recipient) = (bounced.record.id, &bounced.record.recipient);
+                Err(format!("{message} to {recipient} bounced, for its content is lost").into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn check(&mut self, facts: &Facts, snapshot: &Snapshot) -> Judgement {
         let mut stored: HashMap<MessageId, HashSet<&Address>> = HashMap::new();
         for item in &snapshot.items {

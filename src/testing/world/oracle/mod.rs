@@ -39,7 +39,7 @@ use std::time::Duration;
 use facts::Facts;
 pub(super) use snapshot::{MOMENT, Snapshot};
 
-use super::observation::Observation;
+use super::observation::{Observation, Seen};
 use crate::message::{Address, MessageId};
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
@@ -90,8 +90,8 @@ pub(super) struct Broken {
 /// | Invariant | What always holds |
 /// |---|---|
 /// | `stored` | the store holds and hands out what it was given: envelopes, lanes, due times, attempts and what they met |
-/// | `lost` | accepted mail is in the store until its final event was reported |
-/// | `settled` | a recipient whose end is durable is never tried again |
+/// | `lost` | accepted mail is in the store until its final event was reported, and so is its content |
+/// | `settled` | a recipient whose end is durable is never tried again, and an id is remembered for a day |
 /// | `duplicates` | what a server took is sent again only after a crash, an answer that was lost, or a shutdown cut at its deadline, and no more than was in flight |
 /// | `finals` | each recipient has exactly one final event, and it tells the truth; what was acknowledged is gone |
 /// | `bounces` | mail bounces only for a reason: a 5xx, a rule, DNS, its age, too many attempts, the host |
@@ -203,8 +203,13 @@ impl Oracle {
         self.facts.note_rules(observation);
         let is_unclear = self.facts.is_unclear(observation.at);
         if let Some(since) = self.facts.rules_changed_by(observation) {
-            let is_explained =
-                |(at, broken): &(Duration, Broken)| *at >= since && BY_RULES.contains(&broken.invariant);
+            // That a fuse blows is a change of rules itself.
+            let is_other_policy = observation.seen == Seen::PolicyReplaced;
+            let is_explained = |(at, broken): &(Duration, Broken)| {
+                let may_be =
+                    BY_RULES.contains(&broken.invariant) || is_other_policy && broken.invariant == "fuses";
+                *at >= since && may_be
+            };
             self.pending = self.pending.take().filter(|pending| !is_explained(pending));
         }
         self.settle_pending(observation.at)?;
@@ -269,6 +274,11 @@ impl Oracle {
         self.facts.given.inserted(messages, result);
         // Once more: what new mail brings about comes after it.
         self.facts.freshly_stored(messages);
+    }
+
+    /// Bodies are lost, as the world's faults will have it.
+    pub(super) fn loses_bodies(&mut self) {
+        self.facts.bodies_lost = true;
     }
 
     /// What the scheduler writes is on its way, or was refused; or it is durable.

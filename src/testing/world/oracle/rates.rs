@@ -1,6 +1,6 @@
 //! Rates are never exceeded: in any time no more than the rate allows, and one burst.
 //!
-//! A start begins all rates anew but those that the store remembers: those whose period is an hour or more.
+//! What there was room for may be offered later, for as long as a call of the store was made to take. A start begins all rates anew but those that the store remembers: those whose period is an hour or more.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -58,9 +58,9 @@ impl Invariant for Rates {
             Seen::Connecting { local, queue, source, .. } => {
                 let settings = facts.settings(queue, source);
                 let key = Key::Connections(queue.clone(), source.clone());
-                self.take(observation.at, key, settings.max_connect_rate, 1)?;
+                self.take(facts, observation.at, key, settings.max_connect_rate, 1)?;
                 let key = Key::ConnectionsFrom(queue.clone(), *local);
-                self.take(observation.at, key, settings.source_ip_max_connect_rate, 1)
+                self.take(facts, observation.at, key, settings.source_ip_max_connect_rate, 1)
             }
             Seen::Offered { connection, queue, recipients, .. } => {
                 let Some(open) = facts.open.get(connection) else { return Ok(()) };
@@ -69,14 +69,14 @@ impl Invariant for Rates {
                 let rate = if backoff { settings.backoff_max_msg_rate } else { settings.max_msg_rate };
                 let units = u32::try_from(recipients.len()).unwrap_or(u32::MAX);
                 let key = Key::Messages(queue.clone(), open.source.clone());
-                self.take(observation.at, key, rate, units)?;
+                self.take(facts, observation.at, key, rate, units)?;
                 let id = (queue.clone(), open.source.clone());
                 if let Some((cap, which)) = facts.modes.rate_cap(&id, observation.time, &facts.policy) {
                     let key = Key::Capped(id.0, id.1, which);
-                    self.take(observation.at, key, Some(cap), units)?;
+                    self.take(facts, observation.at, key, Some(cap), units)?;
                 }
                 let key = Key::MessagesFrom(queue.clone(), open.local);
-                self.take(observation.at, key, settings.source_ip_max_msg_rate, units)
+                self.take(facts, observation.at, key, settings.source_ip_max_msg_rate, units)
             }
             _ => Ok(()),
         }
@@ -104,7 +104,7 @@ impl Rates {
         }
     }
 
-    fn take(&mut self, now: Duration, key: Key, rate: Option<Rate>, units: u32) -> Judgement {
+    fn take(&mut self, facts: &Facts, now: Duration, key: Key, rate: Option<Rate>, units: u32) -> Judgement {
         let Some(rate) = rate else {
             self.used.remove(&key);
             return Ok(());
@@ -112,7 +112,7 @@ impl Rates {
         let interval = rate.period() / rate.count().max(1);
         // One second's worth, at least one.
         let burst = (rate.count() as f64 / rate.period().as_secs_f64()).max(1.0);
-        let burst = interval.mul_f64(burst) + ROUNDING * units;
+        let burst = interval.mul_f64(burst) + ROUNDING * units + facts.slowest_call;
         let (_, paid_off) =
             self.used.get(&key).filter(|(of, _)| *of == rate).copied().unwrap_or((rate, Duration::ZERO));
         let paid_off = paid_off.max(now) + interval * units;

@@ -21,6 +21,10 @@ enum Wrong {
     KeepsAcknowledged,
     /// Bodies are empty.
     LosesBodies,
+    /// Bodies are not there.
+    ForgetsBodies,
+    /// An id is forgotten as soon as its message has ended.
+    ForgetsIds,
     /// Rows of state are not kept.
     DropsState,
     /// What it holds can not be listed.
@@ -77,6 +81,7 @@ impl Storage for Bad {
             if self.is(Wrong::DropsTags) {
                 envelope.tags.clear();
             }
+            message.host_id &= !self.is(Wrong::ForgetsIds);
             for item in &mut message.items {
                 if self.is(Wrong::ChangesSource) {
                     item.lane.source = "other".into();
@@ -103,6 +108,10 @@ impl Storage for Bad {
     }
 
     async fn bodies(&self, keys: Vec<BodyKey>) -> Result<Vec<Result<Bytes>>> {
+        if self.is(Wrong::ForgetsBodies) {
+            let gone = |_| Err(StorageError::new(StorageErrorKind::NotFound, "gone"));
+            return Ok(keys.into_iter().map(gone).collect());
+        }
         let bodies = self.inner.bodies(keys).await?;
         let lost = self.is(Wrong::LosesBodies);
         Ok(bodies.into_iter().map(|body| body.map(|body| if lost { Bytes::new() } else { body })).collect())
@@ -218,6 +227,45 @@ fn what_it_holds_is_not_what_it_was_given() {
         world.submit(message.expires_after(DAY)).unwrap();
         let violation = world.try_run_for(HOUR).unwrap_err();
         assert_eq!(violation.invariant, "stored", "{wrong:?}: {violation}");
+    }
+}
+
+#[test]
+fn content_that_is_lost() {
+    let mut world = world_on(Wrong::ForgetsBodies, ServerModel::new().with_greylist(MINUTE));
+    world.submit(message(BOB)).unwrap();
+    assert_eq!(world.try_run_for(HOUR).unwrap_err().invariant, "lost");
+    // Unless the world will have it so.
+    let mut world = builder(ServerModel::new().with_greylist(MINUTE)).build().unwrap();
+    let gone = StoreTrouble::Fails(StorageErrorKind::NotFound);
+    world.add_store_faults([StoreFault::new(StoreCall::Bodies, gone)]);
+    world.submit(message(BOB)).unwrap();
+    assert!(world.run_until_idle(HOUR));
+    assert_eq!(world.count(Outcome::Bounced), 1);
+}
+
+#[test]
+fn an_id_that_is_forgotten_too_early() {
+    let mut world = world_on(Wrong::ForgetsIds, ServerModel::new());
+    let id = MessageId::generate(world.now(), 7);
+    world.submit(message(BOB).with_id(id)).unwrap();
+    assert!(world.run_until_idle(HOUR));
+    world.submit(message(BOB).with_id(id)).unwrap();
+    assert_eq!(world.try_run_for(HOUR).unwrap_err().invariant, "settled");
+}
+
+#[test]
+fn a_body_that_is_read_slowly_breaks_no_rate() {
+    let slow = policy("[domain.'*']\nmax-msg-rate = '200/h'");
+    for seconds in [1, 17, 40] {
+        let mut world = builder(ServerModel::new()).policy(slow.clone()).build().unwrap();
+        let trouble = StoreTrouble::Slow(Duration::from_secs(seconds));
+        world.add_store_faults([StoreFault::new(StoreCall::Bodies, trouble)]);
+        for n in 0..3 {
+            let held = message(&format!("r{n}@example.net")).hold_until(world.now() + MINUTE);
+            world.submit(held).unwrap();
+        }
+        assert!(world.run_until_idle(HOUR), "{seconds}");
     }
 }
 

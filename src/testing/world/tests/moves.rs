@@ -159,3 +159,47 @@ fn an_engine_that_was_stopped_is_never_idle() {
     assert!(!world.run_until_idle(HOUR));
     assert!(world.elapsed() >= HOUR);
 }
+
+#[test]
+fn a_clock_set_back_by_days_holds_no_new_mail_up() {
+    for settings in [
+        "max-msg-rate = '50/h'",
+        "max-connect-rate = '50/h'\nmax-msg-per-connection = 1",
+        "source-ip-max-msg-rate = '50/h'",
+        "retry-after = ['10m', '20m']",
+    ] {
+        let refuses = ServerModel::new().with_failure(Duration::ZERO..HOUR, Failure::Refuse);
+        let model = if settings.starts_with("retry") { refuses } else { ServerModel::new() };
+        let policy = policy(&format!("[domain.'*']\n{settings}"));
+        let mut world = builder(model).policy(policy).build().unwrap();
+        for n in 0..5 {
+            world.submit(message(&format!("r{n}@example.net"))).unwrap();
+        }
+        world.run_for(MINUTE);
+        world.step_clock(world.now().saturating_sub(2 * DAY));
+        // Until the engine has followed.
+        world.run_for(2 * MINUTE);
+        let id = world.submit(message(BOB).expires_after(8 * HOUR)).unwrap();
+        world.run_for(3 * HOUR);
+        assert_eq!(world.outcome(id, BOB), Outcome::Delivered, "{settings}");
+        // What it kept says so too.
+        world.crash();
+        let id = world.submit(message(BOB).expires_after(8 * HOUR)).unwrap();
+        world.run_for(3 * HOUR);
+        assert_eq!(world.outcome(id, BOB), Outcome::Delivered, "{settings}");
+    }
+}
+
+#[test]
+fn another_policy_may_come_when_a_fuse_would_blow() {
+    let fuse = policy("[domain.'*']\nbounce-fuse = '2/1h'");
+    let mut world = builder(ServerModel::new()).policy(fuse).build().unwrap();
+    let hold = world.now() + 30 * MINUTE;
+    for n in 0..9 {
+        let message = message(&format!("r{n}@gone.example"));
+        world.submit(if n % 2 == 0 { message.hold_until(hold) } else { message }).unwrap();
+    }
+    world.run_for(30 * MINUTE);
+    world.set_policy(policy("[domain.'*']\nqueue-to = 'man.rollup'"));
+    world.run_for(HOUR);
+}
