@@ -5,11 +5,15 @@
 //! ```
 //!
 //! Each recipient's outcome is compared with what the log says, or with what the policy of `--against` would have done.
-//! Printed are a summary of each rule and some examples of each change, N at most (default 10); with `--jsonl` every
-//! change, one JSON object a line.
+//! Printed are a summary of each rule and the first examples of each change, N at most (default 10, up to 100,000);
+//! with `--jsonl` every change, one JSON object a line. Of what the log says, 1,000 characters at most are printed.
+//!
+//! A recipient that would bounce by the new rules has ended there: later records of it are not judged, and counted
+//! apart.
 //!
 //! Exit status: 0 done, 1 input or output failed, 2 wrong arguments or policy.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
@@ -29,6 +33,12 @@ use serde_json::json;
 const USAGE: &str = "usage: replay --policy FILE [--against FILE] [--show N | --jsonl] < accounting.jsonl";
 /// Malformed lines that are named; the others are counted.
 const MOST_NAMED: u64 = 20;
+/// What is shown is kept until all is read: more is for `--jsonl`.
+const MOST_SHOWN: u64 = 100_000;
+/// Characters of one thing that the log says.
+const MOST_CHARACTERS: usize = 1_000;
+/// Some programs write it at the start of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 fn main() -> ExitCode {
     match run() {
@@ -62,12 +72,12 @@ fn run() -> Result<(), End> {
     if records == 0 && malformed > 0 {
         return Err(End(1, format!("none of the {malformed} lines is a record")));
     }
-    let report = replay.finish();
     let mut out = io::BufWriter::new(io::stdout().lock());
     let written = if options.jsonl {
-        report.changes.iter().try_for_each(|change| writeln!(out, "{}", as_json(change)))
+        write_all(replay, &mut out)
     } else {
-        print(&report, options.show, options.against.is_some(), &mut out)
+        let (report, changes) = replayed(replay, options.show);
+        print(&report, &changes, options.against.is_some(), &mut out)
     };
     written.and_then(|()| out.flush()).map_err(failed("stdout"))?;
     if malformed > 0 {
@@ -76,10 +86,34 @@ fn run() -> Result<(), End> {
     Ok(())
 }
 
+/// Every change as a line.
+fn write_all(replay: Replay, out: &mut impl Write) -> io::Result<()> {
+    let mut written = Ok(());
+    replay.finish_with(|change| {
+        if written.is_ok() {
+            written = writeln!(out, "{}", as_json(&change));
+        }
+    });
+    written
+}
+
+/// What is found, and the first changes of each kind.
+fn replayed(replay: Replay, show: u64) -> (ReplayReport, Vec<ReplayChange>) {
+    let (mut changes, mut shown) = (Vec::new(), BTreeMap::<ChangeKind, u64>::new());
+    let report = replay.finish_with(|change| {
+        let shown = shown.entry(change.kind).or_default();
+        if *shown < show {
+            *shown += 1;
+            changes.push(change);
+        }
+    });
+    (report, changes)
+}
+
 struct Options {
     policy: PathBuf,
     against: Option<PathBuf>,
-    show: usize,
+    show: u64,
     jsonl: bool,
 }
 
@@ -93,8 +127,9 @@ impl Options {
                 "--against" => against = Some(value()?),
                 "--show" => {
                     let text = value()?;
-                    show =
-                        Some(text.parse().map_err(|_| usage(format!("--show: `{text}` is not a number")))?);
+                    let number = text.parse().ok().filter(|number| *number <= MOST_SHOWN);
+                    let wrong = || usage(format!("--show: `{text}` is not a number up to {MOST_SHOWN}"));
+                    show = Some(number.ok_or_else(wrong)?);
                 }
                 "--jsonl" => jsonl = true,
                 "--help" | "-h" => return Err(End(0, USAGE.to_owned())),
@@ -120,8 +155,12 @@ fn read(mut input: impl BufRead, replay: &mut Replay, complaints: &mut impl Writ
     let (mut number, mut records, mut malformed, mut line) = (0_u64, 0, 0, Vec::new());
     while input.read_until(b'\n', &mut line)? > 0 {
         number += 1;
-        if !line.trim_ascii().is_empty() {
-            match Record::parse(&line) {
+        let text = match line.strip_prefix(BYTE_ORDER_MARK) {
+            Some(text) if number == 1 => text,
+            _ => &line,
+        };
+        if !text.trim_ascii().is_empty() {
+            match Record::parse(text) {
                 Ok(logged) => {
                     records += 1;
                     logged.into_iter().for_each(|logged| replay.add(logged));
@@ -129,7 +168,7 @@ fn read(mut input: impl BufRead, replay: &mut Replay, complaints: &mut impl Writ
                 Err(error) => {
                     malformed += 1;
                     if malformed <= MOST_NAMED {
-                        writeln!(complaints, "replay: line {number}: {error}")?;
+                        writeln!(complaints, "replay: line {number}: {}", shown(&error))?;
                     }
                 }
             }
@@ -259,7 +298,12 @@ fn in_line(error: &serde_json::Error) -> String {
     format!("{what} (column {})", error.column())
 }
 
-fn print(report: &ReplayReport, show: usize, against: bool, out: &mut impl Write) -> io::Result<()> {
+fn print(
+    report: &ReplayReport,
+    changes: &[ReplayChange],
+    against: bool,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let widest = report.rules.iter().map(|rule| rule.rule.len()).chain([9]).max().unwrap_or(9);
     writeln!(out, "{:widest$}  matched    acted  bounces  retries  backoff", "rule")?;
     for rule in &report.rules {
@@ -276,15 +320,17 @@ fn print(report: &ReplayReport, show: usize, against: bool, out: &mut impl Write
         if count == 0 {
             continue;
         }
-        writeln!(out, "\n{}: {count}", heading(kind))?;
-        for change in report.changes.iter().filter(|change| change.kind == kind).take(show) {
+        writeln!(out, "\n{}: {}", heading(kind), numbers(report, kind))?;
+        let mut shown = 0;
+        for change in changes.iter().filter(|change| change.kind == kind) {
             writeln!(out, "  {}", sentence(change, against))?;
+            shown += 1;
         }
-        if count > show {
-            writeln!(out, "  and {} more", count - show)?;
+        if count > shown {
+            writeln!(out, "  and {} more", count - shown)?;
         }
     }
-    if report.changes.is_empty() {
+    if ChangeKind::ALL.into_iter().all(|kind| report.count(kind) == 0) {
         writeln!(out, "\nNothing would change.")?;
     }
     let ReplayReport { deliveries, engine_made, ended_waiting, repeated, .. } = report;
@@ -292,7 +338,16 @@ fn print(report: &ReplayReport, show: usize, against: bool, out: &mut impl Write
         out,
         "\nNo reply to judge: {deliveries} delivered, {engine_made} failed without a reply, {ended_waiting} ended while \
          waiting; {repeated} repeated"
-    )
+    )?;
+    let ReplayReport { after_end, delivered_after_end, .. } = report;
+    match after_end {
+        0 => Ok(()),
+        _ => writeln!(
+            out,
+            "Not judged, since the recipient would have bounced before: {}, {delivered_after_end} of them deliveries",
+            counted(*after_end, "record")
+        ),
+    }
 }
 
 /// Into how many queues' mode a rule reaches.
@@ -308,6 +363,17 @@ fn queues(rule: &RuleReplay) -> String {
     if parts.is_empty() { "-".to_owned() } else { parts.join("; ") }
 }
 
+/// How many recipients, and how many steps that charge none.
+fn numbers(report: &ReplayReport, kind: ChangeKind) -> String {
+    let of = |counts: &BTreeMap<ChangeKind, u64>| counts.get(&kind).copied().unwrap_or(0);
+    let steps = counted(of(&report.changed_steps), "failed step");
+    match (of(&report.changed), of(&report.changed_steps)) {
+        (recipients, 0) => recipients.to_string(),
+        (0, _) => format!("{steps} of a queue"),
+        (recipients, _) => format!("{recipients}, and {steps} of a queue"),
+    }
+}
+
 fn heading(kind: ChangeKind) -> &'static str {
     match kind {
         ChangeKind::Bounces => "would bounce",
@@ -321,7 +387,7 @@ fn heading(kind: ChangeKind) -> &'static str {
 /// `time recipient domain: reply; was deferred, would bounce by rule X`.
 fn sentence(change: &ReplayChange, against: bool) -> String {
     let logged = &change.logged;
-    let by = |rule: Option<&Arc<str>>| rule.map_or(String::new(), |rule| format!(" by rule {rule}"));
+    let by = |rule: Option<&Arc<str>>| rule.map_or(String::new(), |rule| format!(" by rule {}", shown(rule)));
     let mut before = by(change.before_rule.as_ref());
     let mut after = by(change.decision.rule());
     if change.kind == ChangeKind::Otherwise {
@@ -329,6 +395,12 @@ fn sentence(change: &ReplayChange, against: bool) -> String {
         after = format!(" ({})", change.decision);
         before = change.before_decision.as_ref().map_or(before, |decision| format!(" ({decision})"));
     }
+    // However a rule has it retried: it was the last of its attempts.
+    let was_last = logged.outcome == LoggedOutcome::TriedTooOften;
+    let words = |verdict| match verdict {
+        ReplyVerdict::Retry if was_last => "end as tried too often",
+        verdict => words(verdict),
+    };
     let was = match logged.outcome {
         _ if against => format!("by the old policy it would {}{before}, now it would", words(change.before)),
         LoggedOutcome::Bounced => format!("was bounced{before}, would"),
@@ -336,11 +408,33 @@ fn sentence(change: &ReplayChange, against: bool) -> String {
         LoggedOutcome::QueueDeferred => format!("its queue was deferred{before}, would"),
         _ => format!("was deferred{before}, would"),
     };
-    let reply =
-        logged.reply.as_ref().map_or(String::new(), |reply| reply.to_string().escape_debug().to_string());
-    let recipient = logged.recipient.as_deref().unwrap_or(&logged.queue);
+    let reply = logged.reply.as_ref().map_or(String::new(), |reply| shown(&reply.to_string()));
+    let recipient = shown(logged.recipient.as_deref().unwrap_or(&logged.queue));
     let would = words(change.after);
-    format!("{} {recipient} {}: {reply}; {was} {would}{after}", logged.time, logged.domain)
+    format!("{} {recipient} {}: {reply}; {was} {would}{after}", logged.time, shown(&logged.domain))
+}
+
+/// The words of a log are a stranger's: they may be long, and may not steer a terminal.
+fn shown(text: &str) -> String {
+    let start = text.chars().take(MOST_CHARACTERS);
+    let escaped = |char: char| match char {
+        '"' | '\'' => char.to_string(),
+        _ => char.escape_debug().to_string(),
+    };
+    let mut shown: String = start.map(escaped).collect();
+    if is_long(text) {
+        shown.push('…');
+    }
+    shown
+}
+
+fn is_long(text: &str) -> bool {
+    text.chars().nth(MOST_CHARACTERS).is_some()
+}
+
+fn cut(text: &str) -> String {
+    let start = text.chars().take(MOST_CHARACTERS);
+    start.chain(is_long(text).then_some('…')).collect()
 }
 
 fn words(verdict: ReplyVerdict) -> &'static str {
@@ -363,9 +457,10 @@ fn as_json(change: &ReplayChange) -> serde_json::Value {
     let mut fields = json!({
         "time": logged.time.to_string(),
         "change": change.kind.as_str(),
-        "domain": &*logged.domain,
-        "queue": &*logged.queue,
-        "source": &*logged.source,
+        "outcome": logged.outcome.as_str(),
+        "domain": cut(&logged.domain),
+        "queue": cut(&logged.queue),
+        "source": cut(&logged.source),
         "stage": logged.stage.as_str(),
         "attempts": logged.attempts,
         "before": change.before.as_str(),
@@ -384,7 +479,7 @@ fn as_json(change: &ReplayChange) -> serde_json::Value {
     ];
     if let Some(fields) = fields.as_object_mut() {
         let known = optional.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-        fields.extend(known.map(|(name, value)| (name.to_owned(), (&**value).into())));
+        fields.extend(known.map(|(name, value)| (name.to_owned(), cut(value).into())));
     }
     fields
 }
@@ -427,18 +522,26 @@ mod tests {
         actions = "skip-mx"
     "#;
 
-    fn replayed() -> (ReplayReport, String) {
-        let mut replay = Replay::new(Policy::from_toml(RULES).unwrap());
+    fn of(log: &str, rules: &str) -> (ReplayReport, Vec<ReplayChange>, String) {
+        let mut replay = Replay::new(Policy::from_toml(rules).unwrap());
         let mut complaints = Vec::new();
-        assert_eq!(read(LOG.as_bytes(), &mut replay, &mut complaints).unwrap().1, 2);
-        (replay.finish(), String::from_utf8(complaints).unwrap())
+        read(log.as_bytes(), &mut replay, &mut complaints).unwrap();
+        let (report, changes) = replayed(replay, 10);
+        (report, changes, String::from_utf8(complaints).unwrap())
+    }
+
+    fn printed(log: &str, rules: &str) -> String {
+        let (report, changes, complaints) = of(log, rules);
+        let mut out = complaints.into_bytes();
+        print(&report, &changes, false, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn the_mailers_records_are_read() {
-        let (report, complaints) = replayed();
+        let (report, _, complaints) = of(LOG, RULES);
         let counts =
-            (report.replies, report.deliveries, report.engine_made, report.ended_waiting, report.repeated);
+            (report.replies, report.deliveries, report.engine_made, report.after_end, report.repeated);
         assert_eq!(counts, (3, 1, 1, 1, 1));
         let lines: Vec<_> = complaints.lines().collect();
         assert!(lines[0].starts_with("replay: line 10: time: `soon`"), "{complaints}");
@@ -448,8 +551,7 @@ mod tests {
 
     #[test]
     fn the_summary_is_readable() {
-        let mut out = Vec::new();
-        print(&replayed().0, 10, false, &mut out).unwrap();
+        let (records, _) = LOG.split_once(r#"{"type":"deferred","time":"soon""#).unwrap();
         let want = "\
 rule       matched    acted  bounces  retries  backoff
 quota            1        1        1        0  -
@@ -465,12 +567,95 @@ would bounce: 1
 would be retried, not bounced: 1
   2026-11-25T08:00:02.000Z eve@b.example b.example: 550 greylisted, come back; was bounced, would be retried by rule grey
 
-the same, by another rule or with other effects on the queue: 1
+the same, by another rule or with other effects on the queue: 1 failed step of a queue
   2026-11-25T08:00:03.000Z c.example c.example: 421 4.7.0 too many connections; its queue was deferred, would be retried (mode=backoff by slow-down)
 
-No reply to judge: 1 delivered, 1 failed without a reply, 1 ended while waiting; 1 repeated
+No reply to judge: 1 delivered, 1 failed without a reply, 0 ended while waiting; 1 repeated
+Not judged, since the recipient would have bounced before: 1 record, 0 of them deliveries
 ";
-        assert_eq!(String::from_utf8(out).unwrap(), want);
+        assert_eq!(printed(records, RULES), want);
+    }
+
+    /// A record as the mailer writes it.
+    fn record(kind: &str, seconds: u64, to: &str, attempts: u32, reply: (u16, &str)) -> String {
+        let (code, text) = reply;
+        let record = json!({
+            "type": kind, "time": format!("2026-11-25T08:00:{seconds:02}.000Z"), "id": "01", "recipient": to,
+            "domain": "a.example", "queue": "a.example", "source": "out1", "mx": "mx.a.example",
+            "attempts": attempts, "queued_ms": 1, "stage": "rcpt", "reply": { "code": code, "text": text },
+        });
+        format!("{record}\n")
+    }
+
+    const QUOTA: &str = "[[reply-rule]]\nname = 'quota'\nmatch = '^452'\nactions = 'bounce-rcpt'";
+
+    #[test]
+    fn recipients_are_counted_not_replies() {
+        let all = ["r1@a.example", "r2@a.example", "r3@a.example"];
+        let twice =
+            |to| [1, 2].map(|n| record("deferred", u64::from(n), to, n, (452, "over quota"))).concat();
+        let later = record("delivered", 9, all[2], 3, (250, "ok"));
+        let out = printed(&(all.map(twice).concat() + &later), QUOTA);
+        assert!(out.contains("\nquota            3        3        3        0  -\n"), "{out}");
+        assert!(out.contains("\nwould bounce: 3\n"), "{out}");
+        assert!(out.contains("No reply to judge: 0 delivered, "), "{out}");
+        assert!(out.ends_with("bounced before: 4 records, 1 of them deliveries\n"), "{out}");
+    }
+
+    #[test]
+    fn who_was_tried_too_often_is_not_retried() {
+        let log = record("bounced", 1, "r1@a.example", 3, (450, "busy"));
+        let log = log.replace(
+            "}\n",
+            r#","status":"4.4.7","category":"message-expired","reason":"too-many-attempts"}"#,
+        );
+        let rules = "[[reply-rule]]\nname = 'slow'\nmatch = 'busy'\nactions = 'mode=backoff'";
+        let out = printed(&log, rules);
+        assert!(
+            out.contains(
+                "450 busy; was tried too often, would end as tried too often (mode=backoff by slow)\n"
+            ),
+            "{out}"
+        );
+        let mut replay = Replay::new(Policy::from_toml(rules).unwrap()).against(Policy::default());
+        read(log.as_bytes(), &mut replay, &mut Vec::new()).unwrap();
+        let (_, changes) = replayed(replay, 1);
+        let got = sentence(&changes[0], true);
+        assert!(!got.contains("be retried"), "{got}");
+    }
+
+    #[test]
+    fn as_many_changes_are_kept_as_are_shown() {
+        let to = |n: u32| record("deferred", 1, &format!("r{n}@a.example"), 1, (452, "over quota"));
+        let log: String = (0..30).map(to).collect();
+        let out = printed(&log, QUOTA);
+        assert!(out.contains("\nwould bounce: 30\n") && out.contains("\n  and 20 more\n"), "{out}");
+        assert_eq!(of(&log, QUOTA).1.len(), 10);
+    }
+
+    #[test]
+    fn long_and_wild_words_are_cut_and_escaped() {
+        let long = "x".repeat(1 << 20);
+        let to = format!("\u{1b}[2J{long}@a.example");
+        let log = record("deferred", 1, &to, 1, (452, &long))
+            + "{\"type\": 5 }\n{\"type\":\"deferred\",\"time\":\""
+            + &long
+            + "\",\"domain\":\"\",\"queue\":\"\",\"source\":\"\",\"stage\":\"rcpt\"}\n";
+        let out = printed(&log, QUOTA);
+        assert!(out.len() < 5_000, "{}", out.len());
+        assert!(
+            out.contains(r"\u{1b}[2Jxxx") && out.contains("452 xxx") && out.contains("xxx…; was"),
+            "{out}"
+        );
+        assert!(as_json(&of(&log, QUOTA).1[0]).to_string().len() < 5_000);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let line = record("deferred", 1, "r1@a.example", 1, (452, "over quota"));
+        let (report, _, complaints) = of(&format!("\u{feff}{line}"), QUOTA);
+        assert_eq!((report.replies, &*complaints), (1, ""));
+        assert_ne!(of(&format!("{line}\u{feff}{line}"), QUOTA).2, "", "at the start alone");
     }
 
     #[test]
@@ -482,8 +667,8 @@ No reply to judge: 1 delivered, 1 failed without a reply, 1 ended while waiting;
         };
         let mut replay = Replay::new(policy("10m")).against(policy("90s"));
         read(LOG.as_bytes(), &mut replay, &mut Vec::new()).unwrap();
-        let report = replay.finish();
-        let got = sentence(&report.changes[0], true);
+        let (_, changes) = replayed(replay, 1);
+        let got = sentence(&changes[0], true);
         let (_, got) = got.split_once("; ").unwrap();
         let want = "by the old policy it would be retried (retry-after=1m30s by q, limit-rate=6/m for=1h by q), \
                     now it would be retried (retry-after=10m by q, limit-rate=6/m for=1h by q)";
@@ -493,13 +678,13 @@ No reply to judge: 1 delivered, 1 failed without a reply, 1 ended while waiting;
     #[test]
     fn a_change_is_an_object() {
         let want = json!({
-            "time": "2026-11-25T08:00:01.000Z", "change": "bounces", "event": "e1", "id": "01",
+            "time": "2026-11-25T08:00:01.000Z", "change": "bounces", "outcome": "deferred", "event": "e1", "id": "01",
             "recipient": "ann@a.example", "domain": "a.example", "queue": "google.rollup", "source": "out1",
             "mx": "mx.google.com", "stage": "rcpt", "attempts": 1,
             "reply": "452 4.2.2 The account is over quota", "before": "retry", "after": "bounce", "rule": "quota",
             "decision": "bounce-rcpt by quota",
         });
-        assert_eq!(as_json(&replayed().0.changes[0]), want);
+        assert_eq!(as_json(&of(LOG, RULES).1[0]), want);
     }
 
     #[test]
@@ -507,7 +692,14 @@ No reply to judge: 1 delivered, 1 failed without a reply, 1 ended while waiting;
         let parse = |args: &str| Options::parse(args.split_whitespace().map(str::to_owned));
         let options = parse("--policy a --against b --show 3").ok().unwrap();
         assert_eq!((options.against, options.show, options.jsonl), (Some("b".into()), 3, false));
-        for args in ["", "--policy", "--policy a --show x", "--policy a --jsonl --show 1", "--policy a b"] {
+        for args in [
+            "",
+            "--policy",
+            "--policy a --show x",
+            "--policy a --show 100001",
+            "--policy a --jsonl --show 1",
+            "--policy a b",
+        ] {
             assert!(matches!(parse(args), Err(End(2, _))), "{args}");
         }
     }

@@ -26,6 +26,20 @@ pub enum LoggedOutcome {
     QueueDeferred,
 }
 
+impl LoggedOutcome {
+    /// In lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Deferred => "deferred",
+            Self::Bounced => "bounced",
+            Self::TriedTooOften => "tried-too-often",
+            Self::EndedWaiting => "ended-waiting",
+            Self::QueueDeferred => "queue-deferred",
+        }
+    }
+}
+
 /// One outcome of a log, with its reply: what [`Replay`](super::Replay) is fed with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -54,9 +68,9 @@ pub struct LoggedReply {
     pub rule: Option<Arc<str>>,
     /// The record's own id: a record that was written twice counts once.
     pub event: Option<Arc<str>>,
-    /// The message. It tells one transaction from several.
+    /// The message. It tells one transaction from several, and with the recipient what belongs together.
     pub message: Option<Arc<str>>,
-    /// The recipient's address, for people.
+    /// The recipient's address.
     pub recipient: Option<Arc<str>>,
 }
 
@@ -132,13 +146,18 @@ impl LoggedReply {
         self
     }
 
-    /// The message, and the recipient's address. Default: unknown, so that the recipient counts as alone in its
-    /// transaction.
+    /// The message, and the recipient's address. Default: unknown, so that it counts as a recipient of its own, alone
+    /// in its transaction.
     #[must_use]
     pub fn with_recipient(mut self, message: impl Into<Arc<str>>, recipient: impl Into<Arc<str>>) -> Self {
         self.message = Some(message.into());
         self.recipient = Some(recipient.into());
         self
+    }
+
+    /// The message and the recipient, if both are known.
+    pub(super) fn whose(&self) -> Option<(Arc<str>, Arc<str>)> {
+        Some((self.message.clone()?, self.recipient.clone()?))
     }
 
     /// The reply, if it answers a command, so that rules are about it.

@@ -12,7 +12,6 @@ use std::sync::Arc;
 pub use logged::{LoggedOutcome, LoggedReply};
 pub use report::{ChangeKind, ReplayChange, ReplayReport, RuleReplay};
 
-use self::logged::Transaction;
 use self::side::{Judged, Side};
 use crate::policy::{Policy, ReplyVerdict, RuleDecision};
 use crate::reply::Reply;
@@ -24,13 +23,15 @@ use crate::reply::Reply;
 /// once for all recipients of its transaction. A transaction is known by message, moment, stage and host, which is
 /// all that a log has of it.
 ///
-/// A log shows what happened, not what would have: mail that new rules bounce is not tried again in truth, yet its
-/// later replies are replayed. Nor does a log have every reply. Those after which the engine went on at once (a 421 on
-/// a used session, `skip-mx`, a further host) are missing, and so are greetings for which all mail bounced; `after` may
-/// count less than the engine did. A `bounce-fuse` plays no part.
+/// A log shows what happened, not what would have. A recipient that new rules bounce has ended there: what the log has
+/// of it afterwards is not judged, and counted apart ([`ReplayReport::after_end`]). For this message and recipient must be
+/// known. Other mail of a queue that bounces is replayed on, since a log does not say what lay there. Mail that is
+/// retried by new rules and bounced in the log has no later replies. Nor does a log have every reply: those
+/// after which the engine went on at once (a 421 on a used session, `skip-mx`, a further host) are missing, and so are
+/// greetings for which all mail bounced; `after` may count less than the engine did. A `bounce-fuse` plays no part.
 ///
-/// Takes memory for all that is added, save deliveries where they can end no backoff. The order of adding plays no
-/// part but among replies of the same moment.
+/// Takes memory for all that is added, save deliveries at the first attempt where they can end no backoff. Of the changes
+/// that are found a bounded number is kept. The order of adding plays no part but among replies of the same moment.
 ///
 /// ```
 /// # use postrider::{clock::Timestamp, policy::Policy, reply::{Reply, Stage}};
@@ -66,57 +67,78 @@ impl Replay {
     /// Adds what a log says of one recipient or queue.
     pub fn add(&mut self, logged: LoggedReply) {
         let mut sides = std::iter::once(&mut self.new).chain(&mut self.old);
-        if logged.outcome == LoggedOutcome::Delivered && !sides.any(|side| side.heeds(&logged)) {
+        // Only after an attempt that failed may a recipient have ended already.
+        let is_first = logged.outcome == LoggedOutcome::Delivered && logged.attempts <= 1;
+        if is_first && !sides.any(|side| side.heeds(&logged)) {
             self.deliveries += 1;
             return;
         }
         self.logged.push(logged);
     }
 
-    /// Replays all of it.
-    pub fn finish(mut self) -> ReplayReport {
+    /// Replays all of it. Keeps the first [`ReplayReport::MOST_CHANGES`] changes of each kind.
+    pub fn finish(self) -> ReplayReport {
+        let (mut kept, mut counts) = (Vec::new(), HashMap::<_, u64>::new());
+        let mut report = self.finish_with(|change| {
+            let count = counts.entry(change.kind).or_default();
+            *count += 1;
+            if *count <= ReplayReport::MOST_CHANGES {
+                kept.push(change);
+            }
+        });
+        report.changes = kept;
+        report
+    }
+
+    /// Replays all of it, and hands out every change as it is found, in order of time. The report keeps none.
+    pub fn finish_with(mut self, mut on_change: impl FnMut(ReplayChange)) -> ReplayReport {
         let mut logged = std::mem::take(&mut self.logged);
         logged.sort_by_key(|logged| logged.time);
         let names = self.new.policy().reply_rules().iter().map(|rule| rule.name().clone());
         let rules = names.map(|rule| RuleReplay { rule, ..RuleReplay::default() }).collect();
         let mut report = ReplayReport { rules, deliveries: self.deliveries, ..ReplayReport::default() };
         for moment in logged.chunk_by(|one, next| one.time == next.time) {
-            self.moment(moment, &mut report);
+            self.moment(moment, &mut report, &mut on_change);
         }
         report
     }
 
     /// All of one moment: a transaction's recipients are told at the same.
-    fn moment(&mut self, moment: &[LoggedReply], report: &mut ReplayReport) {
-        self.new.next_moment();
-        self.old.iter_mut().for_each(Side::next_moment);
+    fn moment(
+        &mut self,
+        moment: &[LoggedReply],
+        report: &mut ReplayReport,
+        on_change: &mut impl FnMut(ReplayChange),
+    ) {
         let mut events = HashSet::new();
         let mut logged: Vec<&LoggedReply> = moment.iter().collect();
         logged.retain(|logged| logged.event.as_ref().is_none_or(|event| events.insert(event)));
         report.repeated += count(moment.len() - logged.len());
-        let mut recipients: HashMap<Transaction, usize> = HashMap::new();
-        for transaction in logged.iter().filter_map(|logged| logged.transaction()) {
-            *recipients.entry(transaction).or_default() += 1;
-        }
+        self.new.begin(&logged);
+        self.old.iter_mut().for_each(|old| old.begin(&logged));
         let mut told = HashSet::new();
         for logged in logged {
+            let has_ended = self.new.has_ended(logged);
+            report.after_end += u64::from(has_ended);
+            report.delivered_after_end += u64::from(has_ended && logged.outcome == LoggedOutcome::Delivered);
+            let counted = u64::from(!has_ended);
             let Some(reply) = logged.answer() else {
-                report.engine_made += 1;
+                report.engine_made += counted;
                 continue;
             };
             match logged.outcome {
                 LoggedOutcome::Delivered => {
-                    report.deliveries += 1;
+                    report.deliveries += counted;
                     self.new.delivered(logged, reply);
                     self.old.iter_mut().for_each(|old| old.delivered(logged, reply));
                 }
-                LoggedOutcome::EndedWaiting => report.ended_waiting += 1,
+                LoggedOutcome::EndedWaiting => report.ended_waiting += counted,
                 _ => {
-                    let transaction = logged.transaction();
-                    let several = transaction.as_ref().and_then(|transaction| recipients.get(transaction));
-                    let several = several.copied().filter(|_| !logged.was_alone()).unwrap_or(1);
-                    let is_first = transaction.is_none_or(|transaction| told.insert(transaction));
-                    self.refused(logged, reply, several, is_first, report);
+                    let is_first =
+                        !has_ended && logged.transaction().is_none_or(|transaction| told.insert(transaction));
+                    if let Some(change) = self.refused(logged, reply, is_first, report) {
+                        on_change(change);
+                    }
                 }
             }
         }
@@ -126,12 +148,11 @@ impl Replay {
         &mut self,
         logged: &LoggedReply,
         reply: &Reply,
-        recipients: usize,
         is_first: bool,
         report: &mut ReplayReport,
-    ) {
-        let after = self.new.judge(logged, reply, recipients);
-        let before = self.old.as_mut().map(|old| old.judge(logged, reply, recipients));
+    ) -> Option<ReplayChange> {
+        let before = self.old.as_mut().map(|old| old.judge(logged, reply));
+        let after = self.new.judge(logged, reply)?;
         if is_first {
             report.replies += 1;
             report.unmatched += u64::from(after.matched.is_empty());
@@ -148,7 +169,13 @@ impl Replay {
         if let Some(rule) = find(report, fate_rule.filter(|_| bounces_all)) {
             rule.bounced_queues.insert(queue());
         }
-        let Some(change) = change(logged, before, after) else { return };
+        let before = match before {
+            // It bounced before by the old rules, which was told then.
+            Some(None) => return None,
+            Some(Some(before)) => Some(before),
+            None => None,
+        };
+        let change = change(logged, before, after)?;
         let fate_rule = change.decision.fate.as_ref().map(|(_, rule)| rule);
         if let Some(rule) = find(report, fate_rule.filter(|_| !of_queue)) {
             match change.kind {
@@ -157,7 +184,9 @@ impl Replay {
                 _ => {}
             }
         }
-        report.changes.push(change);
+        let counts = if of_queue { &mut report.changed_steps } else { &mut report.changed };
+        *counts.entry(change.kind).or_default() += 1;
+        Some(change)
     }
 }
 

@@ -69,9 +69,9 @@ pub struct RuleReplay {
     pub matched: u64,
     /// Those of them about which it decided something: `after` was reached, and no earlier rule kept it out.
     pub acted: u64,
-    /// Recipients that would bounce by it and did not.
+    /// Recipients that would bounce by it, and were not bounced by that reply.
     pub bounces: u64,
-    /// Recipients that would be retried by it, here or at the next host, and bounced.
+    /// Recipients that would be retried by it, here or at the next host, and were bounced by that reply.
     pub retries: u64,
     /// Queues all of whose mail would bounce by it, by queue and source.
     pub bounced_queues: BTreeSet<(Arc<str>, Arc<str>)>,
@@ -85,8 +85,14 @@ pub struct RuleReplay {
 pub struct ReplayReport {
     /// Every rule, in the policy's order.
     pub rules: Vec<RuleReplay>,
-    /// Every change, in order of time.
+    /// The first [`MOST_CHANGES`](Self::MOST_CHANGES) changes of each kind, in order of time. Empty after
+    /// [`Replay::finish_with`](super::Replay::finish_with).
     pub changes: Vec<ReplayChange>,
+    /// How many changes of each kind there are for recipients. A recipient bounces once, and is bounced no more once;
+    /// the others are counted by reply.
+    pub changed: BTreeMap<ChangeKind, u64>,
+    /// How many there are for destinations in their retry step, which charge no recipient.
+    pub changed_steps: BTreeMap<ChangeKind, u64>,
     /// Refusals that went through the rules. One to all recipients of a transaction counts once.
     pub replies: u64,
     /// Those of them that no rule matches.
@@ -99,12 +105,22 @@ pub struct ReplayReport {
     pub ended_waiting: u64,
     /// Records that were there before.
     pub repeated: u64,
+    /// Records of recipients that would have bounced before, by the new rules: this would not have happened, and is
+    /// in none of the other counts.
+    pub after_end: u64,
+    /// Deliveries among these: mail that the new rules would lose.
+    pub delivered_after_end: u64,
 }
 
 impl ReplayReport {
-    /// How many changes of this kind: recipients, and destinations in their retry step.
-    pub fn count(&self, kind: ChangeKind) -> usize {
-        self.changes.iter().filter(|change| change.kind == kind).count()
+    /// How many changes of each kind are kept.
+    pub const MOST_CHANGES: u64 = 1_000;
+
+    /// How many changes of this kind, kept or not: [`changed`](Self::changed) and
+    /// [`changed_steps`](Self::changed_steps).
+    pub fn count(&self, kind: ChangeKind) -> u64 {
+        let of = |counts: &BTreeMap<ChangeKind, u64>| counts.get(&kind).copied().unwrap_or(0);
+        of(&self.changed) + of(&self.changed_steps)
     }
 
     /// The rules that never did anything.

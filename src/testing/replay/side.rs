@@ -1,6 +1,6 @@
 //! One policy's rules over a log: their counts, and which queues are in backoff.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ pub(super) struct Side {
     queues: HashMap<(Arc<str>, Arc<str>), Queue>,
     /// Answers about `after` to the transactions of this moment: one reply counts once.
     counted: HashMap<(Transaction, usize), bool>,
+    /// How many recipients the transactions of this moment have.
+    recipients: HashMap<Transaction, usize>,
+    /// Recipients that bounced by these rules, by message: whatever a log has of them later would not have happened.
+    ended: HashSet<(Arc<str>, Arc<str>)>,
 }
 
 /// What a queue of a source remembers.
@@ -48,7 +52,15 @@ impl Side {
     pub(super) fn new(policy: Policy) -> Self {
         let has = |action| policy.reply_rules().iter().any(|rule| rule.actions().contains(action));
         let (enters_backoff, leaves_backoff) = (has(&Action::EnterBackoff), has(&Action::LeaveBackoff));
-        Self { policy, enters_backoff, leaves_backoff, queues: HashMap::new(), counted: HashMap::new() }
+        Self {
+            policy,
+            enters_backoff,
+            leaves_backoff,
+            queues: HashMap::new(),
+            counted: HashMap::new(),
+            recipients: HashMap::new(),
+            ended: HashSet::new(),
+        }
     }
 
     pub(super) fn policy(&self) -> &Policy {
@@ -61,15 +73,32 @@ impl Side {
             && (self.leaves_backoff || Queue::of(&mut self.queues, &self.policy, delivery).ends_with_delivery)
     }
 
-    /// What follows is of another moment.
-    pub(super) fn next_moment(&mut self) {
+    /// What follows is all of another moment.
+    pub(super) fn begin(&mut self, moment: &[&LoggedReply]) {
         self.counted.clear();
+        self.recipients.clear();
+        for logged in moment {
+            if let Some(transaction) = logged.transaction().filter(|_| !self.has_ended(logged)) {
+                *self.recipients.entry(transaction).or_default() += 1;
+            }
+        }
     }
 
-    /// What the rules make of a refusal of so many recipients at once.
-    pub(super) fn judge(&mut self, logged: &LoggedReply, reply: &Reply, recipients: usize) -> Judged {
-        let (text, context) = (reply.to_string(), logged.context());
+    /// Its recipient bounced before.
+    pub(super) fn has_ended(&self, logged: &LoggedReply) -> bool {
+        // The names are cloned to look for them: not where there is nothing to find.
+        !self.ended.is_empty() && logged.whose().is_some_and(|whose| self.ended.contains(&whose))
+    }
+
+    /// What the rules make of a refusal. `None`: the recipient bounced before.
+    pub(super) fn judge(&mut self, logged: &LoggedReply, reply: &Reply) -> Option<Judged> {
+        if self.has_ended(logged) {
+            return None;
+        }
         let transaction = logged.transaction();
+        let recipients = transaction.as_ref().and_then(|transaction| self.recipients.get(transaction));
+        let recipients = recipients.copied().filter(|_| !logged.was_alone()).unwrap_or(1);
+        let (text, context) = (reply.to_string(), logged.context());
         let Self { policy, queues, counted, .. } = self;
         let queue = Queue::of(queues, policy, logged);
         let after = |rule: usize, rate: Rate| match &transaction {
@@ -84,11 +113,18 @@ impl Side {
         let permanent = reply.is_permanent() && logged.outcome != LoggedOutcome::QueueDeferred;
         let verdict = decision.verdict(permanent, logged.stage, recipients);
         let enters_backoff = queue.apply(&decision, logged.time);
-        Judged { decision, verdict, matched, enters_backoff }
+        let bounces = matches!(verdict, ReplyVerdict::Bounce | ReplyVerdict::BounceQueue);
+        if bounces && logged.outcome != LoggedOutcome::QueueDeferred {
+            self.ended.extend(logged.whose());
+        }
+        Some(Judged { decision, verdict, matched, enters_backoff })
     }
 
     /// A message was taken: that may end its queue's backoff.
     pub(super) fn delivered(&mut self, logged: &LoggedReply, reply: &Reply) {
+        if self.has_ended(logged) {
+            return;
+        }
         let queue = Queue::of(&mut self.queues, &self.policy, logged);
         let Some(backoff) = &queue.backoff else { return };
         // When the transaction began stands in no log: one that ended at this moment began before.

@@ -157,6 +157,60 @@ fn one_reply_to_all_recipients_counts_once() {
 }
 
 #[test]
+fn a_recipient_that_would_have_bounced_is_not_judged_again() {
+    use LoggedOutcome as O;
+    let slow = "name = 'slow'\nmatch = 'quota'\nactions = 'mode=backoff'\nafter = '3/1h'";
+    let rules = policy(&[slow, "name = 'full'\nmatch = 'quota'\nactions = 'bounce-rcpt'"]);
+    let of = |seconds, message: &'static str, to: &'static str, outcome| {
+        rcpt(seconds, "452 quota")
+            .with_recipient(message, to)
+            .with_outcome(outcome)
+            .with_attempts(2, Duration::ZERO)
+    };
+    let all = [
+        of(0, "m1", "a", O::Deferred),
+        of(0, "m1", "b", O::Deferred),
+        of(10, "m1", "a", O::Deferred),
+        of(10, "m1", "b", O::Delivered),
+        of(20, "m1", "a", O::TriedTooOften),
+        // The same recipient of another message.
+        of(30, "m2", "a", O::Deferred),
+    ];
+    let report = run(Replay::new(rules.clone()), all.clone());
+    assert_eq!(report.count(ChangeKind::Bounces), 3);
+    let [slow, full] = &report.rules[..] else { panic!() };
+    assert_eq!((slow.acted, full.matched, full.bounces), (1, 3, 3), "the third that would have been");
+    assert_eq!((report.replies, report.deliveries), (3, 0));
+    assert_eq!((report.after_end, report.delivered_after_end), (3, 1));
+
+    // By the old rules they had ended: kept once each, however often they are kept.
+    let report = run(Replay::new(Policy::default()).against(rules), all);
+    assert_eq!(report.count(ChangeKind::Retries), 3);
+    assert_eq!((report.replies, report.deliveries, report.after_end), (5, 1, 0));
+}
+
+#[test]
+fn a_transaction_is_of_those_that_have_not_ended() {
+    let rules = policy(&["name = 'spam'\nmatch = 'spam'\nactions = 'bounce-rcpt'"]);
+    let ended = rcpt(0, "451 spam").with_recipient("m1", "r1");
+    let dot = |to: &'static str| logged(9, Stage::Dot, "451 spam").with_recipient("m1", to);
+    let report = run(Replay::new(rules), [ended, dot("r1"), dot("r2")]);
+    assert_eq!(changes(&report), ["bounces retry>bounce spam"; 2], "the other one was alone");
+}
+
+#[test]
+fn some_changes_are_kept_and_all_are_counted() {
+    let all = || (0..1_500).map(|n| rcpt(n, "452 quota"));
+    let report = run(Replay::new(policy(&[QUOTA])), all());
+    assert_eq!((report.changes.len(), report.count(ChangeKind::Bounces)), (1_000, 1_500));
+    let mut replay = Replay::new(policy(&[QUOTA]));
+    all().for_each(|logged| replay.add(logged));
+    let mut found = 0;
+    let report = replay.finish_with(|_| found += 1);
+    assert_eq!((found, report.changes.len()), (1_500, 0));
+}
+
+#[test]
 fn backoff_ends_as_in_the_engine() {
     let rules = [
         "name = 'slow'\nmatch = 'busy'\nactions = 'mode=backoff'",
