@@ -48,12 +48,14 @@ pub struct ItemWaits {
     pub priority: Priority,
     /// It is given up then, unless it is delivered before.
     pub expires_at: Timestamp,
+    /// It bounces before that, for what DNS says of its domain.
+    pub bounces: Option<Bounce>,
     /// What they wait for. The first decides: of what must be over, that which ends last, or nobody knows when. Where
     /// several [`Wait::ConnectionLimit`] or [`Wait::Rate`] stand in a row, they are ways to different addresses, of
     /// which one is enough. [`Wait::Backoff`] comes at the end.
     pub waits: Vec<Wait>,
-    /// No attempt before this, and none at all if it expires before. `None`: there may be one at any time, or nobody
-    /// knows.
+    /// No attempt before this, and none at all if it expires or bounces before. `None`: there may be one at any time, or
+    /// nobody knows.
     pub until: Option<Timestamp>,
 }
 
@@ -89,6 +91,8 @@ pub struct DestinationWaits {
     pub domains: u64,
     /// How old its oldest mail is at most, that in transactions left out.
     pub oldest: Option<Duration>,
+    /// When that bounces for what DNS says of the domain, if it does not expire before.
+    pub bounces: Option<Bounce>,
     /// Items at hand that could be sent now.
     pub ready: u64,
     /// Connections that are open, being opened or closed.
@@ -100,6 +104,16 @@ pub struct DestinationWaits {
     pub until: Option<Timestamp>,
 }
 
+/// DNS does not have a domain's hosts: its mail bounces at an age (`bounce-upon-no-mx`, `bounce-upon-nxdomain`).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Bounce {
+    /// Then, unless it is delivered before. DNS is asked once more: if it has hosts for the domain, nothing bounces.
+    pub at: Timestamp,
+    /// With what.
+    pub diagnosis: Box<Diagnosis>,
+}
+
 /// Something that mail waits for.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -107,6 +121,11 @@ pub enum Wait {
     /// It was never tried, and is held back: by the `hold_until` of its message, or for moments by the engine.
     HeldBack {
         /// Until then.
+        until: Timestamp,
+    },
+    /// The store refused its content for the moment.
+    BodyRefused {
+        /// It is tried again then.
         until: Timestamp,
     },
     /// None of a destination's mail is due.
@@ -347,6 +366,7 @@ impl Wait {
     pub fn until(&self) -> Option<Timestamp> {
         match self {
             Self::HeldBack { until }
+            | Self::BodyRefused { until }
             | Self::NotDue { until }
             | Self::RecipientRetry { until, .. }
             | Self::DestinationRetry { until, .. }

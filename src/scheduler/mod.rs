@@ -53,6 +53,7 @@ mod state;
 mod sweep;
 mod timers;
 mod told;
+mod unread;
 mod verdict;
 mod why;
 mod window;
@@ -198,6 +199,7 @@ pub(crate) struct Scheduler {
     resolver_rests: Option<Timestamp>,
 
     window: window::Window,
+    unread: unread::Unread,
     /// Queues whose source is disabled.
     disabled_queues: usize,
     /// Queues whose mode changed in this call: their rows are to be written, and they may be at rest now.
@@ -318,6 +320,7 @@ impl Scheduler {
             resting: NameMap::default(),
             resolver_rests: None,
             window: window::Window::default(),
+            unread: unread::Unread::default(),
             disabled_queues: 0,
             changed_queues: Vec::new(),
             revisits: VecDeque::new(),

@@ -708,7 +708,11 @@ impl Scheduler {
                 self.bounce_item(now, item_id, &diagnosis);
             }
             _ if error.is_temporary() => {
-                self.put_back(now, item_id, Some(now + BODY_RETRY));
+                let until = now + BODY_RETRY;
+                if let Some(item) = self.window.get(item_id) {
+                    self.unread.note(now, item_id, item.lane, until);
+                }
+                self.put_back(now, item_id, Some(until));
                 self.storage_trouble(now, StorageOperation::Read, error);
             }
             _ => {

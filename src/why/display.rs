@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{DestinationWaits, Holder, ItemWaits, LimitOf, MOST_AHEAD, MessageWaits, QueueWaits, Wait};
+use super::{
+    Bounce, DestinationWaits, Holder, ItemWaits, LimitOf, MOST_AHEAD, MessageWaits, QueueWaits, Wait,
+};
 use crate::clock::Timestamp;
 use crate::event::{Diagnosis, Failure};
 use crate::policy::Written;
@@ -30,8 +32,12 @@ impl Display for ItemWaits {
         write!(f, " in {}/{}: ", self.queue, self.source)?;
         separated(f, &self.waits, "; ")?;
         match self.until {
-            Some(until) if self.expires_at <= until => write!(f, "; expires before, at {}", self.expires_at),
-            _ => Ok(()),
+            None => Ok(()),
+            Some(until) => match &self.bounces {
+                Some(bounce) if bounce.at <= until => write!(f, "; {bounce}"),
+                _ if self.expires_at <= until => write!(f, "; expires before, at {}", self.expires_at),
+                _ => Ok(()),
+            },
         }
     }
 }
@@ -59,9 +65,22 @@ impl Display for DestinationWaits {
         }
         f.write_str(": ")?;
         match &*self.waits {
-            [] => f.write_str("waits with its queue"),
-            waits => separated(f, waits, "; "),
+            [] => f.write_str("waits with its queue")?,
+            waits => separated(f, waits, "; ")?,
         }
+        match &self.bounces {
+            Some(bounce) if self.until.is_some_and(|until| bounce.at <= until) => {
+                write!(f, "; its oldest {bounce}")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As that which comes before an attempt.
+impl Display for Bounce {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "bounces before, at {}: {}", self.at, words(&self.diagnosis))
     }
 }
 
@@ -69,6 +88,9 @@ impl Display for Wait {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::HeldBack { until } => write!(f, "held back until {until}"),
+            Self::BodyRefused { until } => {
+                write!(f, "the store refused its content for the moment, next try at {until}")
+            }
             Self::NotDue { until } => write!(f, "not due before {until}"),
             Self::RecipientRetry { until, attempts, last } => {
                 write!(f, "retry at {until}, attempts so far: {attempts}")?;
@@ -200,12 +222,15 @@ fn ends(until: Option<Timestamp>) -> String {
     until.map(|until| format!(" until {until}")).unwrap_or_default()
 }
 
-/// A server's words are a stranger's: they may not steer a terminal.
 fn met(f: &mut Formatter<'_>, last: Option<&Diagnosis>) -> fmt::Result {
-    let words = match last.map(|last| &last.failure) {
-        None => return Ok(()),
-        Some(Failure::Reply(reply)) => reply.to_string(),
-        Some(Failure::Engine(message)) => message.clone(),
+    last.map_or(Ok(()), |last| write!(f, "; the last met: {}", words(last)))
+}
+
+/// A server's words are a stranger's: they may not steer a terminal.
+fn words(diagnosis: &Diagnosis) -> String {
+    let words = match &diagnosis.failure {
+        Failure::Reply(reply) => reply.to_string(),
+        Failure::Engine(message) => message.clone(),
     };
-    write!(f, "; the last met: {}", words.replace(char::is_control, " "))
+    words.replace(char::is_control, " ")
 }

@@ -10,7 +10,7 @@ use crate::dns::{DnsErrorKind, RouteFailureKind};
 use crate::event::Failure;
 use crate::message::{Domain, Message, MessageId};
 use crate::scheduler::{Bounds, Control, Event};
-use crate::storage::{Filter, Room, Storage, StorageErrorKind};
+use crate::storage::{Filter, Room, Storage, StorageError, StorageErrorKind};
 use crate::transport::EndCause;
 use crate::why::{LimitOf, MessageWaits, QueueWaits, Wait};
 
@@ -464,6 +464,58 @@ fn what_expires_before_it_is_tried() {
     rig.transact(all_rcpts("450 later"));
     let told = "retry at 08:20:00, attempts so far: 2; the last met: 450 later; expires before, at 08:12:00";
     assert_eq!(rig.waits(id), told);
+}
+
+#[test]
+fn what_bounces_by_dns_before_it_is_tried() {
+    let mut rig = Rig::new("bounce-upon-no-mx = \"1h\"\nretry-after = [\"2h\"]");
+    rig.answer_with("x.example", implicit("x.example"));
+    let id = rig.submit("a@x.example");
+    rig.refuse();
+    let step = "hosts not usable (step 1), next try at 10:00:00; the last met: connection refused";
+    let bounces = "bounces before, at 09:00:00: x.example has no MX record (bounce-upon-no-mx = 1h)";
+    assert_eq!(rig.waits_until(id), (format!("{step}; {bounces}"), Some(7_200)));
+    let oldest = format!("x.example, oldest 0s: {step}; its oldest {bounces}");
+    assert_eq!(rig.queue_lines("x.example")[1], oldest);
+    rig.pass(30 * MINUTE);
+    let second = rig.submit("b@x.example");
+    assert_eq!(rig.waits(second), format!("{step}; {}", bounces.replace("09:00", "09:30")), "by its own age");
+    assert!(rig.queue_lines("x.example")[1].ends_with(bounces));
+}
+
+#[test]
+fn what_bounces_since_its_domain_does_not_exist() {
+    let mut rig = Rig::new("bounce-upon-nxdomain = \"1h\"\nretry-after = [\"2h\"]");
+    rig.answer_with("x.example", no_route(RouteFailureKind::NxDomain));
+    let id = rig.submit("a@x.example");
+    let told = rig.waits(id);
+    assert!(told.starts_with("hosts not usable (step 1), next try at 10:00:00; the last met: "), "{told}");
+    assert!(told.contains("; bounces before, at 09:00:00: ") && told.ends_with("made up"), "{told}");
+
+    // No sooner than it expires.
+    let message = Message::new("", ["b@x.example"], "x").unwrap().expires_after(30 * MINUTE);
+    let token = rig.submit_message(message);
+    let told = rig.waits(*rig.submitted[&token].as_ref().unwrap());
+    assert!(told.ends_with("; expires before, at 08:30:00"), "{told}");
+}
+
+#[test]
+fn the_store_refuses_a_body() {
+    let mut rig = Rig::new("");
+    let id = rig.submit("a@x.example");
+    rig.connect();
+    let (connection, _) = rig.transacts.pop_front().unwrap();
+    let error = StorageError::new(StorageErrorKind::Temporary, "made up");
+    rig.tell(Event::BodyFailed { connection, error });
+    rig.pass(Duration::from_secs(2));
+    let told = "the store refused its content for the moment, next try at 08:00:30";
+    assert_eq!(rig.waits_until(id), (told.to_owned(), Some(30)));
+    assert!(rig.queue_lines("x.example")[1].ends_with(told), "{:?}", rig.queue_lines("x.example"));
+    // Tried before that, it waits for what it then met.
+    rig.pass(Duration::from_secs(29));
+    rig.connect();
+    rig.transact(all_rcpts("450 later"));
+    assert!(rig.waits(id).starts_with("retry at 08:10:"), "{}", rig.waits(id));
 }
 
 #[test]

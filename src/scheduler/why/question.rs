@@ -12,7 +12,7 @@ use crate::scheduler::queue::Queue;
 use crate::scheduler::window::WindowItem;
 use crate::scheduler::{DestinationKey, LaneKey, QueueKey, Scheduler};
 use crate::storage::{ItemId, ItemSummary, Recipient, Room};
-use crate::why::{DestinationWaits, ItemWaits, MOST_AHEAD, QueueWaits, Wait};
+use crate::why::{Bounce, DestinationWaits, ItemWaits, MOST_AHEAD, QueueWaits, Wait};
 
 /// Destinations of a queue that are told.
 const MOST_DESTINATIONS: usize = 20;
@@ -64,6 +64,7 @@ impl<'a> Question<'a> {
         let mut found = self.of_item(&summary, at_hand, lane.destination, destination, queue);
         self.add_backoff(&mut found, queue);
         let expires_at = scheduler.expiry_of(lane, &summary.envelope);
+        let bounces = self.bounce(lane.destination, destination, summary.envelope.age_from);
         Some(ItemWaits {
             message: summary.envelope.id,
             recipients: at_hand.map_or(summary.recipients, |item| item.item.recipients.clone()),
@@ -72,9 +73,19 @@ impl<'a> Question<'a> {
             source: queue.source.clone(),
             priority: summary.lane.priority,
             expires_at,
+            bounces: bounces.filter(|bounce| bounce.at < expires_at),
             waits: found.waits,
             until: found.until,
         })
+    }
+
+    /// With what mail of this age bounces, and when, as DNS does not have its domain.
+    fn bounce(&self, key: DestinationKey, destination: &Destination, age_from: Timestamp) -> Option<Bounce> {
+        let at = age_from + self.scheduler.missing_after(key)?;
+        let missing = destination.missing.as_ref()?;
+        // Where DNS could not be asked again, it is then.
+        let at = at.max(self.scheduler.fresh_from(key).unwrap_or(at));
+        Some(Bounce { at, diagnosis: Box::new(missing.diagnosis.clone()) })
     }
 
     fn of_item(
@@ -119,6 +130,9 @@ impl<'a> Question<'a> {
         }
         if due == HELD_BY_FUSE {
             return Some(Wait::FuseBlown);
+        }
+        if due > self.now && self.scheduler.unread.until(summary.id) == Some(due) {
+            return Some(Wait::BodyRefused { until: due });
         }
         // An item over which a session ended is put off with its destination.
         if due <= self.now || destination.retry.until == Some(due) {
@@ -209,6 +223,7 @@ impl<'a> Question<'a> {
             domain: destination.domain.clone(),
             domains: domains.len() as u64,
             oldest: (oldest != PAUSED).then(|| self.now.saturating_since(oldest)),
+            bounces: self.bounce(key, destination, oldest).filter(|_| oldest != PAUSED),
             ready: destination.work.ready as u64,
             connections: destination.work.connections as u64,
             waits: found.waits,
@@ -230,10 +245,17 @@ impl<'a> Question<'a> {
             found.add(match due {
                 Some(HELD_BY_FUSE) => Wait::FuseBlown,
                 Some(PAUSED) => Wait::Paused { selector: None },
+                Some(until) if self.is_unread(key, until) => Wait::BodyRefused { until },
                 Some(until) => Wait::NotDue { until },
                 None => self.writing(),
             });
         }
+    }
+
+    /// The store refused the content of what is due then.
+    fn is_unread(&self, key: DestinationKey, due: Timestamp) -> bool {
+        let leads_here = |lane| self.scheduler.lanes.get(lane).is_some_and(|lane| lane.destination == key);
+        due > self.now && self.scheduler.unread.lanes(due).any(leads_here)
     }
 
     /// What mail that may be sent now waits for, in the order in which the pump asks. `at_hand`: it is in the window.
