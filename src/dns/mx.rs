@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Answer, MxRecord};
+use crate::message::normal_name;
 
 /// How many mail exchangers of one domain are used. Beyond it those of the highest preference numbers are left out.
 pub const MAX_MAIL_EXCHANGERS: usize = 32;
@@ -30,7 +31,7 @@ impl MailExchangers {
     /// - A host named twice counts once, at its lowest preference number.
     /// - "." beside other hosts is ignored; where every record is ".", the domain takes no mail.
     /// - One of `own_names` among the hosts drops it and all of the same or a higher preference number
-    ///   (RFC 5321 §5.1). Names are compared without regard to case and to a trailing dot.
+    ///   (RFC 5321 §5.1). Case, a trailing dot and U-labels do not matter.
     /// - At most [`MAX_MAIL_EXCHANGERS`] hosts are kept.
     pub fn new(answer: &Answer<MxRecord>, own_names: &[String]) -> Self {
         let records = match answer {
@@ -80,9 +81,9 @@ impl MailExchangers {
     }
 }
 
-/// Lower case, without trailing dot.
+/// Lower case, A-labels, without trailing dot.
 pub(super) fn normal(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+    normal_name(name).into_owned()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Mail domains as the engine keys them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -75,6 +76,19 @@ impl Domain {
     pub fn literal_address(&self) -> Option<IpAddr> {
         let inner = self.0.strip_prefix('[')?.strip_suffix(']')?;
         inner.strip_prefix("IPv6:").unwrap_or(inner).parse().ok()
+    }
+}
+
+/// A name as [`Domain`] keys it, however it is spelled: what is no domain in lower case, without its trailing dot. A name in
+/// normal form is not copied.
+pub(crate) fn normal_name(name: &str) -> Cow<'_, str> {
+    let is_normal = |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase();
+    if name.bytes().all(is_normal) && !name.ends_with('.') && !name.starts_with('[') {
+        return Cow::Borrowed(name);
+    }
+    match Domain::parse(name) {
+        Ok(domain) => Cow::Owned(domain.as_str().to_owned()),
+        Err(_) => Cow::Owned(name.strip_suffix('.').unwrap_or(name).to_lowercase()),
     }
 }
 

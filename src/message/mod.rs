@@ -7,8 +7,8 @@ mod id;
 mod submission;
 
 pub use address::{Address, AddressError, ReversePath};
-pub(crate) use domain::is_host_name;
 pub use domain::{Domain, DomainError};
+pub(crate) use domain::{is_host_name, normal_name};
 pub(crate) use dsn::Xtext;
 pub use dsn::{DsnError, DsnReturn, EnvelopeId, MessageDsn, Notify, OriginalRecipient, RecipientDsn};
 pub use id::{EventId, MessageId};

@@ -1,12 +1,12 @@
 //! Connection limits that hold across all queues.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::Policy;
 use super::cidr::Cidr;
 use super::pattern::NamePattern;
+use crate::message::normal_name;
 
 /// At most so many connections, open and opening, to an address (`[[ip-connection-limit]]`). Of several that
 /// contain an address the longest prefix wins; an address in none has no limit.
@@ -83,7 +83,7 @@ impl Policy {
 
     /// The limit for connections to the host of this name, the most specific one: a name goes before wildcards, of
     /// wildcards the one with more after its `*`, then the one with more before it. The order of adding plays no
-    /// part. Case and a trailing dot do not matter.
+    /// part. Case, a trailing dot and U-labels do not matter.
     ///
     /// ```
     /// # use postrider::policy::{MxConnectionLimit, Policy};
@@ -163,11 +163,7 @@ impl MxLimits {
         if self.limits.is_empty() {
             return None;
         }
-        let host = host.strip_suffix('.').unwrap_or(host);
-        let host = match host.bytes().any(|b| b.is_ascii_uppercase()) {
-            true => Cow::Owned(host.to_ascii_lowercase()),
-            false => Cow::Borrowed(host),
-        };
+        let host = normal_name(host);
         if let Some(place) = self.exact.get(&*host) {
             return self.limits.get(*place);
         }

@@ -142,7 +142,7 @@ pub use source::{Pool, Source, UnknownSource};
 pub(crate) use value::Written;
 pub use value::{DurationError, MAX_DURATION, Rate, RateError, parse_duration};
 
-use crate::message::MessageId;
+use crate::message::{MessageId, normal_name};
 use domains::DomainRules;
 use error::dotted;
 use limits::{IpLimits, MxLimits};
@@ -335,22 +335,24 @@ impl Policy {
     /// All settings of a queue of a source: the defaults, overwritten by those for `*`, for wildcards from short
     /// to long, for the name itself; then by the source's own, in the same order.
     ///
-    /// `queue` is a domain as [`Domain`](crate::message::Domain) writes it, or `name.rollup`. A source the policy
-    /// does not have has no settings of its own. Takes time in the number of the queue's labels and of the
+    /// `queue` is a domain or `name.rollup`. Case, a trailing dot and U-labels do not matter. A source the policy does
+    /// not have has no settings of its own. Takes time in the number of the queue's labels and of the
     /// settings: for once per queue, not once per message.
     ///
     /// ```
     /// # use postrider::Policy;
     /// let policy = Policy::from_toml("[domain.'*']\nmax-smtp-out = 9\n[domain.'example.com']\nmax-smtp-out = 2")?;
     /// assert_eq!(policy.settings("example.com", "default").max_smtp_out, Some(2));
+    /// assert_eq!(policy.settings("Example.COM.", "default").max_smtp_out, Some(2));
     /// assert_eq!(policy.settings("example.org", "default").max_smtp_out, Some(9));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn settings(&self, queue: &str, source: &str) -> QueueSettings {
         let mut settings = QueueSettings::default();
-        self.0.domains.apply(queue, &mut settings);
+        let queue = normal_name(queue);
+        self.0.domains.apply(&queue, &mut settings);
         if let Some(source) = self.0.sources.get(source) {
-            source.domains.apply(queue, &mut settings);
+            source.domains.apply(&queue, &mut settings);
         }
         settings
     }

@@ -1,14 +1,15 @@
 //! Names with a wildcard, for hosts and queues.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::message::Domain;
+use crate::message::{Domain, normal_name};
 
 /// A host's, domain's or queue's name, or a wildcard such as `*.google.com`.
 ///
 /// `*` stands for one label or more, so `*.google.com` is not `google.com` itself. At most one `*`, for whole
-/// labels. Case and a trailing dot do not matter.
+/// labels. Case, a trailing dot and U-labels do not matter.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct NamePattern(Kind);
 
@@ -29,8 +30,18 @@ pub struct PatternError;
 
 impl NamePattern {
     /// Whether `name` matches.
+    ///
+    /// ```
+    /// # use postrider::policy::NamePattern;
+    /// let pattern: NamePattern = "*.google.com".parse()?;
+    /// assert!(pattern.matches("ASPMX.L.Google.com."));
+    /// assert!(!pattern.matches("google.com"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn matches(&self, name: &str) -> bool {
-        let name = name.strip_suffix('.').unwrap_or(name);
+        // Case and dot are compared as they are: only U-labels cost a copy.
+        let name = if name.is_ascii() { Cow::Borrowed(name) } else { normal_name(name) };
+        let name = name.strip_suffix('.').unwrap_or(&name);
         match &self.0 {
             Kind::Exact(exact) => name.eq_ignore_ascii_case(exact),
             Kind::Wildcard(head, tail) => {
@@ -133,6 +144,9 @@ mod tests {
             ("mx1.example", "MX1.example.", true),
             ("mx1.example", "mx1.example.org", false),
             ("*.bücher.example", "mx.xn--bcher-kva.example", true),
+            ("*.xn--bcher-kva.example", "mx.BÜCHER.example.", true),
+            ("bücher.example", "bücher.example", true),
+            ("bücher.example", "bucher.example", false),
         ] {
             let parsed: NamePattern = pattern.parse().unwrap();
             assert_eq!(parsed.matches(name), matches, "{pattern} {name}");

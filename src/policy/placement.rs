@@ -8,6 +8,7 @@ use super::rollup::RollupRule;
 use super::settings::QueueSettings;
 use super::{HostName, Policy};
 use crate::dns::{Answer, MailExchangers, MxRecord};
+use crate::message::normal_name;
 
 /// In which queue a domain's mail lies, and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +25,12 @@ pub struct Placement {
 impl Policy {
     /// In which queue the mail of a source for `domain` lies, and where it goes, if these are the domain's MX
     /// records: by `smtp-hosts` and `queue-to`, else by the first rollup rule that matches. No other domain's records
-    /// and no names of our own play a part.
+    /// and no names of our own play a part. Case, a trailing dot and U-labels do not matter, of the domain and of the hosts.
     ///
     /// ```
     /// # use postrider::policy::Policy;
     /// let policy = Policy::from_toml("[[rollup]]\nqueue = 'google.rollup'\nmx = ['*.google.com']")?;
-    /// let placement = policy.placement("example.com", "default", [(10, "aspmx.l.google.com")]);
+    /// let placement = policy.placement("Example.COM", "default", [(10, "aspmx.l.google.com")]);
     /// assert_eq!(&*placement.queue, "google.rollup");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -39,6 +40,7 @@ impl Policy {
         source: &str,
         records: impl IntoIterator<Item = impl Into<MxRecord>>,
     ) -> Placement {
+        let domain = &*normal_name(domain);
         let own = self.settings(domain, source);
         if let Some(rollup) = &own.queue_to {
             let queue = rollup.as_str();

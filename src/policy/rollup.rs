@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Policy;
 use super::choices::choice;
 use super::pattern::NamePattern;
-use crate::message::Domain;
+use crate::message::{Domain, normal_name};
 
 /// The name of a rolled-up queue: `name.rollup`, in lower case.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,13 +160,21 @@ impl RollupRule {
     ///
     /// Names: the rule's, then the domain's other hosts in their preferences, for when none of the rule's can be
     /// connected. Wildcards: the domain's hosts as they are. Never a host the domain does not have; each host once.
+    ///
+    /// ```
+    /// # use postrider::policy::RollupRule;
+    /// let rule = RollupRule::new("pair.rollup".parse()?, ["mx2.example".parse()?])?;
+    /// let preferences = rule.rolled_up_preferences(&[vec!["mx1.example".into(), "mx2.example".into()]]);
+    /// assert_eq!(preferences, [vec!["mx2.example".into()], vec!["mx1.example".into()]]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rolled_up_preferences(&self, exchangers: &[Vec<Arc<str>>]) -> Vec<Vec<Arc<str>>> {
         let mut ours = Vec::new();
         let mut levels = Vec::new();
         let mut seen = BTreeSet::new();
         let names = !self.has_wildcards();
         for level in exchangers {
-            let fresh = level.iter().filter(|host| seen.insert(*host));
+            let fresh = level.iter().filter(|host| seen.insert(normal_name(host)));
             let (first, rest): (Vec<_>, Vec<_>) = fresh.cloned().partition(|host| names && self.names(host));
             ours.extend(first);
             levels.push(rest);

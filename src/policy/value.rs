@@ -29,6 +29,13 @@ pub enum DurationError {
 ///
 /// # Errors
 /// [`DurationError`]: malformed, or longer than [`MAX_DURATION`].
+///
+/// ```
+/// # use postrider::policy::{DurationError, parse_duration};
+/// assert_eq!(parse_duration("1h30m"), Ok(std::time::Duration::from_secs(5_400)));
+/// assert_eq!(parse_duration("90"), Err(DurationError::Malformed), "without a unit");
+/// assert_eq!(parse_duration("30m1h"), Err(DurationError::Malformed), "larger units first");
+/// ```
 pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let mut rest = text;
     let mut total = 0_u64;

@@ -139,6 +139,14 @@ impl ReplyRule {
     }
 
     /// Whether a reply, folded to one line, matches the pattern.
+    ///
+    /// ```
+    /// # use postrider::policy::{Action, ReplyRule};
+    /// let rule = ReplyRule::new("quota", r"^452 4\.2\.2 .*over ?quota", [Action::BounceRecipient])?;
+    /// assert!(rule.matches("452 4.2.2 The mailbox is OVER QUOTA"));
+    /// assert!(!rule.matches("450 4.2.1 busy"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn matches(&self, folded_reply: &str) -> bool {
         self.pattern.is_match(folded_reply)
     }

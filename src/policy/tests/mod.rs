@@ -20,6 +20,84 @@ fn domain(setting: &str) -> String {
     format!("[domain.\"*\"]\n{setting}\n")
 }
 
+/// Whoever asks by hand writes names as people do.
+#[test]
+fn names_are_asked_for_in_any_spelling() {
+    let policy = Policy::from_toml(
+        r#"
+        [domain."a.example.com"]
+        max-smtp-out = 3
+        [domain."münchen.example"]
+        max-smtp-out = 4
+        [domain."*.example.net"]
+        max-smtp-out = 5
+        [domain."g.rollup"]
+        max-smtp-out = 6
+        [domain."o.example"]
+        disable-mx-rollup = true
+        [domain."[IPv6:::1]"]
+        max-smtp-out = 7
+        [[source]]
+        name = "default"
+        [[source]]
+        name = "out1"
+        [source.domain."a.example.com"]
+        max-smtp-out = 8
+        [[rollup]]
+        queue = "g.rollup"
+        mx = ["*.google.com", "*.münchen.example"]
+        [[mx-connection-limit]]
+        mx = "mx.münchen.example"
+        limit = 9
+        [[reply-rule]]
+        name = "r"
+        match = "."
+        actions = "bounce-rcpt"
+        domain = "münchen.example"
+        queue = "b.example"
+        mx = "mx.münchen.example"
+        "#,
+    );
+    let policy = policy.unwrap();
+    for (queue, source, limit) in [
+        ("A.Example.COM", "default", Some(3)),
+        ("a.example.com.", "default", Some(3)),
+        ("a.example.com", "out1", Some(8)),
+        ("A.example.com.", "out1", Some(8)),
+        ("münchen.example", "default", Some(4)),
+        ("MÜNCHEN.example.", "default", Some(4)),
+        ("xn--mnchen-3ya.example", "default", Some(4)),
+        ("XN--MNCHEN-3YA.example", "default", Some(4)),
+        ("x.EXAMPLE.net.", "default", Some(5)),
+        ("bücher.example.net", "default", Some(5)),
+        ("G.Rollup.", "default", Some(6)),
+        ("[ipv6:0::1]", "default", Some(7)),
+        ("not a name.example.net", "default", Some(5)),
+        ("", "default", Some(20)),
+        (".", "default", Some(20)),
+    ] {
+        assert_eq!(policy.settings(queue, source).max_smtp_out, limit, "{queue} {source}");
+    }
+    for (domain, mx, want) in [
+        ("O.EXAMPLE.", "mx.google.com", "o.example"),
+        ("Other.example.", "mx.google.com", "g.rollup"),
+        ("Other.example.", "mx.MÜNCHEN.example.", "g.rollup"),
+        ("Bücher.example", "mx", "xn--bcher-kva.example"),
+    ] {
+        assert_eq!(&*policy.placement(domain, "default", [(10, mx)]).queue, want, "{domain} {mx}");
+    }
+    let implicit = policy.placement("Bücher.example", "default", [] as [(u16, &str); 0]);
+    assert_eq!(implicit.hosts, [[Arc::from("xn--bcher-kva.example")]]);
+    let hosts = [vec!["MX.münchen.example.".into()]];
+    assert_eq!(policy.rollup_for(&hosts).map(|rule| rule.queue().as_str()), Some("g.rollup"));
+    for host in ["mx.münchen.example", "MX.MÜNCHEN.example.", "mx.xn--mnchen-3ya.example"] {
+        assert_eq!(policy.mx_connection_limit(host).map(|limit| limit.limit), Some(9), "{host}");
+        let context = ReplyContext::new("München.example.", "B.example.", crate::reply::Stage::Rcpt);
+        let context = context.with_host(host);
+        assert_eq!(policy.matching_rules("450 no", &context).count(), 1, "{host}");
+    }
+}
+
 fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
