@@ -29,6 +29,7 @@ mod traffic;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -71,13 +72,32 @@ fn run() -> Result<(), End> {
     let policies = options.policies.iter().map(|path| read_policy(path, options.source.as_deref()));
     let policies: Vec<Policy> = policies.collect::<Result<_, _>>()?;
     let names = names(&options.policies);
-    // Whether it can be written is known before anything is tried.
-    let mut svg = std::fs::File::create(&options.svg).map_err(failed(options.svg.display()))?;
+    check_svg(&options)?;
+    let svg = printable(&options.svg.to_string_lossy());
     let (text, drawn) = try_out(&options, names.into_iter().zip(policies))?;
-    svg.write_all(drawn.as_bytes()).map_err(failed(options.svg.display()))?;
+    std::fs::write(&options.svg, drawn).map_err(failed(&svg))?;
     let mut out = io::stdout().lock();
-    let written = write!(out, "{text}\nThe curves are in {}\n", options.svg.display());
+    let written = write!(out, "{text}\nThe curves are in {svg}\n");
     written.and_then(|()| out.flush()).map_err(failed("stdout"))
+}
+
+/// That the chart can be written is known before anything is tried. What lies there stays until the chart is drawn.
+fn check_svg(options: &Options) -> Result<(), End> {
+    let svg = &options.svg;
+    let found = svg.canonicalize().ok();
+    let is_svg = |policy: &&PathBuf| found.is_some() && policy.canonicalize().ok() == found;
+    if let Some(policy) = options.policies.iter().find(is_svg) {
+        let policy = printable(&policy.to_string_lossy());
+        return Err(usage(format!("--svg: {policy} is a policy, which the chart would overwrite")));
+    }
+    let opened = match File::options().write(true).create_new(true).open(svg) {
+        Ok(_) => std::fs::remove_file(svg),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            File::options().write(true).open(svg).map(drop)
+        }
+        Err(error) => Err(error),
+    };
+    opened.map_err(failed(printable(&svg.to_string_lossy())))
 }
 
 /// The table, and the chart.
@@ -182,15 +202,38 @@ fn read_policy(path: &Path, source: Option<&str>) -> Result<Policy, End> {
     Ok(policy)
 }
 
-/// The files' names without what they have in common, or their paths where that is not enough.
+/// The files' names without what they have in common, or their paths where that is not enough. The same file again has
+/// a number.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short = |path: &PathBuf| {
-        path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().chars().take(20).collect::<String>()
+        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        printable(&name.chars().take(20).collect::<String>())
     };
     let names: Vec<_> = paths.iter().map(short).collect();
     let different: BTreeSet<_> = names.iter().collect();
     if different.len() == names.len() {
         return names;
     }
-    paths.iter().map(|path| path.display().to_string()).collect()
+    let mut taken = BTreeSet::new();
+    let numbered = |path: &PathBuf| {
+        let path = printable(&path.to_string_lossy());
+        let mut name = path.clone();
+        for number in 2_u32.. {
+            if taken.insert(name.clone()) {
+                break;
+            }
+            name = format!("{path} ({number})");
+        }
+        name
+    };
+    paths.iter().map(numbered).collect()
+}
+
+/// A file may be called anything: neither the table nor the chart may break over it.
+fn printable(name: &str) -> String {
+    let escaped = |char: char| match char {
+        '"' | '\'' => char.to_string(),
+        _ => char.escape_debug().to_string(),
+    };
+    name.chars().map(escaped).collect()
 }

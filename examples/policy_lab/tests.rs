@@ -60,6 +60,35 @@ fn policies_are_told_apart_by_name() {
     let names = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
     assert_eq!(names(&["etc/new.toml", "old.toml"]), ["new", "old"]);
     assert_eq!(names(&["a/mailer.toml", "b/mailer.toml"]), ["a/mailer.toml", "b/mailer.toml"]);
+    assert_eq!(names(&["a.toml", "b.toml", "a.toml"]), ["a.toml", "b.toml", "a.toml (2)"]);
+    assert_eq!(names(&["a", "a", "a (2)", "a"]), ["a", "a (2)", "a (2) (2)", "a (3)"]);
+    assert_eq!(names(&["it's\u{1}a\n\u{fffe}.toml"]), [r"it's\u{1}a\n\u{fffe}"]);
+    assert_eq!(names(&["x/a\t.toml", "y/a\t.toml"]), [r"x/a\t.toml", r"y/a\t.toml"]);
+}
+
+#[test]
+fn the_chart_spares_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let check = |svg: PathBuf| {
+        let options = parse("--policy -").ok().unwrap();
+        check_svg(&Options { policies: vec![path("a.toml"), path("b.toml")], svg, ..options })
+    };
+    std::fs::write(path("a.toml"), "").unwrap();
+    std::fs::write(path("b.toml"), TUNED).unwrap();
+    std::fs::create_dir(path("c")).unwrap();
+    for svg in ["b.toml", "c/../b.toml"] {
+        assert!(matches!(check(path(svg)), Err(End(2, _))), "{svg}");
+    }
+    assert_eq!(std::fs::read_to_string(path("b.toml")).unwrap(), TUNED);
+
+    assert!(check(path("new.svg")).is_ok() && !path("new.svg").exists(), "there is nothing yet");
+    std::fs::write(path("old.svg"), "old").unwrap();
+    assert!(check(path("old.svg")).is_ok());
+    assert_eq!(std::fs::read_to_string(path("old.svg")).unwrap(), "old", "it is not drawn yet");
+    for svg in ["c", "none/x.svg"] {
+        assert!(matches!(check(path(svg)), Err(End(1, _))), "{svg}");
+    }
 }
 
 #[test]
