@@ -19,6 +19,8 @@ mod controls_rollup;
 mod controls_rules;
 mod delivery;
 mod example;
+mod exim;
+mod exim_mail;
 mod failures;
 mod process;
 mod recorder;

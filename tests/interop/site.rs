@@ -1,5 +1,6 @@
 //! A test's own corner of 127.0.0.0/8: addresses, a port, a DNS server, a folder.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -13,6 +14,8 @@ use tempfile::TempDir;
 
 /// Where servers start at last.
 const START: Duration = Duration::from_secs(20);
+/// The DNS server's host.
+const DNS: u8 = 53;
 
 /// Killed when dropped.
 struct Server(Child);
@@ -29,7 +32,8 @@ pub(crate) struct Site {
     net: (u8, u8),
     /// Of all servers, DNS too.
     pub(crate) port: u16,
-    servers: Vec<Server>,
+    /// By host.
+    servers: Vec<(u8, Server)>,
 }
 
 impl Site {
@@ -38,10 +42,7 @@ impl Site {
         let missing: Vec<_> =
             ["knotd", "knotc", "smtp-sink"].into_iter().filter(|name| program(name).is_none()).collect();
         if !missing.is_empty() {
-            let line = format!("SKIPPED interop: {} not found", missing.join(" and "));
-            assert!(std::env::var_os("POSTRIDER_INTEROP").is_none_or(|mode| mode != "require"), "{line}");
-            // Past the capture of test output: a skipped test must not look like a passed one.
-            let _ = writeln!(std::io::stderr(), "{line}");
+            skip(&missing.join(" and "));
             return None;
         }
         // Two runs at a time on one machine keep apart by process, two tests of a run by number.
@@ -50,7 +51,7 @@ impl Site {
         let net = (2 + u8::try_from(process % 250).unwrap(), NEXT.fetch_add(1, Ordering::Relaxed));
         // Below the ports that systems give to clients: one of those could be taken before a server binds it.
         let free = |port: &u16| {
-            [1, 53]
+            [1, DNS]
                 .iter()
                 .all(|host| TcpListener::bind((Ipv4Addr::new(127, net.0, net.1, *host), *port)).is_ok())
         };
@@ -102,7 +103,7 @@ impl Site {
              [dns]\nnameservers = [\"{dns_ip}:{port}\"]\n\
              [smtp]\nport = {port}\nprohibited-addresses = []\n",
             spool = self.path("spool"),
-            dns_ip = self.ip(53),
+            dns_ip = self.ip(DNS),
             port = self.port,
         )
     }
@@ -113,7 +114,7 @@ impl Site {
         std::fs::create_dir(&folder).unwrap();
         self.write_zone(zone, 1);
         let config = folder.join("knot.conf");
-        let listen = format!("{}@{}", self.ip(53), self.port);
+        let listen = format!("{}@{}", self.ip(DNS), self.port);
         let text = format!(
             "server:\n  rundir: {folder:?}\n  listen: \"{listen}\"\n  udp-workers: 1\n  tcp-workers: 1\n\
              log:\n  - target: stderr\n    any: info\n\
@@ -130,7 +131,7 @@ impl Site {
             .spawn()
             .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        self.servers.push(Server(child));
+        self.servers.push((DNS, Server(child)));
         let (line, lines) = channel();
         // Reads to the end even after the test listens no more, so that knotd never blocks on its log.
         std::thread::spawn(move || {
@@ -166,34 +167,72 @@ impl Site {
 
     /// smtp-sink on host `host`; each message becomes a file in the folder this returns.
     pub(crate) fn serve_sink(&mut self, host: u8) -> PathBuf {
-        let folder = self.path(&format!("sink{host}"));
-        std::fs::create_dir(&folder).unwrap();
-        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+        let folder = self.shared_folder(&format!("sink{host}"));
+        self.serve_sink_with(host, &folder, &[]);
+        folder
+    }
+
+    /// smtp-sink with options, as the only server of the host: one that runs there ends first.
+    pub(crate) fn serve_sink_with(&mut self, host: u8, folder: &Path, options: &[&str]) {
         let mut command = Command::new(program("smtp-sink").unwrap());
         if is_root() {
             command.args(["-u", "nobody"]);
         }
-        let address = self.smtp(host);
-        command.arg("-d").arg(folder.join("m.")).arg(address.to_string()).arg("100");
-        self.servers.push(Server(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()));
-        // It says nothing when it is ready; a connection is the only sign.
-        let (_keep, pause) = channel::<()>();
-        let ready = (0..1000).any(|_| {
-            TcpStream::connect(address).is_ok() || pause.recv_timeout(Duration::from_millis(10)).is_ok()
-        });
-        assert!(ready, "smtp-sink does not start on {address}");
+        command.args(options).arg("-d").arg(folder.join("m."));
+        command.arg(self.smtp(host).to_string()).arg("100");
+        self.serve(host, &mut command);
+    }
+
+    /// A folder in which servers write that gave up root's rights.
+    pub(crate) fn shared_folder(&self, name: &str) -> PathBuf {
+        let folder = self.path(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
         folder
+    }
+
+    /// A server that says nothing when it is ready: a connection is the only sign.
+    pub(crate) fn serve(&mut self, host: u8, command: &mut Command) {
+        self.stop(host);
+        let (address, errors) = (self.smtp(host), self.path(&format!("errors{host}")));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
+        let mut child = command.spawn().unwrap();
+        let (_keep, pause) = channel::<()>();
+        let mut pauses = (0..1000).map(|_| pause.recv_timeout(Duration::from_millis(10)));
+        let ready = loop {
+            if TcpStream::connect(address).is_ok() {
+                break true;
+            } else if child.try_wait().unwrap().is_some() || pauses.next().is_none() {
+                break false;
+            }
+        };
+        self.servers.push((host, Server(child)));
+        let program = command.get_program().display();
+        assert!(ready, "{program} does not start: {}", std::fs::read_to_string(errors).unwrap());
+    }
+
+    /// Ends the server of a host.
+    pub(crate) fn stop(&mut self, host: u8) {
+        self.servers.retain(|(of, _)| *of != host);
     }
 }
 
+/// Says that a test is skipped for want of this, or fails where servers are required.
+pub(crate) fn skip(missing: &str) {
+    let line = format!("SKIPPED interop: {missing} not found");
+    assert!(std::env::var_os("POSTRIDER_INTEROP").is_none_or(|mode| mode != "require"), "{line}");
+    // Past the capture of test output: a skipped test must not look like a passed one.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Servers often lie outside a user's search path.
-fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(usual).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output().unwrap();
     output.stdout.trim_ascii() == b"0"
 }

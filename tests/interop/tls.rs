@@ -1,6 +1,6 @@
 //! STARTTLS with OpenSSL at the other side, through Python.
 
-use std::io::{BufRead, BufReader, Lines, Write};
+use std::io::{BufRead, BufReader, Lines};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -9,6 +9,8 @@ use postrider::policy::StartTls;
 use postrider::testing::TestCertificate;
 use postrider::transport::smtp::SmtpTransport;
 use postrider::transport::{EndCause, Target, Timeouts, TlsWish, Transaction, Transport};
+
+use crate::site::skip;
 
 struct Server {
     child: Child,
@@ -26,9 +28,7 @@ impl Server {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/starttls.py");
         let child = Command::new("python3").arg(script).args([chain, key]).stdout(Stdio::piped()).spawn();
         let Ok(mut child) = child else {
-            let line = "SKIPPED interop: python3 not found";
-            assert!(std::env::var_os("POSTRIDER_INTEROP").is_none_or(|mode| mode != "require"), "{line}");
-            let _ = writeln!(std::io::stderr(), "{line}");
+            skip("python3");
             return None;
         };
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
