@@ -291,8 +291,10 @@ fn its_limits_are_kept() {
 }
 
 /// Of each delivered recipient, whether the server took over what is to be reported, and the session's TLS.
+type Delivered = BTreeMap<String, (bool, Option<String>)>;
+
 #[derive(Clone, Default)]
-struct Passed(Arc<Mutex<BTreeMap<String, (bool, Option<String>)>>>);
+struct Passed(Arc<Mutex<Delivered>>);
 
 impl EventSink for Passed {
     fn on_event(&self, event: &DeliveryEvent) {

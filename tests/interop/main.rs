@@ -1,7 +1,9 @@
-//! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink)
-//! and one that keeps what it gets octet for octet, all on loopback. And the transport by itself, against OpenSSL.
+//! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink, Exim,
+//! aiosmtpd) and one that keeps what it gets octet for octet, all on loopback. And the transport by itself, against
+//! OpenSSL.
 //!
-//! Where knotd or smtp-sink is missing the tests skip and say so; with `POSTRIDER_INTEROP=require` they fail.
+//! Where a server is missing its tests skip and say so; with `POSTRIDER_INTEROP=require` they fail. `.ci/run` installs
+//! all of them; Exim it unpacks into the target folder, and `POSTRIDER_EXIM` names one that lies elsewhere.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,6 +12,7 @@
     reason = "a test panics when something is wrong"
 )]
 
+mod aiosmtpd;
 mod controls;
 mod controls_dns;
 mod controls_limits;
@@ -26,6 +29,7 @@ mod process;
 mod recorder;
 mod replay;
 mod restarts;
+mod sink_modes;
 mod site;
 mod tls;
 mod why;
