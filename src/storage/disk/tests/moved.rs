@@ -2,6 +2,17 @@
 
 use super::*;
 
+/// With the one message it has: another is taken, and both are there for who opens it next.
+#[cfg(unix)]
+async fn goes_on(rig: &Rig, store: DiskStorage) {
+    insert_each(&store, 2..=2).await;
+    drop(store);
+    let store = rig.open().await;
+    for number in 1..=2 {
+        assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
@@ -35,12 +46,7 @@ async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
             is_locked().await;
         }
     }
-    insert_each(&store, 2..=2).await;
-    drop(store);
-    let store = rig.open().await;
-    for number in 1..=2 {
-        assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
-    }
+    goes_on(&rig, store).await;
 }
 
 #[cfg(unix)]
@@ -124,12 +130,7 @@ async fn nothing_is_acknowledged_into_a_file_that_was_removed_or_replaced() {
         // What is claimed is sent, and could not be settled.
         assert_eq!(store.heads(None, 9).await.is_err(), which == 0);
         fs::rename(&elsewhere, path).unwrap();
-        insert_each(&store, 2..=2).await;
-        drop(store);
-        let store = rig.open().await;
-        for number in 1..=2 {
-            assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
-        }
+        goes_on(&rig, store).await;
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::message::MessageId;
 use crate::storage::{
-    Change, ChangeOutcome, Envelope, Inserted, Item, ItemId, ItemSummary, Lane, NewMessage, Recipient,
+    Change, ChangeOutcome, Envelope, Inserted, Item, ItemId, ItemSummary, Lane, Lease, NewMessage, Recipient,
     StorageError, StorageErrorKind,
 };
 
@@ -65,7 +65,7 @@ impl Given {
         }
     }
 
-    fn stored(&mut self, new: &NewMessage, items: &[(ItemId, Option<crate::storage::Lease>)]) {
+    fn stored(&mut self, new: &NewMessage, items: &[(ItemId, Option<Lease>)]) {
         let id = new.envelope.id;
         let named = items.iter().zip(&new.items).map(|((item, _), new)| (*item, (id, new.lane.clone())));
         self.items.extend(named);
