@@ -421,6 +421,12 @@ impl Destination {
         self.cohort.hold_until = None;
         self.refusal = None;
         self.no_fresh_before = None;
+        if let Some(missing) = &mut self.missing {
+            missing.confirmed_until = None;
+        }
+        if !self.work.doubts.skipped.is_empty() {
+            self.work.doubts.change(|doubts| doubts.skipped.clear());
+        }
         if matches!(self.route, RouteState::Known { .. }) {
             self.route = RouteState::Unknown;
         }

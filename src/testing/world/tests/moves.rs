@@ -191,6 +191,25 @@ fn a_clock_set_back_by_days_holds_no_new_mail_up() {
 }
 
 #[test]
+fn a_clock_set_back_by_days_passes_no_host_over_for_days() {
+    let zone = "example.net. MX 10 mx1.example.net.\nexample.net. MX 20 mx2.example.net.\n\
+                mx1.example.net. A 192.0.2.1\nmx2.example.net. A 192.0.2.2";
+    let skips = "[[reply-rule]]\nname = 'r'\nmatch = 'not now'\nactions = ['skip-mx']";
+    let refuses = Failure::Reply(Stage::Mail, "450 4.3.0 not now".into());
+    let first = ServerModel::new().with_failure(Duration::ZERO..MINUTE, refuses);
+    let world = World::builder().policy(policy(skips)).zone(zone).server(SERVER, first);
+    let mut world = world.server("192.0.2.2", ServerModel::new()).build().unwrap();
+    world.submit(message(BOB)).unwrap();
+    world.run_for(MINUTE);
+    assert_eq!(world.server("192.0.2.2").taken, 1, "the first is passed over");
+    world.step_clock(world.now().saturating_sub(2 * DAY));
+    world.run_for(HOUR);
+    world.submit(message(BOB)).unwrap();
+    world.run_for(MINUTE);
+    assert_eq!(world.server(SERVER).taken, 1, "and asked again");
+}
+
+#[test]
 fn another_policy_may_come_when_a_fuse_would_blow() {
     let fuse = policy("[domain.'*']\nbounce-fuse = '2/1h'");
     let mut world = builder(ServerModel::new()).policy(fuse).build().unwrap();
