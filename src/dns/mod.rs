@@ -5,6 +5,7 @@ mod cache;
 mod hickory;
 mod mx;
 mod route;
+mod txt;
 mod zone;
 
 use std::fmt::{Debug, Display};
@@ -20,6 +21,7 @@ pub use mx::{MAX_MAIL_EXCHANGERS, MailExchangers};
 pub use route::{
     Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route, find_route,
 };
+pub use txt::TxtRecord;
 pub use zone::{StaticResolver, ZoneError, ZoneProblem};
 
 /// Answers DNS questions.
@@ -46,6 +48,16 @@ pub trait Resolver: Debug + Display + Send + Sync + 'static {
 
     /// The AAAA records of `host`.
     async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError>;
+
+    /// The TXT records of `name`, by which domains say that they have an MTA-STS policy (RFC 8461 §3.1).
+    ///
+    /// Provided: fails with [`DnsErrorKind::Unsupported`], so that with a resolver that lacks it no domain has such a
+    /// policy.
+    async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        let _ = freshness;
+        let kind = DnsErrorKind::Unsupported;
+        Err(DnsError::new(kind, format!("TXT of {name}: {}", kind.as_str())))
+    }
 }
 
 fn _obj_safe(_: &dyn Resolver) {}
@@ -117,6 +129,8 @@ pub enum DnsErrorKind {
     Malformed,
     /// No server could be reached: this machine's trouble rather than the domain's.
     Unreachable,
+    /// The resolver does not ask for records of this type.
+    Unsupported,
 }
 
 impl DnsErrorKind {
@@ -128,6 +142,7 @@ impl DnsErrorKind {
             Self::Refused => "the server would not answer (REFUSED)",
             Self::Malformed => "the answer is not well formed",
             Self::Unreachable => "no DNS server can be reached",
+            Self::Unsupported => "this resolver does not ask for records of this type",
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::mx::normal;
-use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver};
+use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TxtRecord};
 use crate::message::is_host_name;
 
 /// Of a record without TTL, and of what is not there.
@@ -30,9 +30,11 @@ const MAX_COUNTED: usize = 100_000;
 /// mx.example.net.                AAAA  2001:db8::1
 /// www.example.net.               CNAME mx.example.net.
 /// silent.example.                MX    0 .
+/// _mta-sts.example.net.          TXT   "v=STSv1; id=20260101;"
 /// ```
 ///
-/// Types are MX, A, AAAA and CNAME. All names are absolute, with or without the trailing dot. The TTL is in seconds,
+/// Types are MX, A, AAAA, TXT and CNAME. The text of TXT stands in quotation marks, in one or more strings, with `\"` for
+/// a quotation mark and `\\` for a backslash in it. All names are absolute, with or without the trailing dot. The TTL is in seconds,
 /// 300 if left out, as for what is not there. CNAMEs are followed, at most eight. A name that is not there, and has no
 /// name below it, is NXDOMAIN.
 ///
@@ -69,7 +71,7 @@ pub enum ZoneProblem {
     #[error("`{0}` is not a domain name like mx.example.net.")]
     Name(String),
     /// No type, or one that is not known.
-    #[error("expected a type after owner, TTL and class: MX, A, AAAA or CNAME, found `{0}`")]
+    #[error("expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found `{0}`")]
     Type(String),
     /// The data does not fit the type.
     #[error("expected {expected}, found `{found}`")]
@@ -185,6 +187,10 @@ impl Resolver for StaticResolver {
     async fn ipv6(&self, host: &str, _: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
         self.ask(host, "AAAA", |node| &node.ipv6)
     }
+
+    async fn txt(&self, name: &str, _: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        self.ask(name, "TXT", |node| &node.txt)
+    }
 }
 
 impl fmt::Display for StaticResolver {
@@ -215,12 +221,13 @@ struct Node {
     mx: Vec<(MxRecord, Duration)>,
     ipv4: Vec<(Ipv4Addr, Duration)>,
     ipv6: Vec<(Ipv6Addr, Duration)>,
+    txt: Vec<(TxtRecord, Duration)>,
     cname: Option<(String, Duration)>,
 }
 
 impl Node {
     fn has_data(&self) -> bool {
-        !self.mx.is_empty() || !self.ipv4.is_empty() || !self.ipv6.is_empty()
+        !self.mx.is_empty() || !self.ipv4.is_empty() || !self.ipv6.is_empty() || !self.txt.is_empty()
     }
 }
 
@@ -228,8 +235,7 @@ impl Zone {
     fn parse(text: &str) -> Result<Self, ZoneError> {
         let mut zone = Self::default();
         for (number, line) in text.lines().enumerate() {
-            let line = line.split_once(';').map_or(line, |(record, _)| record);
-            zone.add(line).map_err(|problem| ZoneError { line: number + 1, problem })?;
+            zone.add(without_comment(line)).map_err(|problem| ZoneError { line: number + 1, problem })?;
         }
         Ok(zone)
     }
@@ -250,6 +256,8 @@ impl Zone {
         }
         let rtype = words.next().unwrap_or_default();
         let data: Vec<&str> = words.collect();
+        // Spaces in it count.
+        let text = line.find('"').and_then(|quote| line.get(quote..)).unwrap_or_default();
         let wrong = |expected| ZoneProblem::Data { expected, found: data.join(" ") };
 
         let node = self.nodes.entry(owner.clone()).or_default();
@@ -265,10 +273,12 @@ impl Zone {
             }
             ("A", [address]) => node.ipv4.push((address.parse().map_err(|_| wrong(A_DATA))?, ttl)),
             ("AAAA", [address]) => node.ipv6.push((address.parse().map_err(|_| wrong(AAAA_DATA))?, ttl)),
+            ("TXT", [_, ..]) => node.txt.push((strings(text).ok_or_else(|| wrong(TXT_DATA))?, ttl)),
             ("CNAME", [target]) => node.cname = Some((host_name(target)?, ttl)),
             ("MX", _) => return Err(wrong(MX_DATA)),
             ("A", _) => return Err(wrong(A_DATA)),
             ("AAAA", _) => return Err(wrong(AAAA_DATA)),
+            ("TXT", _) => return Err(wrong(TXT_DATA)),
             ("CNAME", _) => return Err(wrong("one name, such as mx.example.net.")),
             _ => return Err(ZoneProblem::Type(rtype.to_owned())),
         }
@@ -284,6 +294,39 @@ impl Zone {
 const MX_DATA: &str = "a preference (0 to 65535) and a name, such as `10 mx.example.net.`";
 const A_DATA: &str = "one IPv4 address, such as 192.0.2.1";
 const AAAA_DATA: &str = "one IPv6 address, such as 2001:db8::1";
+
+const TXT_DATA: &str = "text in quotation marks, such as \"v=STSv1; id=1;\"";
+
+/// What stands before a semicolon that is not in quotation marks.
+fn without_comment(line: &str) -> &str {
+    let (mut quoted, mut escaped) = (false, false);
+    let comment = line.char_indices().find(|&(_, letter)| {
+        let is_comment = letter == ';' && !quoted;
+        quoted ^= letter == '"' && !escaped;
+        escaped = letter == '\\' && !escaped;
+        is_comment
+    });
+    comment.and_then(|(at, _)| line.get(..at)).unwrap_or(line)
+}
+
+/// The strings of a TXT record, joined. `None`: not all of it is in quotation marks, or they do not end.
+fn strings(text: &str) -> Option<TxtRecord> {
+    let (mut joined, mut quoted, mut escaped) = (String::new(), false, false);
+    for letter in text.chars() {
+        match letter {
+            '\\' if quoted && !escaped => {
+                escaped = true;
+                continue;
+            }
+            '"' if !escaped => quoted = !quoted,
+            letter if quoted => joined.push(letter),
+            letter if letter.is_ascii_whitespace() => {}
+            _ => return None,
+        }
+        escaped = false;
+    }
+    (!quoted && !text.is_empty()).then(|| TxtRecord::from(joined.as_str()))
+}
 
 fn host_name(text: &str) -> Result<String, ZoneProblem> {
     let name = normal(text);
@@ -337,6 +380,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn text_is_taken_as_it_stands() {
+        let zone = r#"
+            a.example. TXT "v=STSv1; id=1;"  ; a comment with a "
+            a.example. 60 IN txt "one  " "two" ""
+            b.example. TXT "say \"no\"; \\"
+            c.example. TXT ""
+        "#;
+        let resolver = StaticResolver::parse(zone).unwrap();
+        let txt = async |name: &str| resolver.txt(name, Freshness::Cached).await.unwrap();
+        let seconds = Duration::from_secs;
+        for (name, records, ttl) in [
+            ("a.example", &["v=STSv1; id=1;", "one  two"][..], seconds(60)),
+            ("b.example", &[r#"say "no"; \"#], DEFAULT_TTL),
+            ("c.example", &[""], DEFAULT_TTL),
+        ] {
+            let records = records.iter().map(|&text| text.into()).collect();
+            assert_eq!(txt(name).await, Answer::Records { records, ttl }, "{name}");
+        }
+        assert_eq!(txt("example").await, Answer::NoData { ttl: DEFAULT_TTL });
+    }
+
+    #[tokio::test]
     async fn lies_when_told_and_counts() {
         let resolver = StaticResolver::parse(ZONE).unwrap();
         let clone = resolver.clone();
@@ -367,12 +432,24 @@ mod tests {
                 "line 1: expected a preference (0 to 65535) and a name, such as `10 mx.example.net.`, found `70000 mx.example.net.`",
             ),
             (
+                "example.net. SRV hello",
+                "line 1: expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found `SRV`",
+            ),
+            (
                 "example.net. TXT hello",
-                "line 1: expected a type after owner, TTL and class: MX, A, AAAA or CNAME, found `TXT`",
+                "line 1: expected text in quotation marks, such as \"v=STSv1; id=1;\", found `hello`",
+            ),
+            (
+                "example.net. TXT \"hello ; world",
+                "line 1: expected text in quotation marks, such as \"v=STSv1; id=1;\", found `\"hello ; world`",
+            ),
+            (
+                "example.net. TXT \"a\" b",
+                "line 1: expected text in quotation marks, such as \"v=STSv1; id=1;\", found `\"a\" b`",
             ),
             (
                 "example.net. 300 IN",
-                "line 1: expected a type after owner, TTL and class: MX, A, AAAA or CNAME, found ``",
+                "line 1: expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found ``",
             ),
             (
                 "example.net. A 192.0.2.256",
@@ -380,7 +457,7 @@ mod tests {
             ),
             (
                 "exa mple A 192.0.2.1",
-                "line 1: expected a type after owner, TTL and class: MX, A, AAAA or CNAME, found `mple`",
+                "line 1: expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found `mple`",
             ),
             ("a..b A 192.0.2.1", "line 1: `a..b` is not a domain name like mx.example.net."),
             (

@@ -16,14 +16,14 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::Semaphore;
 
 use self::store::{Store, ttl, with_ttl};
-use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver};
+use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TxtRecord};
 use crate::clock::Clock;
 
 /// What a [`CachingResolver`] keeps, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheOptions {
-    /// Answers kept of each record type (MX, A, AAAA). At the bound the least recently used is forgotten. Zero: no
+    /// Answers kept of each record type (MX, A, AAAA, TXT). At the bound the least recently used is forgotten. Zero: no
     /// answer is kept. Default: 32,768.
     pub capacity: usize,
     /// Records hold at least so long, whatever their TTL. Default: zero, as DNS demands.
@@ -74,6 +74,7 @@ struct Inner<R> {
     mx: Table<MxRecord>,
     ipv4: Table<Ipv4Addr>,
     ipv6: Table<Ipv6Addr>,
+    txt: Table<TxtRecord>,
 }
 
 /// One record type's answers, and its look-ups under way.
@@ -96,8 +97,8 @@ impl<R: Resolver> CachingResolver<R> {
     /// With these options.
     pub fn with_options(resolver: R, clock: Clock, options: CacheOptions) -> Self {
         let permits = Semaphore::new(options.concurrent_lookups.clamp(1, Semaphore::MAX_PERMITS));
-        let (mx, ipv4, ipv6) = Default::default();
-        Self { shared: Arc::new(Inner { resolver, clock, options, permits, mx, ipv4, ipv6 }) }
+        let (mx, ipv4, ipv6, txt) = Default::default();
+        Self { shared: Arc::new(Inner { resolver, clock, options, permits, mx, ipv4, ipv6, txt }) }
     }
 
     /// The resolver behind the cache.
@@ -211,6 +212,7 @@ macro_rules! record {
 record!(MxRecord, mx);
 record!(Ipv4Addr, ipv4);
 record!(Ipv6Addr, ipv6);
+record!(TxtRecord, txt);
 
 impl<T> Table<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -236,6 +238,10 @@ impl<R: Resolver> Resolver for CachingResolver<R> {
 
     async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
         self.answer(host, freshness).await
+    }
+
+    async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        self.answer(name, freshness).await
     }
 }
 

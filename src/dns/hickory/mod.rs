@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig};
 
 use self::upstream::Upstream;
-use super::{Answer, CacheOptions, CachingResolver, DnsError, Freshness, MxRecord, Resolver};
+use super::{Answer, CacheOptions, CachingResolver, DnsError, Freshness, MxRecord, Resolver, TxtRecord};
 use crate::clock::Clock;
 
 /// Asks recursive name servers, and remembers their answers ([`CachingResolver`]).
@@ -21,7 +21,8 @@ use crate::clock::Clock;
 /// refuses or keeps silent is passed over. Over UDP with EDNS, over TCP where an answer does not fit. No search
 /// list, no hosts file. `localhost` and `invalid` (RFC 6761) are answered without asking. Clones share everything.
 ///
-/// Of one answer at most 128 records are kept, of MX those of the lowest preference numbers.
+/// Of one answer at most 128 records are kept, of MX those of the lowest preference numbers. An answer with more than
+/// 8 KiB of text (TXT) is [`Malformed`](super::DnsErrorKind::Malformed).
 ///
 /// When all stay silent, they are asked for the root: if they are silent then too, the failure is
 /// [`DnsErrorKind::Unreachable`](super::DnsErrorKind::Unreachable), this machine's trouble, else the domain's
@@ -171,6 +172,10 @@ impl Resolver for HickoryResolver {
 
     async fn ipv6(&self, host: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
         self.cache.ipv6(host, freshness).await
+    }
+
+    async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        self.cache.txt(name, freshness).await
     }
 }
 

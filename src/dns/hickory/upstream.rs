@@ -14,10 +14,12 @@ use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
 use super::HickoryError;
-use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver};
+use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TxtRecord};
 
 /// Kept of one answer: several times what a route uses.
 const MAX_RECORDS: usize = 128;
+/// Octets of text in one answer. One that is cut could mean something else.
+const MAX_TEXT: usize = 8 * 1024;
 
 /// Name servers, each with a resolver of its own: hickory's pool takes one server's SERVFAIL or REFUSED for the
 /// last word while the next server may well have an answer.
@@ -136,7 +138,7 @@ fn telling(kind: DnsErrorKind) -> u8 {
         DnsErrorKind::Refused => 3,
         DnsErrorKind::Malformed => 2,
         DnsErrorKind::Timeout => 1,
-        DnsErrorKind::Unreachable => 0,
+        DnsErrorKind::Unreachable | DnsErrorKind::Unsupported => 0,
     }
 }
 
@@ -251,6 +253,22 @@ impl Resolver for Upstream {
     async fn ipv6(&self, host: &str, _: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
         self.ask(host, RecordType::AAAA, |data| if let RData::AAAA(a) = data { Some(a.0) } else { None })
             .await
+    }
+
+    async fn txt(&self, name: &str, _: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        let read = |data: &RData| match data {
+            RData::TXT(txt) => Some(TxtRecord::new(txt.txt_data.concat())),
+            _ => None,
+        };
+        let answer = self.ask(name, RecordType::TXT, read).await?;
+        if let Answer::Records { records, .. } = &answer
+            && records.iter().map(|record| record.octets().len()).sum::<usize>() > MAX_TEXT
+        {
+            let message =
+                format!("TXT of {name}: more than {MAX_TEXT} octets of text (asked {})", self.names);
+            return Err(DnsError::new(DnsErrorKind::Malformed, message));
+        }
+        Ok(bounded(answer, |_| 0))
     }
 }
 

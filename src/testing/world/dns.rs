@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use super::WorldError;
 use super::book::Book;
 use super::builder::{check_chance, check_times};
-use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver};
+use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver, TxtRecord};
 use crate::message::Domain;
 use crate::testing::conversation::pause;
 
@@ -211,6 +211,11 @@ impl Resolver for LyingResolver {
             .iter()
             .for_each(|&address| self.book.tell(|oracle| oracle.address(host, address.into())));
         answer
+    }
+
+    /// Never a lie.
+    async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        self.zone.txt(name, freshness).await
     }
 }
 
