@@ -408,6 +408,9 @@ words! {
         AuthNotOffered = "auth-not-offered",
         /// Credentials are set, and the session has no TLS to send them in.
         AuthNeedsTls = "auth-needs-tls",
+        /// The domain's MTA-STS policy can not be kept: it permits none of the hosts, or those have no TLS, or none with a
+        /// certificate that is valid for the host.
+        MtaSts = "mta-sts",
     }
 }
 

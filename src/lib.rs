@@ -38,6 +38,7 @@
 //! |---|---|---|
 //! | [`Storage`](storage::Storage) | keeps accepted mail | `DiskStorage`, [`MemoryStorage`](storage::MemoryStorage) |
 //! | [`Resolver`](dns::Resolver) | answers DNS questions | `HickoryResolver`, [`CachingResolver`](dns::CachingResolver), [`StaticResolver`](dns::StaticResolver) |
+//! | [`PolicyFetcher`](mta_sts::PolicyFetcher) | gets MTA-STS policies | `HttpsFetcher`, [`StaticFetcher`](mta_sts::StaticFetcher) |
 //! | [`Transport`](transport::Transport) | talks to receivers | [`SmtpTransport`](transport::smtp::SmtpTransport) |
 //!
 //! [`EventSink`](event::EventSink) takes reports; a [`Policy`] says how mail is sent; a [`Clock`](clock::Clock) says
@@ -49,6 +50,7 @@
 //! |---|---|---|
 //! | `disk` | yes | `DiskStorage` |
 //! | `hickory` | yes | `HickoryResolver` |
+//! | `mta-sts` | yes | [`HttpsFetcher`](mta_sts), for MTA-STS policies; brings `tls` |
 //! | `tls` | yes | STARTTLS and implicit TLS in [`SmtpTransport`](transport::smtp::SmtpTransport); without it queues send in plain, and a policy that asks for TLS is refused |
 //! | `testing` | no | `postrider::testing`: worlds in virtual time under an oracle, simulations, the rules of a store as tests, SMTP servers in the process, the replay of logs |
 //!
@@ -64,6 +66,7 @@ pub mod dns;
 pub mod engine;
 pub mod event;
 pub mod message;
+pub mod mta_sts;
 mod outbox;
 pub mod policy;
 pub mod reply;

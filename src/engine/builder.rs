@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::dns::Resolver;
 use crate::event::EventSink;
 use crate::message::{Domain, DomainError};
+use crate::mta_sts::{Policies, PolicyFetcher, is_policy};
 use crate::policy::Policy;
 use crate::scheduler::{Bounds, Event, Scheduler};
 use crate::storage::{OutboxPosition, Owner, Storage, StorageError};
@@ -28,6 +29,7 @@ pub struct EngineBuilder {
     storage: Option<Arc<dyn Storage>>,
     resolver: Option<Arc<dyn Resolver>>,
     transport: Arc<dyn Transport>,
+    policy_fetcher: Option<Arc<dyn PolicyFetcher>>,
     policy: Policy,
     sink: Arc<dyn EventSink>,
     clock: Option<Clock>,
@@ -62,6 +64,7 @@ impl EngineBuilder {
             storage: None,
             resolver: None,
             transport: Arc::new(SmtpTransport::default()),
+            policy_fetcher: default_fetcher(),
             policy: Policy::default(),
             sink: Arc::new(()),
             clock: None,
@@ -85,6 +88,13 @@ impl EngineBuilder {
     /// Who talks to receivers. Default: [`SmtpTransport`] over TCP.
     pub fn transport(mut self, transport: impl Transport) -> Self {
         self.transport = Arc::new(transport);
+        self
+    }
+
+    /// Who gets the MTA-STS policies of domains. Default with the feature `mta-sts`: `HttpsFetcher`, with the platform's
+    /// roots. Without the feature a policy can not ask for MTA-STS, and nobody is asked.
+    pub fn policy_fetcher(mut self, fetcher: impl PolicyFetcher) -> Self {
+        self.policy_fetcher = Some(Arc::new(fetcher));
         self
     }
 
@@ -153,7 +163,8 @@ impl EngineBuilder {
             Scheduler::new(self.policy.clone(), hostname.clone(), owner, seeds.u64(..), self.bounds);
         let usage = storage.usage().await?;
         let outbox = storage.outbox(OutboxPosition::default(), 1).await?;
-        recover(&mut scheduler, &*storage, &clock).await?;
+        let policies = self.policy_fetcher.map(|fetcher| Arc::new(Policies::new(fetcher, clock.clone())));
+        recover(&mut scheduler, policies.as_deref(), &*storage, &clock).await?;
 
         let (submissions, submitted) = tokio::sync::mpsc::channel(SUBMISSIONS);
         let (requests, requested) = tokio::sync::mpsc::channel(REQUESTS);
@@ -161,6 +172,7 @@ impl EngineBuilder {
         let parts = Parts {
             storage: storage.clone(),
             resolver,
+            policies,
             transport: self.transport,
             clock: clock.clone(),
             hostname,
@@ -177,12 +189,22 @@ impl EngineBuilder {
 }
 
 /// Reads retry clocks and the heads of lanes, a page at a time: as much as there are destinations, not messages.
-async fn recover(scheduler: &mut Scheduler, storage: &dyn Storage, clock: &Clock) -> Result<(), StartError> {
+async fn recover(
+    scheduler: &mut Scheduler,
+    policies: Option<&Policies>,
+    storage: &dyn Storage,
+    clock: &Clock,
+) -> Result<(), StartError> {
     let mut after = None;
     loop {
-        let rows = storage.state(after, PAGE).await?;
+        let mut rows = storage.state(after, PAGE).await?;
         let Some(last) = rows.last() else { break };
         after = Some(last.key.clone());
+        match policies {
+            Some(policies) => policies.restore(&mut rows, clock.now()),
+            // Another build may want them again.
+            None => rows.retain(|row| !is_policy(row)),
+        }
         scheduler.handle(clock.now(), Event::State(rows));
     }
     let mut after = None;
@@ -204,6 +226,16 @@ fn default_resolver() -> Result<Arc<dyn Resolver>, StartError> {
             Err(StartError::NoResolver)
         }
     }
+}
+
+#[cfg(feature = "mta-sts")]
+fn default_fetcher() -> Option<Arc<dyn PolicyFetcher>> {
+    Some(Arc::new(crate::mta_sts::HttpsFetcher::default()))
+}
+
+#[cfg(not(feature = "mta-sts"))]
+fn default_fetcher() -> Option<Arc<dyn PolicyFetcher>> {
+    None
 }
 
 #[cfg(not(feature = "hickory"))]

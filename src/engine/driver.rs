@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::answers::panicked;
 use super::reporter::{Handover, Reporter, Streams};
+use super::route::LookUp;
 use super::session::{Order, Phase, SessionTask};
 use super::{ShutdownReport, Stats};
 use crate::clock::{self, Clock, Timestamp};
@@ -22,6 +23,7 @@ use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
 use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::{EventId, Message, MessageId};
+use crate::mta_sts::Policies;
 use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
@@ -127,6 +129,8 @@ pub(super) enum Input {
 pub(super) struct Parts {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) resolver: Arc<dyn Resolver>,
+    /// `None`: nobody gets MTA-STS policies.
+    pub(super) policies: Option<Arc<Policies>>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
     pub(super) hostname: Arc<str>,
@@ -245,6 +249,7 @@ impl Driver {
     pub(super) async fn run(mut self, reporter: Reporter, streams: Streams) {
         let reporter = tokio::spawn(reporter.run());
         self.renew_and_maintain(self.parts.clock.now());
+        self.keep_policies();
         self.carry_out();
         loop {
             let timer = tokio::time::sleep_until(self.next_wake());
@@ -324,6 +329,7 @@ impl Driver {
         match input {
             Input::Event(event) => {
                 match &event {
+                    Event::Resolved { .. } => self.keep_policies(),
                     Event::CommitDone(result) => {
                         let outcomes = std::mem::take(&mut self.committing_outcomes);
                         if result.is_ok() && outcomes > 0 {
@@ -549,14 +555,18 @@ impl Driver {
                 })
             }
             Command::Resolve { destination, domain, source, settings, freshness } => {
-                let (resolver, policy) = (self.parts.resolver.clone(), self.policy.clone());
-                let hostname = self.parts.hostname.clone();
+                let (resolver, policies) = (self.parts.resolver.clone(), self.parts.policies.clone());
+                let (policy, hostname) = (self.policy.clone(), self.parts.hostname.clone());
                 let results = self.to_driver.clone();
                 self.look_ups.spawn(async move {
-                    let look_up = super::route::look_up(
-                        &*resolver, &policy, &hostname, &domain, &source, &settings, freshness,
-                    );
-                    let result = unless_panicked(look_up).await.unwrap_or_else(|| {
+                    let look_up = LookUp {
+                        resolver: &*resolver,
+                        policies: policies.as_deref(),
+                        policy: &policy,
+                        hostname: &hostname,
+                    };
+                    let route = look_up.route(&domain, &source, &settings, freshness);
+                    let result = unless_panicked(route).await.unwrap_or_else(|| {
                         Err(RouteFailure {
                             kind: RouteFailureKind::LookUp(DnsErrorKind::ServFail),
                             message: format!("{domain}: the resolver panicked"),
@@ -607,6 +617,21 @@ impl Driver {
         self.storage_tasks.spawn(async move {
             let result = unless_panicked(work).await.unwrap_or_else(panicked);
             let _ = results.send(Input::Event(event(result))).await;
+        });
+    }
+
+    /// MTA-STS policies outlive a restart, as RFC 8461 §3.3 wants it.
+    pub(super) fn keep_policies(&mut self) {
+        let changes =
+            self.parts.policies.as_ref().map(|policies| policies.take_changes()).unwrap_or_default();
+        if changes.is_empty() {
+            return;
+        }
+        let storage = self.parts.storage.clone();
+        self.storage_tasks.spawn(async move {
+            if let Err(error) = unless_panicked(storage.commit(changes)).await.unwrap_or_else(panicked) {
+                tracing::warn!(%error, "MTA-STS policies could not be kept; they hold until the engine ends");
+            }
         });
     }
 

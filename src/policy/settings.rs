@@ -160,7 +160,10 @@ settings! {
     /// Name and password are sent without TLS too. Default: no, a host that can not have TLS is given up.
     "use-unencrypted-plain-auth" use_unencrypted_plain_auth, with_use_unencrypted_plain_auth: bool = false,
         read::boolean, any;
-    /// MTA-STS (RFC 8461).
+    /// Whether a domain's MTA-STS policy (RFC 8461) is kept: in mode `enforce` its mail goes only to hosts that the policy
+    /// permits, over TLS with a certificate that is valid for the host's name, whatever `use-starttls` says; else it
+    /// waits. The setting of the domain counts, also if it lies in a rollup. Without effect where `use-starttls` is "off", and for
+    /// fixed hosts and address literals. Default: true with the feature `mta-sts`.
     "use-mta-sts" use_mta_sts, with_use_mta_sts: bool = unbuilt::DEFAULT_MTA_STS, read::boolean, any;
     /// DANE (RFC 7672). Default: no, it needs a validating resolver.
     "use-dane" use_dane, with_use_dane: bool = false, read::boolean, any;
@@ -336,7 +339,10 @@ mod tests {
         assert_eq!((got.source_ip_max_msg_rate, got.source_ip_max_connect_rate), (None, None));
         let starttls = if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
         assert_eq!((got.use_starttls, StartTls::default()), (starttls, starttls));
-        assert_eq!((got.use_implicit_tls, got.use_mta_sts, got.use_dane), (false, false, false));
+        assert_eq!(
+            (got.use_implicit_tls, got.use_mta_sts, got.use_dane),
+            (false, cfg!(feature = "mta-sts"), false)
+        );
         assert_eq!(
             (&got.auth_username, &got.auth_password, got.use_unencrypted_plain_auth),
             (&None, &None, false)

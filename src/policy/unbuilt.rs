@@ -12,8 +12,8 @@ use super::settings::DomainSettings;
 /// The default of `use-starttls`.
 pub(super) const DEFAULT_STARTTLS: StartTls =
     if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
-/// The default of `use-mta-sts`: true once it is built.
-pub(super) const DEFAULT_MTA_STS: bool = false;
+/// The default of `use-mta-sts`.
+pub(super) const DEFAULT_MTA_STS: bool = cfg!(feature = "mta-sts");
 
 /// A setting that is refused for some of its values.
 struct Setting {
@@ -35,6 +35,9 @@ pub(super) struct Feature {
 #[cfg(not(feature = "tls"))]
 const NO_TLS: &str = "TLS is not in this build, which lacks the feature `tls`";
 
+#[cfg(not(feature = "mta-sts"))]
+const NO_MTA_STS: &str = "MTA-STS is not in this build, which lacks the feature `mta-sts`";
+
 const SETTINGS: &[Setting] = &[
     #[cfg(not(feature = "tls"))]
     Setting {
@@ -48,10 +51,11 @@ const SETTINGS: &[Setting] = &[
         on: |s| s.use_implicit_tls == Some(true),
         feature: Feature { missing: NO_TLS, instead: "write false or leave the key out" },
     },
+    #[cfg(not(feature = "mta-sts"))]
     Setting {
         key: "use-mta-sts",
         on: |s| s.use_mta_sts == Some(true),
-        feature: Feature { missing: "MTA-STS is not built yet", instead: "write false or leave the key out" },
+        feature: Feature { missing: NO_MTA_STS, instead: "write false or leave the key out" },
     },
     Setting {
         key: "use-dane",

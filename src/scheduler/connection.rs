@@ -4,30 +4,33 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::command::Command;
-use super::destination::{Refusal, RouteState};
+use super::destination::{Destination, Refusal, RouteState};
 use super::event::Opened;
 use super::fault::Fault;
+use super::mta_sts::{connect_diagnosis, leads};
 use super::outcome::KEPT_OF_REPLIES;
 use super::pump::{SOURCE_REST, local_address};
-use super::record::{Failed, cause_diagnosis, engine_diagnosis, route_diagnosis};
+use super::record::{Failed, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
-use super::session::{Candidate, State, Wish};
+use super::session::{Candidate, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind};
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
-use crate::transport::{ConnectError, EndCause, Target, TlsWish};
+use crate::transport::{ConnectError, EndCause, Target};
 
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
     pub(super) fn open_current(&mut self, id: ConnectionId) {
+        let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
+        let Some(wish) = self.wish_of(key) else { return };
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(destination) = self.destinations.get(connection.destination) else { return };
+        let Some(destination) = self.destinations.get(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let source = self.policy.source(&queue.source);
-        connection.wish = Wish::of(&queue.settings);
+        connection.wish = wish;
         let candidate = &connection.current;
         let target = Target {
             peer: candidate.peer,
@@ -57,12 +60,21 @@ impl Scheduler {
         let asked = std::mem::replace(&mut destination.work.asked, Freshness::Cached);
         match result {
             Ok(route) => {
+                self.release_if_policy_changed(key, &route);
                 if !self.note_found(now, key, &route, asked) {
                     self.place(now, key, &route);
                 }
             }
             Err(failure) if matches!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Unreachable)) => {
                 self.rest_resolver(now, failure.message);
+                self.seek_policy_again(key, asked);
+            }
+            Err(failure) if failure.kind == RouteFailureKind::MtaSts => {
+                self.note_nothing_permitted(key);
+                // Asked for before its time, the clock runs already.
+                if !self.is_held(now, key) {
+                    self.fail_step(now, key, None, route_diagnosis(&failure));
+                }
             }
             Err(failure) if failure.is_permanent() => self.note_not_found(now, key, &failure),
             Err(failure) => {
@@ -94,15 +106,13 @@ impl Scheduler {
         if destination.work.working.is_empty() {
             return;
         }
-        let leads = |wish: TlsWish, to: &Candidate| {
-            // A certificate was verified for one name.
-            let named = |name: &Arc<str>| !wish.is_verified() || *name == to.host;
-            route.hosts.iter().any(|host| named(&host.name) && host.addresses.contains(&to.peer))
-        };
         let working: Vec<_> = destination.work.working.iter().copied().collect();
+        let wish = self.wish_of(key);
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if leads(connection.wish.tls, &connection.current) {
+            if wish.as_ref() == Some(&connection.wish)
+                && leads(route, connection.wish.tls, &connection.current)
+            {
                 continue;
             }
             connection.retired = true;
@@ -131,9 +141,16 @@ impl Scheduler {
 
     /// The session waits for work, or ends if it may not take any.
     pub(super) fn make_idle(&mut self, now: Timestamp, id: ConnectionId) {
+        let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
+        let wish = self.wish_of(key);
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let Some(destination) = self.destinations.get_mut(connection.destination) else { return };
+        let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
+        // Its attempt may be older than the policy that bars the host.
+        let is_barred = destination.is_enforced()
+            && destination
+                .known_route()
+                .is_some_and(|route| !leads(route, connection.wish.tls, &connection.current));
         let one = u32::from(Fault::OneMessageMore.is_there());
         let most = [
             queue.settings.max_msg_per_connection,
@@ -142,7 +159,8 @@ impl Scheduler {
         let used_up = most.into_iter().flatten().any(|most| connection.used >= most.saturating_add(one))
             // A limit was lowered, or something else is wished for now.
             || connection.holds.iter().any(|&slot| self.limits.is_over(slot))
-            || connection.wish != Wish::of(&queue.settings);
+            || wish.as_ref() != Some(&connection.wish)
+            || is_barred;
         connection.state = State::Idle { since: now };
         if used_up || connection.retired || self.shutting_down {
             self.close(id);
@@ -222,9 +240,12 @@ impl Scheduler {
         };
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let is_local = matches!(cause, EndCause::Local(_));
+        let enforced = self.destinations.get(key).is_some_and(Destination::is_enforced);
         let code = match cause {
-            // That our credentials are refused says nothing of the mail.
-            EndCause::Reply(reply) if stage != Stage::Auth => Some(reply.code()),
+            // That our credentials are refused says nothing of the mail; nor, that TLS is. It may be STARTTLS that was.
+            EndCause::Reply(reply) if stage != Stage::Auth && !(enforced && stage == Stage::Ehlo) => {
+                Some(reply.code())
+            }
             _ => None,
         };
         let failed = connection.current.clone();
@@ -234,7 +255,7 @@ impl Scheduler {
         attempt.all_local &= is_local;
         attempt.all_ipv6 &= failed.peer.is_ipv6();
         if !is_local || attempt.last.is_none() || attempt.all_local {
-            let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
+            let mut diagnosis = connect_diagnosis(stage, cause, enforced);
             diagnosis.rule = decision.rule().cloned();
             attempt.last = Some(Box::new((failed.clone(), diagnosis)));
         }
@@ -242,7 +263,7 @@ impl Scheduler {
             Some((Fate::SkipMx, _)) => attempt.skip(&failed.host),
             Some((Fate::RetryRecipient, _)) => (attempt.all_521, attempt.all_5xx) = (false, false),
             Some((fate @ (Fate::BounceRecipient | Fate::BounceQueue), _)) => {
-                let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
+                let mut diagnosis = connect_diagnosis(stage, cause, enforced);
                 diagnosis.rule = decision.rule().cloned();
                 let fate = *fate;
                 self.on_connection_gone(now, id);
@@ -418,6 +439,7 @@ impl Scheduler {
         }));
         self.store_state(key);
         self.clear_window_of(now, key, Some(until));
+        self.watch_expiries(now, key);
         self.mark(key);
     }
 

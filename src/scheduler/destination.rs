@@ -24,6 +24,8 @@ pub(crate) struct Destination {
     pub(super) domain: Domain,
     pub(super) route: RouteState,
     pub(super) retry: RetryClock,
+    /// The hosts of its last route, if an MTA-STS policy demands TLS there and bars others.
+    pub(super) enforced: Option<Box<str>>,
     pub(super) cohort: Cohort,
     /// DNS or the hosts said that no mail is taken: what is due bounces with this until then.
     pub(super) refusal: Option<Box<Refusal>>,
@@ -360,6 +362,7 @@ impl Destination {
             domain,
             route: RouteState::Unknown,
             retry: RetryClock::default(),
+            enforced: None,
             cohort: Cohort::default(),
             refusal: None,
             missing: None,

@@ -452,7 +452,11 @@ impl Scheduler {
                 let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
                 (at > now || !asking).then(|| at.max(self.fresh_from(destination_key).unwrap_or(at)))
             });
-            earliest(earliest(oldest, lane.head.first_expiry), missing)
+            let policy = self.policy_from(lane).filter(|&at| {
+                let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
+                at > now || !asking
+            });
+            earliest(earliest(earliest(oldest, lane.head.first_expiry), missing), policy)
         };
         let window_expiry = work.deadlines.first().map(|&(deadline, _)| deadline);
         let due = lane.head.next_due;
@@ -490,6 +494,7 @@ impl Scheduler {
             self.overdue(now, id);
             ended += 1;
         }
+        self.seek_policy_if_due(now, key);
         let Some(lane) = self.lanes.get(key) else { return };
         let bounce_after = self.bounce_after(lane);
         let destination_key = lane.destination;

@@ -34,6 +34,7 @@ mod intake;
 mod lane;
 mod limits;
 mod lost;
+mod mta_sts;
 mod no_mx;
 mod outcome;
 mod pace;

@@ -355,7 +355,7 @@ impl Scheduler {
         }
         let Some(state) = self.queues.get(queue) else { return false };
         let (source, most) = (state.source.clone(), state.settings.max_msg_per_connection);
-        let wish = Wish::of(&state.settings);
+        let Some(wish) = self.wish_of(key) else { return false };
         for candidate in attempt.group() {
             let meeting = Meeting::new(source.clone(), candidate, wish.clone());
             let Some(idle) = self.idle_at.get(&meeting) else { continue };

@@ -18,7 +18,7 @@ use super::queue::Queue;
 use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost, RouteKind};
-use crate::message::{Domain, MessageId};
+use crate::message::{Domain, MessageId, is_host_name};
 use crate::policy::{Policy, QueueSettings, RollupRule, UnknownSource};
 use crate::storage::{ItemId, Lane};
 
@@ -46,6 +46,8 @@ pub(crate) struct DomainState {
     pub(super) destination: DestinationKey,
     /// Away from home: until when what DNS said of it holds.
     pub(super) until: Option<Timestamp>,
+    /// When its MTA-STS policy was last looked for since mail was about to expire over it.
+    pub(super) policy_sought: Option<Timestamp>,
     pub(super) lanes: FewSet<LaneKey>,
 }
 
@@ -99,6 +101,7 @@ impl Scheduler {
             source: source.clone(),
             destination,
             until: None,
+            policy_sought: None,
             lanes: FewSet::default(),
         };
         let key = self.domains.insert(state);
@@ -246,6 +249,7 @@ impl Scheduler {
             _ => until,
         };
         destination.refusal = None;
+        destination.enforced = route.is_enforced().then(|| hosts_of(&route).into());
         destination.route = RouteState::Known { route: route.clone(), until };
         self.retire_strays(key, &route);
         self.mark(key);
@@ -410,27 +414,56 @@ impl Named for DomainState {
 impl DomainState {
     #[cfg(test)]
     pub(super) fn for_tests(domain: Domain, destination: DestinationKey) -> Self {
-        Self { domain, source: "default".into(), destination, until: None, lanes: FewSet::default() }
+        Self {
+            domain,
+            source: "default".into(),
+            destination,
+            until: None,
+            policy_sought: None,
+            lanes: FewSet::default(),
+        }
     }
 }
 
 impl Site {
     /// That of a route by MX.
     fn of(route: &Route) -> Self {
-        let names = |group: &[RouteHost]| {
-            let mut names: Vec<&str> = group.iter().map(|host| &*host.name).collect();
-            names.sort_unstable();
-            names.dedup();
-            names.join(",")
-        };
-        Self::Hosts(route.preferences().map(names).collect::<Vec<_>>().join(";").into())
+        Self::Hosts(hosts_of(route).into())
     }
 
     /// Its mail comes from many domains, each of which is looked up by itself.
     pub(super) fn is_shared(&self) -> bool {
         matches!(self, Self::Hosts(_))
     }
+
+    /// Of a shared one: mail goes there under an MTA-STS policy alone.
+    pub(super) fn is_enforced(&self) -> bool {
+        matches!(self, Self::Hosts(hosts) if hosts.ends_with(ENFORCED))
+    }
 }
+
+/// A route's hosts by preference. Domains with the same hosts that an MTA-STS policy holds to others of them, or to TLS,
+/// are kept apart: they share neither a retry clock nor what follows from one's route.
+pub(super) fn hosts_of(route: &Route) -> String {
+    let names = |group: &[RouteHost]| {
+        let mut names: Vec<(&str, bool)> = group.iter().map(|host| (&*host.name, host.barred)).collect();
+        names.sort_unstable();
+        names.dedup();
+        // What is no host name has no address either. Nothing of it can pass for a mark.
+        let shown = |name: &str| if is_host_name(name) { name.to_owned() } else { "?".to_owned() };
+        let marked =
+            |(name, barred): (&str, bool)| format!("{}{}", if barred { "!" } else { "" }, shown(name));
+        names.into_iter().map(marked).collect::<Vec<_>>().join(",")
+    };
+    let mut hosts = route.preferences().map(names).collect::<Vec<_>>().join(";");
+    if route.is_enforced() {
+        hosts.push_str(ENFORCED);
+    }
+    hosts
+}
+
+/// What a set of hosts ends with that mail goes to under an MTA-STS policy alone.
+const ENFORCED: &str = ";!";
 
 /// Whether two answers of DNS lead to the same hosts at the same addresses. Its order is no news: it changes from one
 /// answer to the next.
@@ -441,7 +474,7 @@ fn leads_alike(one: &Route, other: &Route) -> bool {
         let hosts = |hosts: &[RouteHost]| hosts.iter().filter(|host| host.has_address()).map(host).collect();
         route.preferences().map(hosts).filter(|hosts: &Hosts| !hosts.is_empty()).collect()
     };
-    one.hosts == other.hosts || sorted(one) == sorted(other)
+    one.is_enforced() == other.is_enforced() && (one.hosts == other.hosts || sorted(one) == sorted(other))
 }
 
 /// The route as a rule has it: a rule that names hosts delivers to these first, and to the domain's others when none of
@@ -458,5 +491,5 @@ fn rolled_up(rule: &RollupRule, route: &Arc<Route>) -> Arc<Route> {
         let group = names.iter().filter_map(host);
         hosts.extend(group.map(|host| RouteHost { preference, ..host.clone() }));
     }
-    Arc::new(Route { hosts, kind: route.kind, ttl: route.ttl })
+    Arc::new(Route { hosts, ..(**route).clone() })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::destination::RouteState;
 use super::placement::Site;
-use super::session::{Connection, Wish};
+use super::session::Connection;
 use super::{ConnectionId, DestinationKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::policy::Policy;
@@ -47,12 +47,6 @@ impl Scheduler {
                 self.close(id);
             }
         }
-    }
-
-    /// What a destination's sessions are to be opened with.
-    fn wish_of(&self, key: DestinationKey) -> Option<Wish> {
-        let queue = self.queues.get(self.destinations.get(key)?.queue)?;
-        Some(Wish::of(&queue.settings))
     }
 
     /// What a connection holds by the new policy, though it may be more than that allows.

@@ -80,7 +80,7 @@ impl TestCertificate {
         &self.key_pem
     }
 
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
 }

@@ -12,6 +12,8 @@ mod failures;
 mod fault_matrix;
 mod lifecycle;
 mod lmtp;
+#[cfg(feature = "mta-sts")]
+mod mta_sts;
 mod regressions;
 mod retry;
 mod session_limits;

@@ -35,6 +35,9 @@ pub enum RouteFailureKind {
     MailLoop,
     /// All addresses are of a family that this machine does not send from. Transient.
     NoRouteForFamily,
+    /// The domain's MTA-STS policy permits no host that has an address (RFC 8461 §5). Transient: either of both may be
+    /// put right, and somebody in between may have changed what DNS says.
+    MtaSts,
 }
 
 impl RouteFailureKind {
@@ -52,6 +55,7 @@ impl RouteFailureKind {
             Self::MailLoop => EnhancedStatus::new(5, 4, 6),
             Self::NoAddress | Self::Prohibited | Self::NoRouteForFamily => EnhancedStatus::new(4, 4, 4),
             Self::LookUp(_) => EnhancedStatus::new(4, 4, 3),
+            Self::MtaSts => EnhancedStatus::new(4, 7, 0),
         }
     }
 
@@ -59,6 +63,7 @@ impl RouteFailureKind {
     pub const fn category(self) -> Category {
         match self {
             Self::NxDomain | Self::NoHost => Category::BadDomain,
+            Self::MtaSts => Category::PolicyRelated,
             _ => Category::RoutingErrors,
         }
     }
@@ -73,6 +78,7 @@ impl RouteFailureKind {
             Self::Prohibited => Reason::ProhibitedAddress,
             Self::MailLoop => Reason::MailLoop,
             Self::NoRouteForFamily => Reason::NoRouteForFamily,
+            Self::MtaSts => Reason::MtaSts,
             Self::LookUp(_) => return None,
         })
     }

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod failure;
+mod mta_sts;
 mod options;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ pub use options::RouteOptions;
 use self::addresses::{Found, Hosts};
 use super::{Answer, Freshness, MailExchangers, Resolver};
 use crate::message::Domain;
+use crate::mta_sts::{KnownPolicy, Mode};
 use crate::policy::{FixedHost, HostName};
 
 /// Of a route that no look-up led to.
@@ -33,6 +35,8 @@ pub struct Route {
     /// How long it holds: the least TTL of the records in it; for [`RouteKind::Implicit`] also that of there being
     /// no MX; at most a minute if a look-up failed meanwhile, so that what is missing is soon asked for again.
     pub ttl: Duration,
+    /// The domain's MTA-STS policy, if it has one that counts ([`Route::under_policy`]). As found by DNS: none.
+    pub mta_sts: Option<Arc<KnownPolicy>>,
 }
 
 /// How a route was found.
@@ -59,6 +63,8 @@ pub struct RouteHost {
     pub preference: u32,
     /// At most 32, the families alternating; none if it has no usable one. IPv4-mapped IPv6 addresses are IPv4 here.
     pub addresses: Vec<SocketAddr>,
+    /// Barred by the domain's MTA-STS policy: then it has no addresses here.
+    pub barred: bool,
 }
 
 impl Route {
@@ -71,6 +77,12 @@ impl Route {
     pub fn exchangers(&self) -> Vec<Vec<Arc<str>>> {
         let names = |hosts: &[RouteHost]| hosts.iter().map(|host| host.name.clone()).collect();
         self.preferences().map(names).collect()
+    }
+
+    /// Whether mail may go only over TLS, with a certificate that is valid for the host's name: so an MTA-STS policy in
+    /// mode `enforce` demands.
+    pub fn is_enforced(&self) -> bool {
+        self.mta_sts.as_ref().is_some_and(|known| known.policy().mode() == Mode::Enforce)
     }
 }
 
@@ -203,13 +215,13 @@ fn finish(
             if found.has_address() {
                 ttl = ttl.min(found.ttl);
             }
-            hosts.push(RouteHost { name, preference, addresses: found.into_addresses() });
+            hosts.push(RouteHost { name, preference, addresses: found.into_addresses(), barred: false });
         }
     }
     if hosts.iter().any(RouteHost::has_address) {
         const SOON: Duration = Duration::from_secs(60);
         let ttl = if sum.error.is_some() { ttl.min(SOON) } else { ttl };
-        return Ok(Route { hosts, kind, ttl });
+        return Ok(Route { hosts, kind, ttl, mta_sts: None });
     }
     let fail = |kind, why: String| Err(RouteFailure::new(kind, format!("{what}: {why}")));
     // What is not known comes first: with it, the rest might not be true.

@@ -44,7 +44,7 @@ fn every_setting_is_read_and_checked() {
         ("auth-username", |s| format!("{:?}", s.auth_username), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),
         ("auth-password", |s| format!("{:?}", s.auth_password), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),
         ("use-unencrypted-plain-auth", |s| s.use_unencrypted_plain_auth.to_string(), &[("true", "true")], &["\"no\"", "1"]),
-        ("use-mta-sts", |s| s.use_mta_sts.to_string(), &[("false", "false")], &["\"no\""]),
+        ("use-mta-sts", |s| s.use_mta_sts.to_string(), &[("false", "false"), #[cfg(feature = "mta-sts")] ("true", "true")], &["\"no\""]),
         ("use-dane", |s| s.use_dane.to_string(), &[("false", "false")], &["0"]),
         ("backoff-retry-after", |s| format!("{:?}", s.backoff_retry_after.intervals()), &[(r#"["2h"]"#, "[7200s]")], &["[]", "\"0s\""]),
         ("backoff-max-smtp-out", |s| format!("{:?}", s.backoff_max_smtp_out), &[("2", "Some(2)")], &["0"]),

@@ -19,7 +19,8 @@ const UNBUILT_SETTINGS: &[(&str, &str)] = &[
     ),
     #[cfg(not(feature = "tls"))]
     ("use-starttls = \"required\"", "TLS is not in this build, which lacks the feature `tls`: write \"off\""),
-    ("use-mta-sts = true", "MTA-STS is not built yet: write false"),
+    #[cfg(not(feature = "mta-sts"))]
+    ("use-mta-sts = true", "MTA-STS is not in this build, which lacks the feature `mta-sts`: write false"),
     ("use-dane = true", "DANE is not built yet: write false"),
 ];
 
@@ -45,10 +46,10 @@ fn unbuilt_parts_are_refused_by_name() {
 
 #[test]
 fn mistakes_come_before_refusals() {
-    let text = domain("use-mta-sts = true\nuse-dane = true\nbounce-after = \"x\"");
-    assert!(message(&text).starts_with("line 4: domain.\"*\".bounce-after: \"x\" is not a duration"));
-    let text = "[engine]\nhostname = \"a\"\n".to_owned() + &domain("use-dane = true\nuse-mta-sts = true");
-    assert!(message(&text).starts_with("line 4: domain.\"*\".use-dane: true: DANE"), "the first in the file");
+    let text = domain("use-dane = true\nbounce-after = \"x\"");
+    assert!(message(&text).starts_with("line 3: domain.\"*\".bounce-after: \"x\" is not a duration"));
+    let text = "[engine]\nhostname = \"a\"\n".to_owned() + &domain("use-dane = true\nuse-starttls = \"off\"");
+    assert!(message(&text).starts_with("line 4: domain.\"*\".use-dane: true: DANE"));
 }
 
 #[test]

@@ -474,9 +474,10 @@ pub(crate) fn route(preferences: &[&[(&str, &[&str])]]) -> Arc<Route> {
         name: name.into(),
         preference,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        barred: false,
     };
     let hosts = (0..).zip(preferences).flat_map(|(place, hosts)| hosts.iter().map(move |it| host(place, it)));
-    Arc::new(Route { hosts: hosts.collect(), kind: RouteKind::Mx, ttl: HOUR })
+    Arc::new(Route { hosts: hosts.collect(), kind: RouteKind::Mx, ttl: HOUR, mta_sts: None })
 }
 
 pub(crate) fn no_route(kind: RouteFailureKind) -> Result<Arc<Route>, RouteFailure> {

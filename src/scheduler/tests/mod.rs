@@ -11,6 +11,7 @@ mod harness;
 mod hosts;
 mod ip_limits;
 mod limits;
+mod mta_sts;
 mod no_mx;
 mod property;
 mod rates;

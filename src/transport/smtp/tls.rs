@@ -49,15 +49,7 @@ pub(super) struct Tls {
 impl Tls {
     /// Verifies by these roots.
     pub(super) fn with_roots(pem: &[u8]) -> Result<Self, RootsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| RootsError::Malformed(error.to_string()))?;
-            roots.add(certificate).map_err(|error| RootsError::Malformed(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(RootsError::None);
-        }
-        Ok(Self { roots: Some(roots), ..Self::default() })
+        Ok(Self { roots: Some(parse_roots(pem)?), ..Self::default() })
     }
 
     /// Makes a handshake: the stream in TLS, with version and cipher suite.
@@ -101,8 +93,18 @@ impl Tls {
     }
 }
 
+/// Roots in PEM, at least one.
+pub(crate) fn parse_roots(pem: &[u8]) -> Result<RootCertStore, RootsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| RootsError::Malformed(error.to_string()))?;
+        roots.add(certificate).map_err(|error| RootsError::Malformed(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(RootsError::None) } else { Ok(roots) }
+}
+
 /// TLS 1.2 and 1.3.
-fn configure(roots: RootCertStore) -> Result<ClientConfig, EndCause> {
+pub(crate) fn configure(roots: RootCertStore) -> Result<ClientConfig, EndCause> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| EndCause::Local(format!("no TLS: {error}")))?;
@@ -111,7 +113,7 @@ fn configure(roots: RootCertStore) -> Result<ClientConfig, EndCause> {
     Ok(config)
 }
 
-async fn platform_roots() -> Result<RootCertStore, EndCause> {
+pub(crate) async fn platform_roots() -> Result<RootCertStore, EndCause> {
     // It reads files.
     let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
     let found = found.map_err(|error| EndCause::Local(format!("no root certificates: {error}")))?;

@@ -1,0 +1,136 @@
+//! What MTA-STS (RFC 8461) demands of connections, and mail that is about to expire over it.
+//!
+//! A route under a policy says which hosts are left and that they need TLS. Mail that can not go there waits for its
+//! destination's retry step. Before it expires, its policy is looked for once more, past the cache of DNS: if that
+//! has changed what may be done, it is tried at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::destination::{Destination, RetryClock};
+use super::lane::LaneState;
+use super::placement::hosts_of;
+use super::record::{Failed, cause_diagnosis};
+use super::session::{Candidate, Wish};
+use super::timers::earliest;
+use super::{DestinationKey, LaneKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::dns::{Freshness, Route};
+use crate::event::{Diagnosis, Failure, Reason};
+use crate::policy::StartTls;
+use crate::reply::Stage;
+use crate::transport::{EndCause, TlsWish};
+
+/// So long before mail expires its policy is looked for, so that there is time to deliver it.
+const MARGIN: Duration = Duration::from_secs(600);
+
+impl Destination {
+    /// Its mail goes over TLS alone, with a certificate that is valid for the host's name.
+    pub(super) fn is_enforced(&self) -> bool {
+        self.enforced.is_some() || self.site.is_enforced()
+    }
+
+    /// It waits since its MTA-STS policy could not be kept.
+    fn waits_for_policy(&self) -> bool {
+        let reason = self.retry.last.as_ref().and_then(|last| last.reason);
+        self.retry.until.is_some() && reason == Some(Reason::MtaSts)
+    }
+}
+
+impl Scheduler {
+    /// What a destination's sessions are to be opened with.
+    pub(super) fn wish_of(&self, key: DestinationKey) -> Option<Wish> {
+        let destination = self.destinations.get(key)?;
+        let mut wish = Wish::of(&self.queues.get(destination.queue)?.settings);
+        if destination.is_enforced() {
+            wish.tls.level = StartTls::Verify;
+        }
+        Some(wish)
+    }
+
+    /// When the policy of a lane's domain is to be looked for, since mail that waits for it is about to expire.
+    pub(super) fn policy_from(&self, lane: &LaneState) -> Option<Timestamp> {
+        if !self.destinations.get(lane.destination)?.waits_for_policy() {
+            return None;
+        }
+        let oldest = lane.head.oldest.map(|oldest| oldest + self.bounce_after(lane));
+        let in_window = lane.work.deadlines.first().map(|&(deadline, _)| deadline);
+        let expiry = earliest(earliest(oldest, lane.head.first_expiry), in_window)?;
+        let sought = self.domains.get(lane.domain)?.policy_sought;
+        // One look serves all that expires within twice the margin.
+        let was_sought = sought.is_some_and(|sought| sought + 2 * MARGIN >= expiry);
+        (!was_sought).then(|| expiry.saturating_sub(MARGIN))
+    }
+
+    /// Looks for the policy of a lane's domain if it is time to. The domain is asked about at its home.
+    pub(super) fn seek_policy_if_due(&mut self, now: Timestamp, key: LaneKey) {
+        let Some(lane) = self.lanes.get(key) else { return };
+        if self.policy_from(lane).is_none_or(|at| at > now) {
+            return;
+        }
+        let (domain, mut destination) = (lane.domain, lane.destination);
+        let Some(state) = self.domains.get_mut(domain) else { return };
+        state.policy_sought = Some(now);
+        if self.destinations.get(destination).is_some_and(|destination| destination.site.is_shared()) {
+            self.send_home(now, domain);
+            let Some(state) = self.domains.get(domain) else { return };
+            destination = state.destination;
+        }
+        self.ask_afresh(destination);
+    }
+
+    /// No name server could be reached: mail that is about to expire has its policy looked for when one can be.
+    pub(super) fn seek_policy_again(&mut self, key: DestinationKey, asked: Freshness) {
+        if let Some(destination) = self.destinations.get_mut(key)
+            && asked == Freshness::Fresh
+            && destination.waits_for_policy()
+        {
+            destination.work.wants_fresh = true;
+        }
+    }
+
+    /// A look-up led to a route. If the policy that mail waits for allows something else now, that is tried at once.
+    pub(super) fn release_if_policy_changed(&mut self, key: DestinationKey, route: &Route) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        let enforced = route.is_enforced().then(|| hosts_of(route));
+        // After a restart it is not known what the hosts were.
+        let is_alike = enforced.is_some() && destination.enforced.as_deref() == enforced.as_deref();
+        if destination.waits_for_policy() && !is_alike {
+            destination.retry = RetryClock::default();
+            self.forget_state(key);
+        }
+    }
+
+    /// A look-up said that the policy permits no host.
+    pub(super) fn note_nothing_permitted(&mut self, key: DestinationKey) {
+        if let Some(destination) = self.destinations.get_mut(key) {
+            destination.enforced = Some("".into());
+        }
+    }
+
+    /// A step has failed: lanes whose mail waits for a policy are watched, since it may expire before the next.
+    pub(super) fn watch_expiries(&mut self, now: Timestamp, key: DestinationKey) {
+        let Some(destination) = self.destinations.get_mut(key).filter(|d| d.waits_for_policy()) else {
+            return;
+        };
+        let lanes: Vec<LaneKey> = destination.lanes.iter().copied().collect();
+        lanes.into_iter().for_each(|lane| self.review_lane(now, lane));
+    }
+}
+
+/// Whether a route leads to where a session was opened.
+pub(super) fn leads(route: &Route, wish: TlsWish, to: &Candidate) -> bool {
+    // A certificate was verified for one name.
+    let named = |name: &Arc<str>| !wish.is_verified() || *name == to.host;
+    route.hosts.iter().any(|host| named(&host.name) && host.addresses.contains(&to.peer))
+}
+
+/// Why there was no session.
+pub(super) fn connect_diagnosis(stage: Stage, cause: &EndCause, enforced: bool) -> Diagnosis {
+    let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
+    if enforced && matches!(cause, EndCause::TlsNotOffered | EndCause::Tls(_)) {
+        diagnosis.reason = Some(Reason::MtaSts);
+        diagnosis.failure = Failure::Engine(format!("MTA-STS: {cause}"));
+    }
+    diagnosis
+}

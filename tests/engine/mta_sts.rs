@@ -1,0 +1,319 @@
+//! MTA-STS (RFC 8461) through the whole engine: what a domain's policy makes of its mail.
+
+use std::time::Duration;
+
+use postrider::dns::{DnsErrorKind, StaticResolver};
+use postrider::event::{DeliveryEvent, Reason};
+use postrider::mta_sts::{FetchErrorKind, StaticFetcher};
+use postrider::storage::MemoryStorage;
+use postrider::testing::{SmtpServer, TestCertificate};
+use postrider::transport::smtp::SmtpTransport;
+use postrider::{DeliveryEngine, Policy};
+
+use crate::support::{MX, MX2, World, idle, message};
+
+const HOSTS: &str = "
+example.net. 60 MX 10 mx1.example.net.
+example.net. 60 MX 20 mx2.example.net.
+mx1.example.net. A 192.0.2.1
+mx2.example.net. A 192.0.2.2
+";
+const TXT: &str = "_mta-sts.example.net";
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A world with two hosts, their certificates, and policies.
+struct Rig {
+    world: World,
+    files: StaticFetcher,
+    certificate: TestCertificate,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let certificate = TestCertificate::new(["mx1.example.net", "mx2.example.net"]).unwrap();
+        let rig = Self { world: World::new(), files: StaticFetcher::new(), certificate };
+        rig.zone("");
+        rig
+    }
+
+    fn zone(&self, more: &str) {
+        self.world.zone.set_zone(&format!("{HOSTS}{more}")).unwrap();
+    }
+
+    fn publish(&self, id: &str, mode: &str, mx: &str, max_age: u64) {
+        self.zone(&format!("{TXT} 60 TXT \"v=STSv1; id={id}\""));
+        let file = format!("version: STSv1\nmode: {mode}\nmx: {mx}\nmax_age: {max_age}\n");
+        self.files.set("example.net", file);
+    }
+
+    fn server(&self) -> SmtpServer {
+        SmtpServer::new().starttls(&self.certificate)
+    }
+
+    async fn engine(&self, storage: MemoryStorage, settings: &str) -> DeliveryEngine {
+        let transport = SmtpTransport::over(self.world.network.clone());
+        DeliveryEngine::builder("mta.example.org")
+            .storage(storage)
+            .resolver(self.world.zone.clone())
+            .transport(transport.with_root_certificates(self.certificate.pem()).unwrap())
+            .policy_fetcher(self.files.clone())
+            .policy(Policy::from_toml(&format!("[domain.'*']\n{settings}")).unwrap())
+            .event_sink(self.world.seen.clone())
+            .clock(self.world.clock.clone())
+            .seed(1)
+            .start()
+            .await
+            .unwrap()
+    }
+
+    /// One message by an engine of its own.
+    async fn send(&self, settings: &str) -> Vec<String> {
+        let engine = self.engine(MemoryStorage::new(), settings).await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        idle(&engine).await;
+        self.world.seen.timeline()
+    }
+
+    fn reasons(&self) -> Vec<Option<Reason>> {
+        let events = self.world.seen.events().into_iter();
+        let reasons = events.filter_map(|event| match event {
+            DeliveryEvent::QueueDeferred(event) => Some(event.diagnosis.reason),
+            _ => None,
+        });
+        reasons.collect()
+    }
+}
+
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn mail_goes_to_permitted_hosts_alone() {
+    let rig = Rig::new();
+    let (barred, permitted) = (rig.server(), rig.server());
+    rig.world.server(MX, &barred).server(MX2, &permitted);
+    rig.publish("1", "enforce", "mx2.example.net", 86_400);
+    assert_eq!(rig.send("").await, ["0 delivered b@example.net"]);
+    assert_eq!((barred.message_count(), permitted.message_count()), (0, 1));
+    assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), 0);
+    assert!(permitted.messages()[0].tls.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_holds_nobody() {
+    for (mode, mx, settings) in [
+        ("testing", "other.example.net", ""),
+        ("none", "other.example.net", ""),
+        ("enforce", "other.example.net", "use-mta-sts = false"),
+        ("enforce", "other.example.net", "use-starttls = 'off'"),
+        ("enforce", "other.example.net", "smtp-hosts = 'mx1.example.net'"),
+        ("enforced", "other.example.net", ""),
+    ] {
+        let rig = Rig::new();
+        let server = SmtpServer::new();
+        rig.world.server(MX, &server);
+        rig.publish("1", mode, mx, 86_400);
+        assert_eq!(rig.send(settings).await, ["0 delivered b@example.net"], "{mode} {settings}");
+        assert_eq!(server.messages()[0].tls, None);
+        let asks = settings.is_empty();
+        assert_eq!(
+            (rig.world.zone.queries(TXT), rig.files.fetches("example.net")),
+            (asks.into(), asks.into())
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_permitted_host_mail_waits_until_the_policy_is_put_right() {
+    let rig = Rig::new();
+    let server = rig.server();
+    rig.world.server(MX, &server).server(MX2, &server);
+    rig.publish("1", "enforce", "*.example.com", 86_400);
+    let engine = rig.engine(MemoryStorage::new(), "").await;
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    pass(15 * MINUTE).await;
+    // Another file with the same id is no news.
+    rig.files.set("example.net", "version: STSv1\nmode: none\nmax_age: 1");
+    pass(10 * MINUTE).await;
+    rig.publish("2", "enforce", "*.example.net", 86_400);
+    idle(&engine).await;
+    let deferred = |minute: u64| format!("{} queue-deferred example.net 4.7.0", minute * 60);
+    let expected = [deferred(0), deferred(10), deferred(20), "1800 delivered b@example.net".into()];
+    assert_eq!(rig.world.seen.timeline(), expected);
+    assert_eq!(rig.reasons(), [Some(Reason::MtaSts); 3]);
+    assert!(server.messages()[0].tls.is_some());
+    assert_eq!(rig.files.fetches("example.net"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn mail_is_never_sent_without_the_tls_that_is_demanded() {
+    let wrong = TestCertificate::new(["mx.example.net"]).unwrap();
+    let expired = TestCertificate::expired(["mx1.example.net"]).unwrap();
+    for (server, status) in [
+        (SmtpServer::new(), "4.7.4"),
+        (SmtpServer::new().starttls(&wrong), "4.7.5"),
+        (SmtpServer::new().starttls(&expired), "4.7.5"),
+    ] {
+        let rig = Rig::new();
+        rig.world.server(MX, &server).server(MX2, &server);
+        rig.publish("1", "enforce", "*.example.net", 86_400);
+        let timeline = rig.send("bounce-after = '15m'").await;
+        let deferred = |minute: u64| format!("{} queue-deferred example.net {status}", minute * 60);
+        assert_eq!(timeline, [deferred(0), deferred(10), "900 bounced b@example.net 4.4.7".into()]);
+        assert_eq!(rig.reasons(), [Some(Reason::MtaSts); 2]);
+        assert_eq!(server.message_count(), 0);
+    }
+}
+
+/// RFC 8461 §3.3: until its time is over, whatever becomes of DNS and of the web server.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_was_seen_stays_in_force() {
+    let rig = Rig::new();
+    let server = SmtpServer::new();
+    let secure = rig.server();
+    rig.world.server(MX, &secure);
+    rig.publish("1", "enforce", "mx1.example.net", 20_000);
+    let engine = rig.engine(MemoryStorage::new(), "retry-after = '1m'").await;
+    engine.submit(message(&["a@example.net"])).await.unwrap();
+    idle(&engine).await;
+    // The session ends. From now on somebody is in between.
+    pass(MINUTE).await;
+    rig.world.server(MX, &server);
+    rig.files.fail("example.net", FetchErrorKind::Certificate);
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    rig.world.zone.fail(TXT, DnsErrorKind::Timeout);
+    pass(20 * MINUTE).await;
+    rig.world.zone.recover(TXT);
+    rig.zone("");
+    pass(20 * MINUTE).await;
+    rig.zone(&format!("{TXT} 60 TXT \"v=STSv1; id=2\""));
+    pass(20 * MINUTE).await;
+    assert_eq!((server.message_count(), secure.message_count()), (0, 1));
+    let fetches = rig.files.fetches("example.net");
+    assert!((2..=6).contains(&fetches), "a failure is remembered for five minutes: {fetches}");
+    idle(&engine).await;
+    assert_eq!(server.message_count(), 1);
+    let timeline = rig.world.seen.timeline();
+    let delivered = timeline.last().unwrap().split(' ').next().unwrap().parse::<u64>().unwrap();
+    assert!((20_000..20_120).contains(&delivered), "{timeline:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_can_not_be_had_holds_nothing_up() {
+    for kind in [FetchErrorKind::NoAnswer, FetchErrorKind::Certificate, FetchErrorKind::NoPolicy] {
+        let rig = Rig::new();
+        rig.world.server(MX, &SmtpServer::new());
+        rig.zone(&format!("{TXT} TXT \"v=STSv1; id=1\""));
+        rig.files.fail("example.net", kind);
+        let engine = rig.engine(MemoryStorage::new(), "").await;
+        for n in 0..20 {
+            engine.submit(message(&[&format!("u{n}@example.net")])).await.unwrap();
+            pass(MINUTE).await;
+        }
+        idle(&engine).await;
+        assert_eq!(rig.world.seen.timeline().len(), 20);
+        assert_eq!(rig.files.fetches("example.net"), 4, "{kind:?}");
+    }
+}
+
+/// RFC 8461 §5.1.
+#[tokio::test(start_paused = true)]
+async fn a_fresh_policy_saves_mail_that_is_about_to_expire() {
+    let rig = Rig::new();
+    let server = SmtpServer::new();
+    rig.world.server(MX, &server);
+    rig.publish("1", "enforce", "mx1.example.net", 86_400);
+    let engine = rig.engine(MemoryStorage::new(), "bounce-after = '2h'\nretry-after = '90m'").await;
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    pass(91 * MINUTE).await;
+    rig.publish("2", "testing", "mx1.example.net", 86_400);
+    idle(&engine).await;
+    assert_eq!(
+        rig.world.seen.timeline(),
+        [
+            "0 queue-deferred example.net 4.7.4",
+            "5400 queue-deferred example.net 4.7.4",
+            "6600 delivered b@example.net"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_outlives_a_restart() {
+    let rig = Rig::new();
+    let secure = rig.server();
+    rig.world.server(MX, &secure);
+    rig.publish("1", "enforce", "mx1.example.net", 86_400);
+    let storage = MemoryStorage::new();
+    let engine = rig.engine(storage.clone(), "").await;
+    engine.submit(message(&["a@example.net"])).await.unwrap();
+    idle(&engine).await;
+    engine.shutdown(Duration::from_secs(30)).await;
+    rig.zone("");
+    let plain = SmtpServer::new();
+    rig.world.server(MX, &plain);
+    let engine = rig.engine(storage, "").await;
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    pass(23 * 60 * MINUTE).await;
+    assert_eq!((secure.message_count(), plain.message_count()), (1, 0));
+    idle(&engine).await;
+    assert_eq!(plain.message_count(), 1, "its time is over");
+}
+
+/// A resolver that does not ask for TXT finds no policy.
+#[tokio::test(start_paused = true)]
+async fn a_resolver_without_text_records_finds_no_policy() {
+    #[derive(Debug)]
+    struct Without(StaticResolver);
+
+    impl std::fmt::Display for Without {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("without")
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl postrider::dns::Resolver for Without {
+        async fn mx(
+            &self,
+            domain: &str,
+            freshness: postrider::dns::Freshness,
+        ) -> Result<postrider::dns::Answer<postrider::dns::MxRecord>, postrider::dns::DnsError> {
+            self.0.mx(domain, freshness).await
+        }
+
+        async fn ipv4(
+            &self,
+            host: &str,
+            freshness: postrider::dns::Freshness,
+        ) -> Result<postrider::dns::Answer<std::net::Ipv4Addr>, postrider::dns::DnsError> {
+            self.0.ipv4(host, freshness).await
+        }
+
+        async fn ipv6(
+            &self,
+            host: &str,
+            freshness: postrider::dns::Freshness,
+        ) -> Result<postrider::dns::Answer<std::net::Ipv6Addr>, postrider::dns::DnsError> {
+            self.0.ipv6(host, freshness).await
+        }
+    }
+
+    let rig = Rig::new();
+    rig.world.server(MX, &SmtpServer::new());
+    rig.publish("1", "enforce", "mx9.example.net", 86_400);
+    let engine = DeliveryEngine::builder("mta.example.org")
+        .storage(MemoryStorage::new())
+        .resolver(Without(rig.world.zone.clone()))
+        .transport(SmtpTransport::over(rig.world.network.clone()))
+        .policy_fetcher(rig.files.clone())
+        .event_sink(rig.world.seen.clone())
+        .clock(rig.world.clock.clone())
+        .start()
+        .await
+        .unwrap();
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    idle(&engine).await;
+    assert_eq!(rig.world.seen.timeline(), ["0 delivered b@example.net"]);
+}
