@@ -6,6 +6,7 @@ use super::Stats;
 use super::driver::{Driver, Input, list, unless_panicked};
 use crate::control::{QueueInfo, QueueSort};
 use crate::message::MessageId;
+use crate::mta_sts::TlsReport;
 use crate::storage::{StorageError, StorageErrorKind};
 use crate::why::MessageWaits;
 
@@ -34,6 +35,13 @@ impl Driver {
             let queued = storage.usage().await.map_or(0, |usage| usage.items);
             let _ = reply.send(Stats { queued, ..stats });
         });
+    }
+
+    /// A host that dropped its call has lost it.
+    pub(super) fn answer_tls_report(&self, reply: oneshot::Sender<TlsReport>) {
+        let now = self.parts.clock.now();
+        let report = self.parts.policies.as_ref().map(|policies| policies.take_report());
+        let _ = reply.send(report.unwrap_or_else(|| TlsReport::empty(now)));
     }
 
     /// Items are counted by the store: of the queues shown, or of all if they decide which are shown.

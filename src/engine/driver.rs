@@ -23,7 +23,7 @@ use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
 use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::{EventId, Message, MessageId};
-use crate::mta_sts::Policies;
+use crate::mta_sts::{Policies, TlsReport};
 use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
@@ -87,6 +87,9 @@ pub(super) enum Request {
     },
     Stats {
         reply: oneshot::Sender<Stats>,
+    },
+    TlsReport {
+        reply: oneshot::Sender<TlsReport>,
     },
     #[cfg(feature = "testing")]
     Gauges {
@@ -395,6 +398,7 @@ impl Driver {
                 let _ = reply.send(self.scheduler.why_queue(now, &name));
             }
             Request::Stats { reply } => self.answer_stats(reply),
+            Request::TlsReport { reply } => self.answer_tls_report(reply),
             #[cfg(feature = "testing")]
             Request::Gauges { reply } => drop(reply.send(self.scheduler.gauges(now))),
             Request::WaitIdle { reply } => {
@@ -582,6 +586,7 @@ impl Driver {
                     connection,
                     target,
                     transport: self.parts.transport.clone(),
+                    policies: self.parts.policies.clone(),
                     storage,
                     orders: incoming,
                     results: self.to_driver.clone(),

@@ -20,6 +20,7 @@ pub use reporter::EventStream;
 
 use crate::control::{CancelAs, FuseDecision, QueueInfo, QueueSort, Selector};
 use crate::message::{Message, MessageError, MessageId};
+use crate::mta_sts::TlsReport;
 use crate::policy::{Policy, UnknownSource};
 pub use crate::scheduler::CancelReport;
 use crate::scheduler::{Control, SubmitFailure};
@@ -404,6 +405,21 @@ impl DeliveryEngine {
     pub async fn stats(&self) -> Result<Stats, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Stats { reply }).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// What happened since the last one was taken to sessions of domains with an MTA-STS policy, and to fetches of these
+    /// policies: what the owners of such domains want to be told once a day (TLS-RPT, RFC 8460). The engine sends them
+    /// nothing. Taken once a day, it is a day's report. What was counted is lost with the engine.
+    ///
+    /// # Cancel safety
+    /// Dropped, the counters may have been taken and be lost.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the engine has ended.
+    pub async fn take_tls_report(&self) -> Result<TlsReport, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::TlsReport { reply }).await.map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
 

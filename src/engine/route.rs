@@ -66,7 +66,9 @@ impl LookUp<'_> {
         let found = policies.find(&request, freshness).await;
         route.ttl = route.ttl.min(found.again_in);
         match found.policy {
-            Some(policy) => route.under_policy(domain.as_str(), policy),
+            Some(policy) => route.under_policy(domain.as_str(), policy.clone()).inspect_err(|_| {
+                policies.count_nothing_permitted(&policy);
+            }),
             None => Ok(route),
         }
     }

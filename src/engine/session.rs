@@ -7,6 +7,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::driver::Input;
+use crate::mta_sts::{Policies, SessionTls};
 use crate::reply::Stage;
 use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
@@ -26,6 +27,8 @@ pub(super) struct SessionTask {
     pub(super) connection: ConnectionId,
     pub(super) target: Target,
     pub(super) transport: Arc<dyn Transport>,
+    /// Counts what the session comes to.
+    pub(super) policies: Option<Arc<Policies>>,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) results: mpsc::Sender<Input>,
@@ -66,7 +69,15 @@ impl SessionTask {
 
     async fn open_and_serve(&mut self) {
         let connection = self.connection;
-        let session = match self.transport.connect(&self.target).await {
+        let result = self.transport.connect(&self.target).await;
+        if let Some(policies) = &self.policies {
+            let tls = result.as_ref().map(|session| SessionTls {
+                is_there: session.tls().is_some(),
+                certificate: session.certificate_problem(),
+            });
+            policies.count_session(&self.target, tls);
+        }
+        let session = match result {
             Ok(session) => session,
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
         };

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::timeout;
 
+use super::report::{Counts, SessionTls, TlsReport};
 use super::store::{Decision, FAILURE_HOLDS, KnownPolicy, Store};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
 use crate::dns::{Answer, DnsErrorKind, Freshness};
 use crate::storage::{Change, StateRow};
+use crate::transport::{ConnectError, Target};
 
 /// For all of a fetch, whoever makes it (RFC 8461 §3.3).
 const LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +26,7 @@ pub(crate) struct Policies {
     fetcher: Arc<dyn PolicyFetcher>,
     clock: Clock,
     state: Mutex<State>,
+    counts: Mutex<Counts>,
     told_unsupported: AtomicBool,
 }
 
@@ -60,7 +63,8 @@ impl PolicyFailure {
 
 impl Policies {
     pub(crate) fn new(fetcher: Arc<dyn PolicyFetcher>, clock: Clock) -> Self {
-        Self { fetcher, clock, state: Mutex::default(), told_unsupported: AtomicBool::new(false) }
+        let counts = Mutex::new(Counts::new(clock.now()));
+        Self { fetcher, clock, state: Mutex::default(), counts, told_unsupported: AtomicBool::new(false) }
     }
 
     /// Start-up: takes the rows that are policies out of `rows`.
@@ -152,17 +156,44 @@ impl Policies {
         let store = &mut self.lock().store;
         match result {
             Ok(policy) => {
-                let kept = Arc::new(KnownPolicy { id: id.to_owned(), policy, fetched: now });
+                let kept = Arc::new(KnownPolicy {
+                    domain: domain.to_owned(),
+                    id: id.to_owned(),
+                    policy,
+                    fetched: now,
+                });
                 store.fetched(domain, kept.clone());
                 // Also one that is over at once was current now.
                 Decision::Use { again_in: kept.left(now), kept: Some(kept), failure: None }
             }
             Err(failure) => {
                 tracing::info!(%domain, reason = %failure.message, "an MTA-STS policy could not be had");
+                self.counts().fetch(domain, failure.kind);
                 store.failed(domain, id, now, failure);
                 store.decide(domain, Some(id), now)
             }
         }
+    }
+
+    /// A connection for a domain that has a policy, and what it came to.
+    pub(crate) fn count_session(&self, target: &Target, session: Result<SessionTls, &ConnectError>) {
+        if let Some(policy) = &target.mta_sts {
+            self.counts().session(policy, target, session);
+        }
+    }
+
+    /// A policy that permits no host.
+    pub(crate) fn count_nothing_permitted(&self, policy: &Arc<KnownPolicy>) {
+        self.counts().nothing_permitted(policy);
+    }
+
+    /// What was counted since this was last asked.
+    pub(crate) fn take_report(&self) -> TlsReport {
+        self.counts().take(self.clock.now())
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

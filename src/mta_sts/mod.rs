@@ -4,6 +4,9 @@
 //! ([`policy_id`]), a [`PolicyFetcher`] gets it, [`StsPolicy`] is what stands in it. In mode `enforce` mail goes only to hosts
 //! it permits, over TLS with a certificate that is valid for the host's name; else it waits.
 //!
+//! What became of sessions and fetches is counted by domain, for TLS reports (RFC 8460):
+//! [`DeliveryEngine::take_tls_report`](crate::DeliveryEngine::take_tls_report).
+//!
 //! # What is kept
 //!
 //! A policy holds for its `max_age` from its last fetch, whatever becomes of the TXT record and of the web server, as
@@ -19,6 +22,7 @@ mod fixed;
 mod https;
 mod policy;
 mod record;
+mod report;
 mod store;
 
 pub use fetch::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest};
@@ -28,5 +32,7 @@ pub use fixed::StaticFetcher;
 pub use https::HttpsFetcher;
 pub use policy::{MAX_POLICY_SIZE, Mode, StsPolicy, StsPolicyError};
 pub use record::policy_id;
+pub(crate) use report::SessionTls;
+pub use report::{DomainTls, TlsFailures, TlsReport, TlsResult};
 pub use store::KnownPolicy;
 pub(crate) use store::is_policy;

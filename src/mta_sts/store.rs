@@ -28,12 +28,18 @@ const VERSION: u8 = 1;
 /// A policy as it was fetched.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownPolicy {
+    pub(super) domain: String,
     pub(super) id: String,
     pub(super) policy: StsPolicy,
     pub(super) fetched: Timestamp,
 }
 
 impl KnownPolicy {
+    /// Whose it is.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
     /// The id that the domain's TXT record had.
     pub fn id(&self) -> &str {
         &self.id
@@ -52,7 +58,12 @@ impl KnownPolicy {
     #[cfg(test)]
     pub(crate) fn for_tests(id: &str, text: &str) -> Arc<Self> {
         let policy = StsPolicy::parse(text.as_bytes()).unwrap();
-        Arc::new(Self { id: id.to_owned(), policy, fetched: Timestamp::default() })
+        Arc::new(Self {
+            domain: "x.example".into(),
+            id: id.to_owned(),
+            policy,
+            fetched: Timestamp::default(),
+        })
     }
 
     fn ends(&self) -> Timestamp {
@@ -144,7 +155,7 @@ impl Store {
     }
 
     pub(super) fn fetched(&mut self, domain: &str, kept: Arc<KnownPolicy>) {
-        let row = StateRow { key: key_of(domain), value: encode(domain, &kept) };
+        let row = StateRow { key: key_of(domain), value: encode(&kept) };
         self.changes.push(Change::PutState(row));
         self.put(domain, |entry| (entry.kept, entry.failed) = (Some(kept), None));
     }
@@ -160,7 +171,8 @@ impl Store {
             return false;
         }
         match decode(&row.value) {
-            Some((domain, kept)) if kept.ends() > now => {
+            Some(kept) if kept.ends() > now => {
+                let domain = kept.domain.clone();
                 self.put(&domain, |entry| entry.kept = Some(Arc::new(kept)));
             }
             _ => self.changes.push(Change::DeleteState(row.key.clone())),
@@ -215,14 +227,14 @@ fn key_of(domain: &str) -> Vec<u8> {
     [KEY_PREFIX, domain.as_bytes()].concat()
 }
 
-fn encode(domain: &str, kept: &KnownPolicy) -> Vec<u8> {
+fn encode(kept: &KnownPolicy) -> Vec<u8> {
     let mut value = vec![VERSION];
     // It does not fail on what has no maps and is written to memory.
-    value.extend(postcard::to_stdvec(&(domain, kept)).unwrap_or_default());
+    value.extend(postcard::to_stdvec(kept).unwrap_or_default());
     value
 }
 
-fn decode(value: &[u8]) -> Option<(String, KnownPolicy)> {
+fn decode(value: &[u8]) -> Option<KnownPolicy> {
     match value.split_first() {
         Some((&VERSION, encoded)) => postcard::from_bytes(encoded).ok(),
         _ => None,
@@ -242,6 +254,7 @@ mod tests {
     fn kept(id: &str, max_age: u64, fetched: u64) -> Arc<KnownPolicy> {
         let text = format!("version: STSv1\nmode: enforce\nmx: mx.example.net\nmax_age: {max_age}");
         Arc::new(KnownPolicy {
+            domain: "a.example".to_owned(),
             id: id.to_owned(),
             policy: StsPolicy::parse(text.as_bytes()).unwrap(),
             fetched: at(fetched),

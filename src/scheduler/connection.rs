@@ -43,6 +43,7 @@ impl Scheduler {
             tls: connection.wish.tls,
             credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),
+            mta_sts: destination.known_route().and_then(|route| route.mta_sts.clone()),
         };
         self.commands.push_back(Command::Connect { connection: id, target });
     }

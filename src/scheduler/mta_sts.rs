@@ -30,10 +30,12 @@ impl Destination {
         self.enforced.is_some() || self.site.is_enforced()
     }
 
-    /// It waits since its MTA-STS policy could not be kept.
+    /// It waits since its MTA-STS policy could not be kept, or maybe for that: a refusal at EHLO may be one of STARTTLS.
     fn waits_for_policy(&self) -> bool {
-        let reason = self.retry.last.as_ref().and_then(|last| last.reason);
-        self.retry.until.is_some() && reason == Some(Reason::MtaSts)
+        let is_about_tls = |last: &Diagnosis| {
+            last.reason == Some(Reason::MtaSts) || self.is_enforced() && last.stage == Stage::Ehlo
+        };
+        self.retry.until.is_some() && self.retry.last.as_deref().is_some_and(is_about_tls)
     }
 }
 
@@ -128,7 +130,7 @@ pub(super) fn leads(route: &Route, wish: TlsWish, to: &Candidate) -> bool {
 /// Why there was no session.
 pub(super) fn connect_diagnosis(stage: Stage, cause: &EndCause, enforced: bool) -> Diagnosis {
     let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
-    if enforced && matches!(cause, EndCause::TlsNotOffered | EndCause::Tls(_)) {
+    if enforced && matches!(cause, EndCause::TlsNotOffered | EndCause::Tls(_) | EndCause::Certificate(..)) {
         diagnosis.reason = Some(Reason::MtaSts);
         diagnosis.failure = Failure::Engine(format!("MTA-STS: {cause}"));
     }

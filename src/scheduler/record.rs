@@ -79,7 +79,7 @@ pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) ->
             ..engine_diagnosis(stage, failed, cause.to_string())
         },
         EndCause::TlsNotOffered => refused(4, Reason::TlsNotOffered),
-        EndCause::Tls(_) => refused(5, Reason::TlsFailed),
+        EndCause::Tls(_) | EndCause::Certificate(..) => refused(5, Reason::TlsFailed),
         EndCause::AuthNotOffered => refused(4, Reason::AuthNotOffered),
         EndCause::AuthNeedsTls => refused(11, Reason::AuthNeedsTls),
         _ => engine_diagnosis(stage, failed, cause.to_string()),

@@ -24,6 +24,7 @@ fn target(peer: &str) -> Target {
         tls: crate::transport::TlsWish::default(),
         credentials: None,
         timeouts: Arc::default(),
+        mta_sts: None,
     }
 }
 

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::message::{Address, MessageDsn, MessageId, RecipientDsn, ReversePath};
+use crate::mta_sts::{KnownPolicy, Mode};
 use crate::policy::{Credentials, StartTls};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
@@ -50,6 +51,12 @@ pub trait Session: Debug + Send {
 
     /// TLS version and cipher, if the session has TLS.
     fn tls(&self) -> Option<String> {
+        None
+    }
+
+    /// What is wrong with the server's certificate, in a session that takes any, if
+    /// [`Target::tests_certificate`] asked for it to be looked at.
+    fn certificate_problem(&self) -> Option<CertificateProblem> {
         None
     }
 
@@ -101,6 +108,17 @@ pub struct Target {
     pub credentials: Option<Credentials>,
     /// How long to wait for what. The same for all of an engine's connections.
     pub timeouts: Arc<Timeouts>,
+    /// The MTA-STS policy of the domain that wants the connection, for records. What it demands is in the other fields.
+    pub mta_sts: Option<Arc<KnownPolicy>>,
+}
+
+impl Target {
+    /// Whether the certificate is to be looked at though it need not be valid ([`Session::certificate_problem`]): the domain
+    /// tests its MTA-STS policy, and wants to know.
+    pub fn tests_certificate(&self) -> bool {
+        let is_tested = |known: &Arc<KnownPolicy>| known.policy().mode() == Mode::Testing;
+        !self.tls.is_verified() && self.mta_sts.as_ref().is_some_and(is_tested)
+    }
 }
 
 /// What is spoken with a host.
@@ -335,9 +353,26 @@ pub enum EndCause {
     /// TLS is required and could not be had.
     #[error("TLS failed: {0}")]
     Tls(String),
+    /// The certificate must be valid, and is not.
+    #[error("TLS failed: {1}")]
+    Certificate(CertificateProblem, String),
     /// This machine's trouble, not the server's: no such local address, no descriptor left …
     #[error("this machine can not connect: {0}")]
     Local(String),
+}
+
+/// What is wrong with a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CertificateProblem {
+    /// It is for other names.
+    OtherHost,
+    /// It has run out.
+    Expired,
+    /// It does not lead to a root that is trusted.
+    NotTrusted,
+    /// Anything else.
+    Invalid,
 }
 
 /// No session came about.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use postrider::dns::{DnsErrorKind, StaticResolver};
 use postrider::event::{DeliveryEvent, Reason};
-use postrider::mta_sts::{FetchErrorKind, StaticFetcher};
+use postrider::mta_sts::{DomainTls, FetchErrorKind, StaticFetcher, TlsReport};
 use postrider::storage::MemoryStorage;
 use postrider::testing::{SmtpServer, TestCertificate};
 use postrider::transport::smtp::SmtpTransport;
@@ -316,4 +316,97 @@ async fn a_resolver_without_text_records_finds_no_policy() {
     engine.submit(message(&["b@example.net"])).await.unwrap();
     idle(&engine).await;
     assert_eq!(rig.world.seen.timeline(), ["0 delivered b@example.net"]);
+}
+
+/// What became of it, in one line.
+fn lines(report: &TlsReport) -> Vec<String> {
+    let line = |domain: &DomainTls| {
+        let failures = domain.failures.iter().map(|failure| {
+            format!(" {} {} {}", failure.result.as_str(), failure.mx.as_deref().unwrap_or("-"), failure.count)
+        });
+        format!("{} {}{}", domain.domain, domain.successful, failures.collect::<String>())
+    };
+    report.domains.iter().map(line).collect()
+}
+
+/// RFC 8460: also where a policy is tested and the mail is sent all the same.
+#[tokio::test(start_paused = true)]
+async fn sessions_are_counted_for_the_owners_of_policies() {
+    let names = |names: &[&str]| TestCertificate::new(names.iter().copied()).unwrap();
+    let right = |rig: &Rig| rig.server();
+    type Server = fn(&Rig) -> SmtpServer;
+    let rows: [(&str, &str, Server, &str); 8] = [
+        ("enforce", "mx1.example.net", right, "1"),
+        ("testing", "mx1.example.net", right, "1"),
+        ("enforce", "mx9.example.net", right, "0 validation-failure - 1"),
+        ("testing", "mx9.example.net", right, "0 validation-failure mx1.example.net 1"),
+        ("testing", "mx1.example.net", |_| SmtpServer::new(), "0 starttls-not-supported mx1.example.net 1"),
+        ("enforce", "mx1.example.net", |_| SmtpServer::new(), "0 starttls-not-supported mx1.example.net 1"),
+        (
+            "testing",
+            "mx1.example.net",
+            |_| SmtpServer::new().starttls(&TestCertificate::new(["mx1.example.net"]).unwrap()),
+            "0 certificate-not-trusted mx1.example.net 1",
+        ),
+        (
+            "enforce",
+            "mx1.example.net",
+            |_| SmtpServer::new().starttls(&TestCertificate::new(["mx1.example.net"]).unwrap()),
+            "0 certificate-not-trusted mx1.example.net 1",
+        ),
+    ];
+    for (mode, mx, server, expected) in rows {
+        let rig = Rig::new();
+        rig.world.server(MX, &server(&rig));
+        rig.publish("1", mode, mx, 86_400);
+        let engine = rig.engine(MemoryStorage::new(), "").await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        pass(MINUTE).await;
+        let report = engine.take_tls_report().await.unwrap();
+        assert_eq!(lines(&report), [format!("example.net {expected}")], "{mode} {mx}");
+        assert_eq!(report.domains[0].policy.as_ref().unwrap().id(), "1");
+        let sent = rig.world.seen.timeline() == ["0 delivered b@example.net"];
+        assert_eq!(sent, mode == "testing" || expected == "1", "{mode} {mx}");
+        let next = engine.take_tls_report().await.unwrap();
+        assert_eq!((next.domains.len(), next.since), (0, report.until));
+    }
+    for (certificate, expected) in [
+        (TestCertificate::expired(["mx1.example.net"]).unwrap(), "certificate-expired"),
+        (names(&["mx.example.com"]), "certificate-host-mismatch"),
+    ] {
+        for mode in ["enforce", "testing"] {
+            // It is its own root.
+            let rig = Rig { certificate: certificate.clone(), ..Rig::new() };
+            rig.world.server(MX, &rig.server());
+            rig.publish("1", mode, "mx1.example.net", 86_400);
+            let engine = rig.engine(MemoryStorage::new(), "").await;
+            engine.submit(message(&["b@example.net"])).await.unwrap();
+            pass(MINUTE).await;
+            let report = engine.take_tls_report().await.unwrap();
+            assert_eq!(lines(&report), [format!("example.net 0 {expected} mx1.example.net 1")], "{mode}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetches_are_counted_and_domains_without_policy_are_not() {
+    for (kind, expected) in [
+        (None, None),
+        (Some(FetchErrorKind::NoAnswer), Some("sts-policy-fetch-error")),
+        (Some(FetchErrorKind::NoPolicy), Some("sts-policy-invalid")),
+        (Some(FetchErrorKind::Certificate), Some("sts-webpki-invalid")),
+    ] {
+        let rig = Rig::new();
+        rig.world.server(MX, &rig.server());
+        if let Some(kind) = kind {
+            rig.publish("1", "enforce", "mx1.example.net", 86_400);
+            rig.files.fail("example.net", kind);
+        }
+        let engine = rig.engine(MemoryStorage::new(), "").await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        idle(&engine).await;
+        let expected: Vec<String> =
+            expected.map(|word| format!("example.net 0 {word} - 1")).into_iter().collect();
+        assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
+    }
 }

@@ -91,6 +91,7 @@ async fn a_thousand_idle_sessions_take_less_than_50_mb() {
         tls: TlsWish { level, implicit: false },
         credentials: None,
         timeouts: Arc::new(Timeouts::default()),
+        mta_sts: None,
     };
     let transaction = transaction();
     let open = async || {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, NS, SOA};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, NS, SOA, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
@@ -250,6 +250,39 @@ async fn answers_are_told_apart() {
 
     let expected = Answer::Records { records: vec!["2001:db8::1".parse().unwrap()], ttl: seconds(60) };
     assert_eq!(resolver.ipv6("six.example", Freshness::Cached).await.unwrap(), expected);
+}
+
+/// A record's strings are joined (RFC 8461 §3.1), and an answer is taken whole or not at all.
+#[tokio::test]
+async fn text_is_joined_and_bounded() {
+    let txt = |strings: &[&str]| RData::TXT(TXT::new(strings.iter().map(|&text| text.to_owned()).collect()));
+    let long = "x".repeat(255);
+    let server = serve(vec![
+        (
+            "text.example.",
+            answers(vec![
+                ("text.example.", 300, txt(&["v=STSv1; ", "id=1;"])),
+                ("text.example.", 60, txt(&["other"])),
+            ]),
+        ),
+        ("none.example.", Say { authorities: vec![(900, soa(120))], ..Say::default() }),
+        ("long.example.", answers((0..40).map(|_| ("long.example.", 60, txt(&[&long]))).collect())),
+    ])
+    .await;
+    let resolver = HickoryResolver::with_nameservers(&[server.address]).unwrap();
+    let ask = async |name: &str| resolver.txt(name, Freshness::Cached).await;
+    let mut answer = ask("text.example").await.unwrap();
+    if let Answer::Records { records, .. } = &mut answer {
+        records.sort();
+    }
+    let expected = vec![TxtRecord::from("other"), TxtRecord::from("v=STSv1; id=1;")];
+    assert_eq!(answer, Answer::Records { records: expected, ttl: Duration::from_secs(60) });
+    ask("text.example").await.unwrap();
+    assert_eq!(server.asked.lock().unwrap().len(), 1, "kept");
+    assert_eq!(ask("none.example").await.unwrap(), Answer::NoData { ttl: Duration::from_secs(120) });
+    assert!(matches!(ask("gone.example").await.unwrap(), Answer::NxDomain { .. }));
+    let error = ask("long.example").await.unwrap_err();
+    assert_eq!(error.kind(), DnsErrorKind::Malformed, "{error}");
 }
 
 #[tokio::test]

@@ -90,6 +90,7 @@ fn mail_waits_and_never_bounces_before_its_age() {
         let Some(DeliveryEvent::QueueDeferred(event)) = rig.events.get(1) else { panic!("{:?}", rig.events) };
         assert_eq!(event.diagnosis.reason, reason);
         assert_eq!(rig.timeline()[3], "7200 bounced a@x.example 4.4.7 never-attempted");
+        assert_eq!(rig.fresh_look_ups(), [6_600], "{status}");
         rig.pass(HOUR);
         rig.scheduler.assert_empty();
     }

@@ -123,6 +123,7 @@ mod tests {
             tls: crate::transport::TlsWish::default(),
             credentials: None,
             timeouts: Arc::default(),
+            mta_sts: None,
         }
     }
 

@@ -1,10 +1,17 @@
 //! In place of `tls.rs` in a build without the feature `tls`.
 
 use super::connector::Stream;
-use crate::transport::{EndCause, Target};
+use crate::transport::{CertificateProblem, EndCause, Target};
 
 #[derive(Debug, Default)]
 pub(super) struct Tls;
+
+/// What a handshake would have come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Secured {
+    pub(super) what: String,
+    pub(super) problem: Option<CertificateProblem>,
+}
 
 impl Tls {
     /// A policy of this build asks for none; a host's own target may.
@@ -12,7 +19,7 @@ impl Tls {
         &self,
         _: Box<dyn Stream>,
         _: &Target,
-    ) -> Result<(Box<dyn Stream>, String), EndCause> {
+    ) -> Result<(Box<dyn Stream>, Secured), EndCause> {
         Err(EndCause::Local("this build lacks the feature `tls`".into()))
     }
 }

@@ -3,7 +3,7 @@
 use super::connector::Stream;
 use super::ehlo::Extensions;
 use super::session::SmtpSession;
-use super::tls::Tls;
+use super::tls::{Secured, Tls};
 use super::wire::Wire;
 use super::{auth, commands, excerpt, is_refusal};
 use crate::policy::StartTls;
@@ -117,8 +117,8 @@ async fn converse(
     Ok(SmtpSession::new(wire, extensions, secured, target))
 }
 
-/// STARTTLS and the handshake (RFC 3207 §4): the stream in TLS, with version and cipher suite.
-async fn start_tls(mut wire: Wire, target: &Target, tls: &Tls) -> Result<(Box<dyn Stream>, String), Ended> {
+/// STARTTLS and the handshake (RFC 3207 §4): the stream in TLS, and what is to be known of it.
+async fn start_tls(mut wire: Wire, target: &Target, tls: &Tls) -> Result<(Box<dyn Stream>, Secured), Ended> {
     let at = |cause| Ended::at(Stage::Ehlo, cause);
     wire.check_idle().await.map_err(at)?;
     // Nothing may follow it in the same group (RFC 3207 §4).

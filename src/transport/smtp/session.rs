@@ -11,13 +11,14 @@ use tokio::time::timeout;
 use super::commands::{self, MailParameters};
 use super::data::{self, Content};
 use super::ehlo::Extensions;
+use super::tls::Secured;
 use super::wire::{LINGER, Wire};
 use super::{excerpt, is_refusal};
 use crate::message::{Address, RecipientDsn};
 use crate::reply::{Reply, Stage};
 use crate::transport::{
-    EndCause, Protocol, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts, Transaction,
-    TransactionReport, Unsendable,
+    CertificateProblem, EndCause, Protocol, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts,
+    Transaction, TransactionReport, Unsendable,
 };
 
 /// A session after EHLO or HELO.
@@ -27,8 +28,7 @@ pub(super) struct SmtpSession {
     protocol: Protocol,
     extensions: Extensions,
     timeouts: Arc<Timeouts>,
-    /// Version and cipher suite.
-    tls: Option<String>,
+    tls: Option<Secured>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
     ended: Option<SessionEnd>,
@@ -75,7 +75,11 @@ impl Session for SmtpSession {
     }
 
     fn tls(&self) -> Option<String> {
-        self.tls.clone()
+        self.tls.as_ref().map(|secured| secured.what.clone())
+    }
+
+    fn certificate_problem(&self) -> Option<CertificateProblem> {
+        self.tls.as_ref()?.problem
     }
 
     fn passes_on_dsn(&self) -> bool {
@@ -88,7 +92,7 @@ impl Session for SmtpSession {
 }
 
 impl SmtpSession {
-    pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<String>, target: &Target) -> Self {
+    pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<Secured>, target: &Target) -> Self {
         let (peer, timeouts) = (target.peer, target.timeouts.clone());
         let protocol = target.protocol;
         Self { peer, wire, protocol, extensions, timeouts, tls, dirty: false, ended: None }

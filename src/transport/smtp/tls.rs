@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientSessionMemoryCache, Resumption};
+use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, ProtocolVersion, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, ProtocolVersion, RootCertStore, SignatureScheme,
     SupportedCipherSuite,
 };
 use tokio::sync::OnceCell;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::connector::Stream;
-use crate::transport::{EndCause, Target};
+use crate::transport::{CertificateProblem, EndCause, Target};
 
 /// Host names whose session tickets are kept, of each kind of session.
 const MOST_NAMES: usize = 1_024;
@@ -44,6 +44,17 @@ pub(super) struct Tls {
     roots: Option<RootCertStore>,
     any: OnceLock<Result<Arc<ClientConfig>, EndCause>>,
     verified: OnceCell<Arc<ClientConfig>>,
+    /// Looks at certificates that need not be valid.
+    verifier: OnceCell<Arc<WebPkiServerVerifier>>,
+}
+
+/// What a handshake came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Secured {
+    /// Version and cipher suite.
+    pub(super) what: String,
+    /// What is wrong with the certificate, if that was to be looked at.
+    pub(super) problem: Option<CertificateProblem>,
 }
 
 impl Tls {
@@ -52,23 +63,58 @@ impl Tls {
         Ok(Self { roots: Some(parse_roots(pem)?), ..Self::default() })
     }
 
-    /// Makes a handshake: the stream in TLS, with version and cipher suite.
+    /// Makes a handshake: the stream in TLS, and what is to be known of it.
     pub(super) async fn handshake(
         &self,
         stream: Box<dyn Stream>,
         target: &Target,
-    ) -> Result<(Box<dyn Stream>, String), EndCause> {
+    ) -> Result<(Box<dyn Stream>, Secured), EndCause> {
         let config = if target.tls.is_verified() { self.verified().await } else { self.any() }?;
         let name = server_name(target)?;
         let limit = target.timeouts.starttls;
-        let handshake = TlsConnector::from(config).connect(name, stream);
+        let handshake = TlsConnector::from(config).connect(name.clone(), stream);
         let stream = match timeout(limit, handshake).await {
             Ok(done) => done.map_err(|error| failed(&error))?,
             Err(_) => return Err(EndCause::Tls(format!("no handshake within {} s", limit.as_secs()))),
         };
         let (_, connection) = stream.get_ref();
         let what = describe(connection.protocol_version(), connection.negotiated_cipher_suite());
-        Ok((Box::new(stream), what))
+        let problem = match target.tests_certificate() {
+            true => self.problem(connection.peer_certificates().unwrap_or_default(), &name).await,
+            false => None,
+        };
+        Ok((Box::new(stream), Secured { what, problem }))
+    }
+
+    /// What is wrong with a certificate that was taken unseen. Without roots nobody knows.
+    async fn problem(
+        &self,
+        certificates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+    ) -> Option<CertificateProblem> {
+        let (own, others) = certificates.split_first()?;
+        let verifier = self.verifier().await.ok()?;
+        match verifier.verify_server_cert(own, others, name, &[], UnixTime::now()) {
+            Ok(_) => None,
+            Err(rustls::Error::InvalidCertificate(error)) => Some(problem_of(&error)),
+            Err(_) => Some(CertificateProblem::Invalid),
+        }
+    }
+
+    async fn verifier(&self) -> Result<Arc<WebPkiServerVerifier>, EndCause> {
+        let make = || async {
+            let (roots, provider) = (self.roots().await?, Arc::new(ring::default_provider()));
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            verifier.map_err(|error| EndCause::Local(format!("no TLS: {error}")))
+        };
+        self.verifier.get_or_try_init(make).await.cloned()
+    }
+
+    async fn roots(&self) -> Result<RootCertStore, EndCause> {
+        match &self.roots {
+            Some(roots) => Ok(roots.clone()),
+            None => platform_roots().await,
+        }
     }
 
     fn any(&self) -> Result<Arc<ClientConfig>, EndCause> {
@@ -82,13 +128,7 @@ impl Tls {
 
     /// The platform's roots are read once, when they are first needed.
     async fn verified(&self) -> Result<Arc<ClientConfig>, EndCause> {
-        let make = || async {
-            let roots = match &self.roots {
-                Some(roots) => roots.clone(),
-                None => platform_roots().await?,
-            };
-            Ok(Arc::new(configure(roots)?))
-        };
+        let make = || async { Ok(Arc::new(configure(self.roots().await?)?)) };
         self.verified.get_or_try_init(make).await.cloned()
     }
 }
@@ -149,7 +189,23 @@ fn failed(error: &io::Error) -> EndCause {
     }
     // Parts of it are the server's words.
     let text: String = error.to_string().chars().take(200).flat_map(char::escape_debug).collect();
-    EndCause::Tls(text)
+    match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(error)) => EndCause::Certificate(problem_of(error), text),
+        _ => EndCause::Tls(text),
+    }
+}
+
+fn problem_of(error: &CertificateError) -> CertificateProblem {
+    match error {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            CertificateProblem::OtherHost
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => CertificateProblem::Expired,
+        CertificateError::UnknownIssuer | CertificateError::BadSignature | CertificateError::Revoked => {
+            CertificateProblem::NotTrusted
+        }
+        _ => CertificateProblem::Invalid,
+    }
 }
 
 /// As OpenSSL and RFC 8446 write them: `TLSv1.3 TLS_AES_256_GCM_SHA384`.

@@ -42,6 +42,7 @@ fn target() -> Target {
         tls: crate::transport::TlsWish::default(),
         credentials: None,
         timeouts: Arc::default(),
+        mta_sts: None,
     }
 }
 

@@ -359,7 +359,10 @@ async fn certificates_are_verified_for_the_name() {
         let result = transport.connect(&target).await;
         match result {
             Ok(session) => assert!(words.is_empty() && session.tls().is_some(), "{name}"),
-            Err(ConnectError { stage: Stage::Ehlo, cause: EndCause::Tls(text) }) => {
+            Err(ConnectError {
+                stage: Stage::Ehlo,
+                cause: EndCause::Tls(text) | EndCause::Certificate(_, text),
+            }) => {
                 assert!(!words.is_empty() && text.contains(words), "{name}: {text}");
             }
             Err(error) => panic!("{name}: {error:?}"),
