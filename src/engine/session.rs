@@ -83,6 +83,7 @@ impl SessionTask {
         };
         let opened = Opened {
             tls: session.tls().map(Into::into),
+            certificate: session.certificate(),
             limits: session.limits(),
             passes_on_dsn: session.passes_on_dsn(),
         };

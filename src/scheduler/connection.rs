@@ -111,9 +111,7 @@ impl Scheduler {
         let wish = self.wish_of(key);
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            if wish.as_ref() == Some(&connection.wish)
-                && leads(route, connection.wish.tls, &connection.current)
-            {
+            if wish.as_ref() == Some(&connection.wish) && leads(route, connection) {
                 continue;
             }
             connection.retired = true;
@@ -149,9 +147,7 @@ impl Scheduler {
         let Some(queue) = self.queues.get(destination.queue) else { return };
         // Its attempt may be older than the policy that bars the host.
         let is_barred = destination.is_enforced()
-            && destination
-                .known_route()
-                .is_some_and(|route| !leads(route, connection.wish.tls, &connection.current));
+            && destination.known_route().is_some_and(|route| !leads(route, connection));
         let one = u32::from(Fault::OneMessageMore.is_there());
         let most = [
             queue.settings.max_msg_per_connection,

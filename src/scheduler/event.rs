@@ -10,7 +10,7 @@ use super::{ClaimId, ConnectionId, DestinationKey};
 use crate::dns::{Route, RouteFailure};
 use crate::message::{Message, MessageId};
 use crate::storage::{ChangeOutcome, Claimed, Inserted, ItemSummary, LaneHead, Room, StateRow, StorageError};
-use crate::transport::{ConnectError, SessionEnd, SessionLimits, TransactionReport};
+use crate::transport::{ConnectError, PeerCertificate, SessionEnd, SessionLimits, TransactionReport};
 
 /// Something happened outside.
 #[derive(Clone, Debug)]
@@ -80,6 +80,8 @@ pub(crate) enum Content {
 pub(crate) struct Opened {
     /// Version and cipher suite.
     pub(crate) tls: Option<Arc<str>>,
+    /// The server's, if it was verified.
+    pub(crate) certificate: Option<PeerCertificate>,
     pub(crate) limits: SessionLimits,
     pub(crate) passes_on_dsn: bool,
 }

@@ -4,14 +4,13 @@
 //! destination's retry step. Before it expires, its policy is looked for once more, past the cache of DNS: if that
 //! has changed what may be done, it is tried at once.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::destination::{Destination, RetryClock};
 use super::lane::LaneState;
 use super::placement::hosts_of;
 use super::record::{Failed, cause_diagnosis};
-use super::session::{Candidate, Wish};
+use super::session::{Connection, Wish};
 use super::timers::earliest;
 use super::{DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
@@ -19,7 +18,7 @@ use crate::dns::{Freshness, Route};
 use crate::event::{Diagnosis, Failure, Reason};
 use crate::policy::StartTls;
 use crate::reply::Stage;
-use crate::transport::{EndCause, TlsWish};
+use crate::transport::EndCause;
 
 /// So long before mail expires its policy is looked for, so that there is time to deliver it.
 const MARGIN: Duration = Duration::from_secs(600);
@@ -120,11 +119,10 @@ impl Scheduler {
     }
 }
 
-/// Whether a route leads to where a session was opened.
-pub(super) fn leads(route: &Route, wish: TlsWish, to: &Candidate) -> bool {
-    // A certificate was verified for one name.
-    let named = |name: &Arc<str>| !wish.is_verified() || *name == to.host;
-    route.hosts.iter().any(|host| named(&host.name) && host.addresses.contains(&to.peer))
+/// Whether a route leads to where a session was opened, and to a host that its server has proved to be.
+pub(super) fn leads(route: &Route, connection: &Connection) -> bool {
+    let peer = &connection.current.peer;
+    route.hosts.iter().any(|host| host.addresses.contains(peer) && connection.is_verified_for(&host.name))
 }
 
 /// Why there was no session.

@@ -26,6 +26,8 @@ use crate::reply::Stage;
 const MOST_CANDIDATES: usize = 32;
 /// Lines one destination stands in at a time for full addresses.
 const MOST_LINES: usize = 16;
+/// Idle sessions at one address that are looked at for one to take over.
+const MOST_IDLE: usize = 64;
 
 /// What a new connection to a candidate takes.
 #[derive(Clone, Copy, Default)]
@@ -360,9 +362,11 @@ impl Scheduler {
             let meeting = Meeting::new(source.clone(), candidate, wish.clone());
             let Some(idle) = self.idle_at.get(&meeting) else { continue };
             // The one used last: the others may go.
-            let usable = idle.iter().rev().map(|&(_, id)| id).find(|id| {
+            let usable = idle.iter().rev().take(MOST_IDLE).map(|&(_, id)| id).find(|id| {
                 self.connections.get(id).is_some_and(|connection| {
-                    connection.destination != key && most.is_none_or(|most| connection.used < most)
+                    connection.destination != key
+                        && most.is_none_or(|most| connection.used < most)
+                        && connection.is_verified_for(&candidate.host)
                 })
             });
             if let Some(id) = usable

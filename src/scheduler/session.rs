@@ -111,6 +111,13 @@ impl Connection {
     pub(super) fn meeting(&self) -> Meeting {
         Meeting::new(self.source.clone(), &self.current, self.wish.clone())
     }
+
+    /// Whether its server has proved to be the host of this name, if it is to.
+    pub(super) fn is_verified_for(&self, host: &str) -> bool {
+        !self.wish.tls.is_verified()
+            || *self.current.host == *host
+            || self.opened.certificate.as_ref().is_some_and(|certificate| certificate.is_valid_for(host))
+    }
 }
 
 /// What a queue wishes of its sessions. Others use them only if they wish the same.
@@ -134,8 +141,6 @@ pub(super) struct Meeting {
     source: Arc<str>,
     peer: SocketAddr,
     wish: Wish,
-    /// The name the certificate was verified for, if it was.
-    host: Option<Arc<str>>,
 }
 
 impl Meeting {
@@ -145,8 +150,7 @@ impl Meeting {
         }
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let peer = if Fault::SentElsewhere.is_there() { nowhere } else { to.peer };
-        let host = wish.tls.is_verified().then(|| to.host.clone());
-        Self { source, peer, wish, host }
+        Self { source, peer, wish }
     }
 }
 

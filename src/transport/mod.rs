@@ -54,6 +54,12 @@ pub trait Session: Debug + Send {
         None
     }
 
+    /// The server's certificate, if it was verified. Mail for other hosts at the same address goes over the session
+    /// only if it is valid for them too; `None`: for no other name.
+    fn certificate(&self) -> Option<PeerCertificate> {
+        None
+    }
+
     /// What is wrong with the server's certificate, in a session that takes any, if
     /// [`Target::tests_certificate`] asked for it to be looked at.
     fn certificate_problem(&self) -> Option<CertificateProblem> {
@@ -68,6 +74,28 @@ pub trait Session: Debug + Send {
     /// What the server takes at most. The engine keeps to it where the policy allows more.
     fn limits(&self) -> SessionLimits {
         SessionLimits::default()
+    }
+}
+
+/// A certificate that was verified, and the names it is valid for.
+#[derive(Clone)]
+pub struct PeerCertificate(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl PeerCertificate {
+    /// Valid for the hosts of which `is_valid_for` says so: a function of the name alone.
+    pub fn new(is_valid_for: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(is_valid_for))
+    }
+
+    /// Whether it is valid for the host of this name.
+    pub fn is_valid_for(&self, host: &str) -> bool {
+        (self.0)(host)
+    }
+}
+
+impl Debug for PeerCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PeerCertificate")
     }
 }
 

@@ -410,3 +410,34 @@ async fn fetches_are_counted_and_domains_without_policy_are_not() {
         assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
     }
 }
+
+/// One certificate for two hosts at one address: one session. For one of them alone: one each.
+#[tokio::test(start_paused = true)]
+async fn a_session_serves_the_hosts_that_its_certificate_is_valid_for() {
+    for (names, sessions) in [(&["mx1.example.net", "mx1.other.example"][..], 1), (&["*.example.net"], 2)] {
+        let rig = Rig { certificate: TestCertificate::new(names.iter().copied()).unwrap(), ..Rig::new() };
+        rig.world.server(MX, &rig.server());
+        let zone = format!(
+            "other.example. MX 10 mx1.other.example.\nmx1.other.example. A 192.0.2.1\n\
+             {TXT} TXT \"v=STSv1; id=1\"\n_mta-sts.other.example. TXT \"v=STSv1; id=1\""
+        );
+        rig.zone(&zone);
+        for domain in ["example.net", "other.example"] {
+            let file = format!("version: STSv1\nmode: enforce\nmx: mx1.{domain}\nmax_age: 86400");
+            rig.files.set(domain, file);
+        }
+        let engine = rig.engine(MemoryStorage::new(), "bounce-after = '2m'").await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        engine.submit(message(&["b@other.example"])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), sessions, "{names:?}");
+        let timeline = rig.world.seen.timeline();
+        let second = if sessions == 1 {
+            "1 delivered b@other.example"
+        } else {
+            "1 queue-deferred other.example 4.7.5"
+        };
+        assert_eq!(timeline, ["0 delivered b@example.net", second]);
+    }
+}

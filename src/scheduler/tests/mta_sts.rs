@@ -8,8 +8,8 @@ use crate::dns::{Route, RouteFailure, RouteFailureKind};
 use crate::event::{Category, DeliveryEvent, Reason};
 use crate::mta_sts::KnownPolicy;
 use crate::policy::StartTls;
-use crate::scheduler::{Bounds, Event};
-use crate::transport::{EndCause, TlsWish};
+use crate::scheduler::{Bounds, Event, Opened};
+use crate::transport::{EndCause, PeerCertificate, TlsWish};
 
 const ONE: &str = "198.51.100.1:25";
 const OTHER: &str = "198.51.100.2:25";
@@ -259,21 +259,38 @@ fn a_rollup_holds_each_domain_to_its_own_policy() {
     rig.scheduler.assert_empty();
 }
 
-/// CONTROLS §5: a session is shared if its certificate was verified for the other domain's host too.
+/// A session is shared if its certificate is valid for the other domain's host too; else there is a new one, with a name
+/// of its own in SNI.
 #[test]
-fn sessions_are_shared_for_the_same_host_alone() {
-    for (host, policy_of_y, dials) in
-        [("mx.p.example", true, 1), ("mx.q.example", true, 2), ("mx.p.example", false, 2)]
-    {
+fn sessions_are_shared_for_hosts_that_the_certificate_is_valid_for() {
+    for (host, certificate, policy_of_y, dials) in [
+        ("mx.p.example", "", true, 1),
+        ("mx.q.example", "", true, 2),
+        ("mx.q.example", "mx.r.example", true, 2),
+        ("mx.q.example", "mx.q.example", true, 1),
+        ("mx.p.example", "", false, 2),
+        ("mx.q.example", "mx.q.example", false, 2),
+    ] {
         let mut rig = Rig::new("");
         rig.answer_with("x.example", enforced(&[&[("mx.p.example", &[ONE])]], &["mx.p.example"]));
         let hosts: &[&[(&str, &[&str])]] = &[&[(host, &[ONE])]];
         rig.answer_with("y.example", if policy_of_y { enforced(hosts, &[host]) } else { Ok(route(hosts)) });
         for domain in ["x.example", "y.example"] {
             rig.submit(&format!("u@{domain}"));
+            while !rig.connects.is_empty() {
+                let (connection, _) = rig.opening();
+                let names = ["mx.p.example", certificate];
+                let valid = PeerCertificate::new(move |host| names.contains(&host));
+                let opened = Opened { certificate: Some(valid), ..Opened::default() };
+                rig.tell(Event::Connected { connection, opened });
+            }
             assert_eq!(rig.accept_all(), 1);
+            rig.pass(Duration::from_secs(1));
         }
-        assert_eq!(rig.dialled.len(), dials, "{host} {policy_of_y}");
+        // And back.
+        rig.submit("v@x.example");
+        assert_eq!(rig.accept_all(), 1);
+        assert_eq!(rig.dialled.len(), dials, "{host} {certificate} {policy_of_y}");
     }
 }
 

@@ -1,15 +1,16 @@
 //! In place of `tls.rs` in a build without the feature `tls`.
 
 use super::connector::Stream;
-use crate::transport::{CertificateProblem, EndCause, Target};
+use crate::transport::{CertificateProblem, EndCause, PeerCertificate, Target};
 
 #[derive(Debug, Default)]
 pub(super) struct Tls;
 
 /// What a handshake would have come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Secured {
     pub(super) what: String,
+    pub(super) certificate: Option<PeerCertificate>,
     pub(super) problem: Option<CertificateProblem>,
 }
 

@@ -17,8 +17,8 @@ use super::{excerpt, is_refusal};
 use crate::message::{Address, RecipientDsn};
 use crate::reply::{Reply, Stage};
 use crate::transport::{
-    CertificateProblem, EndCause, Protocol, RecipientReport, Session, SessionEnd, SessionLimits, Target, Timeouts,
-    Transaction, TransactionReport, Unsendable,
+    CertificateProblem, EndCause, PeerCertificate, Protocol, RecipientReport, Session, SessionEnd,
+    SessionLimits, Target, Timeouts, Transaction, TransactionReport, Unsendable,
 };
 
 /// A session after EHLO or HELO.
@@ -76,6 +76,10 @@ impl Session for SmtpSession {
 
     fn tls(&self) -> Option<String> {
         self.tls.as_ref().map(|secured| secured.what.clone())
+    }
+
+    fn certificate(&self) -> Option<PeerCertificate> {
+        self.tls.as_ref()?.certificate.clone()
     }
 
     fn certificate_problem(&self) -> Option<CertificateProblem> {

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier};
+use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, ProtocolVersion, RootCertStore, SignatureScheme,
     SupportedCipherSuite,
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::connector::Stream;
-use crate::transport::{CertificateProblem, EndCause, Target};
+use crate::transport::{CertificateProblem, EndCause, PeerCertificate, Target};
 
 /// Host names whose session tickets are kept, of each kind of session.
 const MOST_NAMES: usize = 1_024;
@@ -49,10 +50,12 @@ pub(super) struct Tls {
 }
 
 /// What a handshake came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Secured {
     /// Version and cipher suite.
     pub(super) what: String,
+    /// The certificate, if it was verified.
+    pub(super) certificate: Option<PeerCertificate>,
     /// What is wrong with the certificate, if that was to be looked at.
     pub(super) problem: Option<CertificateProblem>,
 }
@@ -79,11 +82,15 @@ impl Tls {
         };
         let (_, connection) = stream.get_ref();
         let what = describe(connection.protocol_version(), connection.negotiated_cipher_suite());
+        let certificate = match target.tls.is_verified() {
+            true => connection.peer_certificates().and_then(|chain| chain.first()).map(names_of),
+            false => None,
+        };
         let problem = match target.tests_certificate() {
             true => self.problem(connection.peer_certificates().unwrap_or_default(), &name).await,
             false => None,
         };
-        Ok((Box::new(stream), Secured { what, problem }))
+        Ok((Box::new(stream), Secured { what, certificate, problem }))
     }
 
     /// What is wrong with a certificate that was taken unseen. Without roots nobody knows.
@@ -193,6 +200,16 @@ fn failed(error: &io::Error) -> EndCause {
         Some(rustls::Error::InvalidCertificate(error)) => EndCause::Certificate(problem_of(error), text),
         _ => EndCause::Tls(text),
     }
+}
+
+/// Its chain was verified; what is left of the question is the name.
+fn names_of(certificate: &CertificateDer<'_>) -> PeerCertificate {
+    let certificate = certificate.clone().into_owned();
+    PeerCertificate::new(move |host| {
+        let parsed = ParsedCertificate::try_from(&certificate);
+        let name = ServerName::try_from(host);
+        parsed.is_ok_and(|parsed| name.is_ok_and(|name| verify_server_name(&parsed, &name).is_ok()))
+    })
 }
 
 fn problem_of(error: &CertificateError) -> CertificateProblem {
