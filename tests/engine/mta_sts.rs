@@ -13,10 +13,10 @@ use postrider::{DeliveryEngine, Policy};
 use crate::support::{MX, MX2, World, idle, message};
 
 const HOSTS: &str = "
-example.net. 60 MX 10 mx1.example.net.
-example.net. 60 MX 20 mx2.example.net.
-mx1.example.net. A 192.0.2.1
-mx2.example.net. A 192.0.2.2
+example.net. 300 MX 10 mx1.example.net.
+example.net. 300 MX 20 mx2.example.net.
+mx1.example.net. 300 A 192.0.2.1
+mx2.example.net. 300 A 192.0.2.2
 ";
 const TXT: &str = "_mta-sts.example.net";
 const MINUTE: Duration = Duration::from_secs(60);
