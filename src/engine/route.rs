@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::dns::{
-    Freshness, Resolver, Route, RouteFailure, RouteKind, RouteOptions, find_fixed_route, find_route,
-};
+use futures::future;
+
+use crate::dns::{Freshness, Resolver, Route, RouteFailure, RouteOptions, find_fixed_route, find_route};
 use crate::message::Domain;
-use crate::mta_sts::{Policies, PolicyRequest};
+use crate::mta_sts::{FoundPolicy, Policies, PolicyRequest};
 use crate::policy::{Policy, QueueSettings, StartTls};
 
 /// Whom to ask.
@@ -42,34 +42,32 @@ impl LookUp<'_> {
         if !settings.smtp_hosts.is_empty() {
             return find_fixed_route(self.resolver, &settings.smtp_hosts, &options).await.map(Arc::new);
         }
-        let route = find_route(self.resolver, domain, &options, freshness).await?;
-        self.under_policy(domain, settings, freshness, route).await.map(Arc::new)
+        // Both at once. Without a route nobody waits for the policy.
+        let route = find_route(self.resolver, domain, &options, freshness);
+        let policy = async { Ok(self.find_policy(domain, settings, freshness).await) };
+        let (route, found) = future::try_join(route, policy).await?;
+        let Some((policies, found)) = found else { return Ok(Arc::new(route)) };
+        let route = Route { ttl: route.ttl.min(found.again_in), ..route };
+        let Some(policy) = found.policy else { return Ok(Arc::new(route)) };
+        let route = route.under_policy(domain.as_str(), policy.clone());
+        route.inspect_err(|_| policies.count_nothing_permitted(&policy)).map(Arc::new)
     }
 
-    async fn under_policy(
+    /// The MTA-STS policy that holds for the domain, and who keeps it. `None`: it is not wanted.
+    async fn find_policy(
         &self,
         domain: &Domain,
         settings: &QueueSettings,
         freshness: Freshness,
-        mut route: Route,
-    ) -> Result<Route, RouteFailure> {
+    ) -> Option<(&Policies, FoundPolicy)> {
         // A queue that never uses TLS can keep no policy: its owner has decided.
         let wants = settings.use_mta_sts && settings.use_starttls != StartTls::Off;
-        let Some(policies) = self.policies.filter(|_| wants && route.kind != RouteKind::Literal) else {
-            return Ok(route);
-        };
+        let policies = self.policies.filter(|_| wants && domain.literal_address().is_none())?;
         let request = PolicyRequest {
             domain: domain.as_str(),
             resolver: self.resolver,
             prohibited: self.policy.prohibited(),
         };
-        let found = policies.find(&request, freshness).await;
-        route.ttl = route.ttl.min(found.again_in);
-        match found.policy {
-            Some(policy) => route.under_policy(domain.as_str(), policy.clone()).inspect_err(|_| {
-                policies.count_nothing_permitted(&policy);
-            }),
-            None => Ok(route),
-        }
+        Some((policies, policies.find(&request, freshness).await))
     }
 }

@@ -14,12 +14,14 @@ use super::report::{Counts, SessionTls, TlsReport};
 use super::store::{Decision, FAILURE_HOLDS, KnownPolicy, Store};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
-use crate::dns::{Answer, DnsErrorKind, Freshness};
+use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness};
 use crate::storage::{Change, StateRow};
 use crate::transport::{ConnectError, Target};
 
 /// For all of a fetch, whoever makes it (RFC 8461 §3.3).
 const LIMIT: Duration = Duration::from_secs(60);
+/// For the TXT record. Some name servers never answer for names they do not know; mail shall not wait for that.
+const RECORD_LIMIT: Duration = Duration::from_secs(5);
 
 /// The policies of domains, and who gets them.
 pub(crate) struct Policies {
@@ -109,7 +111,12 @@ impl Policies {
         freshness: Freshness,
     ) -> (Option<String>, Duration) {
         let name = format!("_mta-sts.{}", request.domain);
-        match request.resolver.txt(&name, freshness).await {
+        let asked = timeout(RECORD_LIMIT, request.resolver.txt(&name, freshness)).await;
+        let answer = asked.unwrap_or_else(|_| {
+            let late = format!("TXT of {name}: no answer within {} s", RECORD_LIMIT.as_secs());
+            Err(DnsError::new(DnsErrorKind::Timeout, late))
+        });
+        match answer {
             Ok(Answer::Records { records, ttl }) => match policy_id(&records) {
                 Some(id) => (Some(id), ttl),
                 None => (None, Duration::MAX),

@@ -26,7 +26,7 @@ mod report;
 mod store;
 
 pub use fetch::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest};
-pub(crate) use find::Policies;
+pub(crate) use find::{Found as FoundPolicy, Policies};
 pub use fixed::StaticFetcher;
 #[cfg(feature = "mta-sts")]
 pub use https::HttpsFetcher;

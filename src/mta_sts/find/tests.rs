@@ -1,7 +1,10 @@
 //! Which policy holds, by what TXT record and fetcher say.
 
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use super::*;
-use crate::dns::StaticResolver;
+use crate::dns::{MxRecord, Resolver, StaticResolver, TxtRecord};
 use crate::mta_sts::{Mode, StaticFetcher};
 
 const DOMAIN: &str = "example.net";
@@ -148,8 +151,8 @@ impl PolicyFetcher for Gated {
     }
 }
 
-impl std::fmt::Display for Gated {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Gated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("gated")
     }
 }
@@ -182,4 +185,50 @@ async fn a_fetch_has_a_minute() {
     let failure = rig.find().await.failure.unwrap();
     assert_eq!(&*failure.message, "mta-sts.example.net: no answer within 60 s");
     assert_eq!(rig.clock.now().saturating_since(begun), Duration::from_secs(60));
+}
+
+/// Answers no question for TXT.
+#[derive(Debug)]
+struct Silent;
+
+#[async_trait::async_trait]
+impl Resolver for Silent {
+    async fn mx(&self, _: &str, _: Freshness) -> Result<Answer<MxRecord>, DnsError> {
+        panic!("not asked for")
+    }
+
+    async fn ipv4(&self, _: &str, _: Freshness) -> Result<Answer<Ipv4Addr>, DnsError> {
+        panic!("not asked for")
+    }
+
+    async fn ipv6(&self, _: &str, _: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
+        panic!("not asked for")
+    }
+
+    async fn txt(&self, _: &str, _: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        futures::future::pending().await
+    }
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("silence")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn mail_waits_five_seconds_for_a_record_and_keeps_the_policy_it_had() {
+    let rig = Rig::new();
+    rig.publish("1", "enforce", 1_000_000);
+    let known = rig.find().await.policy;
+    assert!(known.is_some());
+    let ask = async |domain| {
+        let before = rig.clock.now();
+        let request = PolicyRequest { domain, resolver: &Silent, prohibited: &[] };
+        let found = rig.policies.find(&request, Freshness::Fresh).await;
+        (found, rig.clock.now().saturating_since(before).as_secs())
+    };
+    let expected = |policy| Found { policy, failure: None, again_in: FAILURE_HOLDS };
+    assert_eq!(ask(DOMAIN).await, (expected(known), 5));
+    assert_eq!(ask("other.example").await, (expected(None), 5));
 }
