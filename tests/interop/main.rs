@@ -1,6 +1,6 @@
 //! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink, Exim,
-//! aiosmtpd) and one that keeps what it gets octet for octet, all on loopback. And the transport by itself, against
-//! OpenSSL.
+//! aiosmtpd) and one that keeps what it gets octet for octet, all on loopback. And parts of it, against OpenSSL: the
+//! transport, the engine with MTA-STS policies from a web server.
 //!
 //! Where a server is missing its tests skip and say so; with `POSTRIDER_INTEROP=require` they fail. `.ci/run` installs
 //! all of them; Exim it unpacks into the target folder, and `POSTRIDER_EXIM` names one that lies elsewhere.
@@ -25,6 +25,7 @@ mod example;
 mod exim;
 mod exim_mail;
 mod failures;
+mod mta_sts;
 mod process;
 mod recorder;
 mod replay;

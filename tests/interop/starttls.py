@@ -1,4 +1,4 @@
-"""An SMTP server with STARTTLS by Python's ssl, which is OpenSSL: starttls.py CERTIFICATE KEY
+"""An SMTP server with STARTTLS by Python's ssl, which is OpenSSL: starttls.py CERTIFICATE KEY [ADDRESS PORT]
 
 Says its port, then a line for each message: version, cipher suite, whether the session was resumed, octets.
 """
@@ -38,7 +38,8 @@ def talk(plain, context):
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[1], sys.argv[2])
-listener = socket.create_server(("127.0.0.1", 0))
+address, port = sys.argv[3:] or ("127.0.0.1", "0")
+listener = socket.create_server((address, int(port)))
 print(listener.getsockname()[1], flush=True)
 while True:
     client, _ = listener.accept()
