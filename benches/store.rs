@@ -57,6 +57,7 @@ impl Mail {
             expires_at: None,
             size: BODY_OCTETS as u64,
             eight_bit: false,
+            require_tls: false,
             recipient_count: 1,
             tags: BTreeMap::from([("job".to_owned(), "newsletter".to_owned())]),
             dsn: None,

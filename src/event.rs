@@ -404,6 +404,8 @@ words! {
         TlsNotOffered = "tls-not-offered",
         /// TLS is required and could not be had: no handshake, or a certificate that is not valid for the host.
         TlsFailed = "tls-failed",
+        /// The message requires TLS (RFC 8689), and nothing proves that the host is the receiver's.
+        HostNotVerified = "host-not-verified",
         /// Credentials are set, and the server offers AUTH neither by PLAIN nor by LOGIN.
         AuthNotOffered = "auth-not-offered",
         /// Credentials are set, and the session has no TLS to send them in.

@@ -148,6 +148,8 @@ impl SessionTask {
             recipients: outgoing.recipients,
             body,
             eight_bit: outgoing.eight_bit,
+            require_tls: outgoing.require_tls,
+            host_is_authentic: outgoing.host_is_authentic,
             dsn: outgoing.dsn,
         })
     }

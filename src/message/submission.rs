@@ -53,6 +53,7 @@ pub struct Message {
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) dsn: Option<MessageDsn>,
     pub(crate) recipient_dsn: HashMap<Address, RecipientDsn>,
+    pub(crate) require_tls: bool,
 }
 
 /// Why a message was refused before it was stored.
@@ -149,6 +150,7 @@ impl Message {
             tags: BTreeMap::new(),
             dsn: None,
             recipient_dsn: HashMap::new(),
+            require_tls: false,
         })
     }
 
@@ -192,6 +194,18 @@ impl Message {
     /// A name and value returned on every record of this message.
     pub fn with_tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.tags.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sends it only over TLS, to hosts that are verified to be the receiver's, whose servers promise the same for the rest of
+    /// its way (REQUIRETLS, RFC 8689). Where the host is not verified it bounces as 5.7.10, where the server does not
+    /// offer REQUIRETLS as 5.7.30.
+    ///
+    /// Verified is a host by its certificate, and by its name: a fixed host's (`smtp-hosts`), one that the domain's MTA-STS policy
+    /// permits, or the domain itself. So its queue needs `use-starttls = "verify"`, or its domain such a policy in
+    /// mode `enforce`.
+    pub fn with_require_tls(mut self) -> Self {
+        self.require_tls = true;
         self
     }
 

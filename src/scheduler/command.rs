@@ -60,6 +60,8 @@ pub(crate) struct Outgoing {
     pub(crate) recipients: Vec<Address>,
     pub(crate) content: Content,
     pub(crate) eight_bit: bool,
+    pub(crate) require_tls: bool,
+    pub(crate) host_is_authentic: bool,
     pub(crate) dsn: Option<Box<TransactionDsn>>,
 }
 

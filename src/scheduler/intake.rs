@@ -67,6 +67,7 @@ impl Scheduler {
             expires_at: message.expires_after.map(|age| age_from + age),
             size: message.body.len() as u64,
             eight_bit: !message.body.is_ascii(),
+            require_tls: message.require_tls,
             recipient_count: u32::try_from(message.recipients.len()).unwrap_or(u32::MAX),
             tags: message.tags,
             dsn: message.dsn.map(Box::new),

@@ -280,6 +280,7 @@ impl Scheduler {
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
+        let host_is_authentic = destination.known_route().is_some_and(|route| route.has_authentic_hosts());
         destination.work.grant = None;
         let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
         if let State::Idle { since } = connection.state {
@@ -309,6 +310,8 @@ impl Scheduler {
             recipients: addresses,
             content,
             eight_bit: envelope.eight_bit,
+            require_tls: envelope.require_tls,
+            host_is_authentic,
             dsn,
         };
         self.commands.push_back(Command::Transact { connection: connection_id, transaction });

@@ -9,7 +9,7 @@ use crate::dns::RouteFailure;
 use crate::event::{Category, Diagnosis, Failure, Reason, RecipientRecord};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 use crate::storage::Recipient;
-use crate::transport::EndCause;
+use crate::transport::{EndCause, Unsendable};
 
 /// What failed, where only the engine can say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,10 @@ impl Cause {
             What::Lost(cause) => cause_diagnosis(self.stage, cause, Failed::InTransaction),
             What::Unsendable(why) => Diagnosis {
                 status: why.status(),
-                category: Category::ContentRelated,
+                category: match why {
+                    Unsendable::HostNotVerified | Unsendable::RequireTlsNotOffered => Category::PolicyRelated,
+                    _ => Category::ContentRelated,
+                },
                 ..engine_diagnosis(self.stage, Failed::InTransaction, why.to_string())
             },
         };

@@ -217,7 +217,10 @@ fn refused(stage: Stage, reply: &Reply) -> Verdict {
 fn unsendable(why: Unsendable) -> Verdict {
     let reason = match why {
         Unsendable::TooLarge { .. } => Some(Reason::TooLarge),
-        Unsendable::EightBit | Unsendable::Utf8Address => Some(Reason::ExtensionMissing),
+        Unsendable::EightBit | Unsendable::Utf8Address | Unsendable::RequireTlsNotOffered => {
+            Some(Reason::ExtensionMissing)
+        }
+        Unsendable::HostNotVerified => Some(Reason::HostNotVerified),
         Unsendable::BareLineEnding => None,
     };
     Verdict::Bounced(Cause { stage: Stage::Mail, what: What::Unsendable(why), reason })

@@ -74,6 +74,8 @@ pub struct Envelope {
     pub size: u64,
     /// The body has octets over 127 (RFC 6152).
     pub eight_bit: bool,
+    /// It goes only over verified TLS, to servers that promise the same (REQUIRETLS, RFC 8689).
+    pub require_tls: bool,
     /// Recipients of the whole message.
     pub recipient_count: u32,
     /// Names and values returned on every record.

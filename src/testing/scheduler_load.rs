@@ -314,6 +314,7 @@ fn waiting_item(now: Timestamp, due: Timestamp, address: Address) -> Item {
         expires_at: None,
         size: 1,
         eight_bit: false,
+        require_tls: false,
         recipient_count: 1,
         tags: BTreeMap::new(),
         dsn: None,

@@ -37,6 +37,8 @@ fn transaction(to: &[&str]) -> Transaction {
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         body: Bytes::from_static(b"Subject: x\r\n\r\n.hi\r\n"),
         eight_bit: false,
+        require_tls: false,
+        host_is_authentic: false,
         dsn: None,
     }
 }

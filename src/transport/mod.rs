@@ -246,6 +246,11 @@ pub struct Transaction {
     pub body: Bytes,
     /// The content has octets over 127.
     pub eight_bit: bool,
+    /// To be sent only in a session whose server's certificate was verified, to an authentic host, with REQUIRETLS
+    /// (RFC 8689 §4.2.1); else [`Unsendable`].
+    pub require_tls: bool,
+    /// The host's name is that of the receiver for certain: it was configured, or an MTA-STS policy permits it.
+    pub host_is_authentic: bool,
     /// What is to be reported, if the sender asked for anything (RFC 3461). Told to servers that offer DSN alone.
     pub dsn: Option<Box<TransactionDsn>>,
 }
@@ -310,6 +315,11 @@ pub enum Unsendable {
     Utf8Address,
     /// The content has a CR or LF that is not part of a CRLF (RFC 5321 §2.3.8). No server is sent such.
     BareLineEnding,
+    /// The message requires TLS (RFC 8689), and the session has none, or none that was verified, or nothing but DNS says that
+    /// the host is the receiver's.
+    HostNotVerified,
+    /// The message requires TLS and the server does not offer REQUIRETLS (RFC 8689).
+    RequireTlsNotOffered,
 }
 
 impl Unsendable {
@@ -320,6 +330,8 @@ impl Unsendable {
             Self::EightBit => EnhancedStatus::new(5, 6, 3),
             Self::Utf8Address => EnhancedStatus::new(5, 6, 7),
             Self::BareLineEnding => EnhancedStatus::new(5, 6, 0),
+            Self::HostNotVerified => EnhancedStatus::new(5, 7, 10),
+            Self::RequireTlsNotOffered => EnhancedStatus::new(5, 7, 30),
         }
     }
 }
@@ -335,6 +347,12 @@ impl Display for Unsendable {
                 f.write_str("an address is not ASCII and the server does not offer SMTPUTF8")
             }
             Self::BareLineEnding => f.write_str("the content has a bare CR or LF: lines must end in CRLF"),
+            Self::HostNotVerified => {
+                f.write_str("the message requires TLS to a host that is verified to be the receiver's")
+            }
+            Self::RequireTlsNotOffered => {
+                f.write_str("the message requires TLS and the server does not offer REQUIRETLS")
+            }
         }
     }
 }

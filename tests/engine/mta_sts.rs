@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use postrider::dns::{DnsErrorKind, StaticResolver};
-use postrider::event::{DeliveryEvent, Reason};
+use postrider::event::{Category, DeliveryEvent, Reason};
 use postrider::mta_sts::{DomainTls, FetchErrorKind, StaticFetcher, TlsReport};
 use postrider::storage::MemoryStorage;
 use postrider::testing::{SmtpServer, TestCertificate};
@@ -439,5 +439,41 @@ async fn a_session_serves_the_hosts_that_its_certificate_is_valid_for() {
             "1 queue-deferred other.example 4.7.5"
         };
         assert_eq!(timeline, ["0 delivered b@example.net", second]);
+    }
+}
+
+/// RFC 8689: what proves that a host is the receiver's is the policy, or who configured it.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_requires_tls_goes_to_hosts_of_a_policy_or_fixed_ones() {
+    let verify = "use-starttls = 'verify'";
+    let fixed = "use-starttls = 'verify'\nsmtp-hosts = 'mx1.example.net'";
+    let unverified = "0 bounced b@example.net 5.7.10";
+    for (mode, settings, offered, expected) in [
+        (Some("enforce"), "", true, "0 delivered b@example.net"),
+        (Some("enforce"), "", false, "0 bounced b@example.net 5.7.30"),
+        (Some("testing"), "", true, unverified),
+        (None, "", true, unverified),
+        (None, verify, true, unverified),
+        (None, fixed, true, "0 delivered b@example.net"),
+        (None, "smtp-hosts = 'mx1.example.net'", true, unverified),
+    ] {
+        let rig = Rig::new();
+        let server = rig.server().ehlo(["REQUIRETLS"].into_iter().filter(|_| offered));
+        rig.world.server(MX, &server).server(MX2, &server);
+        if let Some(mode) = mode {
+            rig.publish("1", mode, "*.example.net", 86_400);
+        }
+        let engine = rig.engine(MemoryStorage::new(), settings).await;
+        engine.submit(message(&["b@example.net"]).with_require_tls()).await.unwrap();
+        idle(&engine).await;
+        assert_eq!(rig.world.seen.timeline(), [expected], "{mode:?} {settings} {offered}");
+        let mail = server.commands().into_iter().find(|line| line.starts_with("MAIL"));
+        let told = mail.is_some_and(|line| line.ends_with(" REQUIRETLS"));
+        assert_eq!(told, expected.contains("delivered"));
+        for event in rig.world.seen.events() {
+            if let DeliveryEvent::Bounced(event) = event {
+                assert_eq!(event.diagnosis.category, Category::PolicyRelated);
+            }
+        }
     }
 }

@@ -76,6 +76,8 @@ async fn starttls_with_openssl() {
         recipients: vec![Address::parse("b@example.net").unwrap()],
         body: body.clone().into(),
         eight_bit: false,
+        require_tls: false,
+        host_is_authentic: false,
         dsn: None,
     };
     for (level, resumed) in [

@@ -35,6 +35,8 @@ fn transaction() -> Transaction {
         recipients: vec![Address::parse("b@example.net").unwrap()],
         body: "Subject: x\r\n\r\n0123456789\r\n".repeat(1_000).into(),
         eight_bit: false,
+        require_tls: false,
+        host_is_authentic: false,
         dsn: None,
     }
 }

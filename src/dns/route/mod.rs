@@ -79,6 +79,12 @@ impl Route {
         self.preferences().map(names).collect()
     }
 
+    /// Whether its hosts are the domain's for certain, and not just by what an unauthenticated answer of DNS said: they were
+    /// configured, an MTA-STS policy in force permits them, or the host is the domain itself (RFC 8689 §4.2.1).
+    pub fn has_authentic_hosts(&self) -> bool {
+        self.kind != RouteKind::Mx || self.is_enforced()
+    }
+
     /// Whether mail may go only over TLS, with a certificate that is valid for the host's name: so an MTA-STS policy in
     /// mode `enforce` demands.
     pub fn is_enforced(&self) -> bool {

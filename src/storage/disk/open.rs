@@ -26,7 +26,7 @@ use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, mend, rebuild, segment};
 
 /// The version of the folder's layout.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";

@@ -52,6 +52,7 @@ pub(super) async fn envelopes_come_back_as_they_were<F: StorageUnderTest>() {
         envelope.expires_at = Some(Timestamp::from_unix_micros(77_123_457));
         envelope.size = u64::from(u32::MAX) + 1;
         envelope.eight_bit = true;
+        envelope.require_tls = true;
         envelope.recipient_count = 50_000;
         envelope.tags = [("", "empty"), ("empty", ""), ("\0", "\0"), ("job", "\u{fc}")]
             .map(|(name, value)| (name.into(), value.into()))

@@ -41,7 +41,7 @@ pub struct ServerModel {
     problem: Option<WorldError>,
 }
 
-/// Whether a modelled server speaks TLS. Its certificate is valid for whatever it is called.
+/// Whether a modelled server speaks TLS. Its certificate is valid for whatever it is called. None offers REQUIRETLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelTls {

@@ -18,7 +18,7 @@ use crate::reply::{Reply, Stage};
 use crate::testing::conversation::pause;
 use crate::transport::{
     ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, TlsWish, Transaction,
-    TransactionReport, Transport,
+    TransactionReport, Transport, Unsendable,
 };
 
 /// The servers, by address. Clones are the same network.
@@ -221,6 +221,11 @@ impl ModelSession {
         if !wait(self.latency(), self.timeouts.mail).await {
             let end = timed_out(Stage::Mail, self.timeouts.mail);
             return (TransactionReport { end, ..unanswered() }, false);
+        }
+        if transaction.require_tls {
+            let unsendable = RecipientReport::Unsendable(Unsendable::RequireTlsNotOffered);
+            let recipients = vec![unsendable; transaction.recipients.len()];
+            return (TransactionReport { recipients, ..unanswered() }, false);
         }
         let (network, client) = (self.open.network.clone(), self.open.client);
         let so_far = (self.used, self.has_tls);

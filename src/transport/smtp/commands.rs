@@ -18,6 +18,8 @@ pub(super) struct MailParameters<'a> {
     pub(super) eight_bit: bool,
     /// RFC 6531 §3.4.
     pub(super) utf8: bool,
+    /// RFC 8689 §2.
+    pub(super) require_tls: bool,
     /// RFC 3461 §4.3 and §4.4.
     pub(super) dsn: Option<&'a MessageDsn>,
 }
@@ -42,6 +44,9 @@ pub(super) fn mail(out: &mut Vec<u8>, reverse_path: &ReversePath, parameters: Ma
     }
     if parameters.utf8 {
         out.extend_from_slice(b" SMTPUTF8");
+    }
+    if parameters.require_tls {
+        out.extend_from_slice(b" REQUIRETLS");
     }
     if let Some(returned) = parameters.dsn.and_then(|dsn| dsn.returned) {
         out.extend_from_slice(format!(" RET={}", returned.as_str()).as_bytes());
@@ -83,14 +88,24 @@ mod tests {
         let none = MailParameters::default();
         let returned = Some(DsnReturn::Headers);
         let dsn = MessageDsn { returned, envelope_id: EnvelopeId::new("a b").ok() };
-        let all = MailParameters { size: Some(17), eight_bit: true, utf8: true, dsn: Some(&dsn) };
+        let all = MailParameters {
+            size: Some(17),
+            eight_bit: true,
+            utf8: true,
+            require_tls: true,
+            dsn: Some(&dsn),
+        };
         let full = MessageDsn { returned: Some(DsnReturn::Full), envelope_id: None };
         let full = MailParameters { dsn: Some(&full), ..none };
         for (path, parameters, line) in [
             (&None, none, "MAIL FROM:<>\r\n"),
             (&from, none, "MAIL FROM:<a@x.example>\r\n"),
             (&from, full, "MAIL FROM:<a@x.example> RET=FULL\r\n"),
-            (&from, all, "MAIL FROM:<a@x.example> SIZE=17 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=a+20b\r\n"),
+            (
+                &from,
+                all,
+                "MAIL FROM:<a@x.example> SIZE=17 BODY=8BITMIME SMTPUTF8 REQUIRETLS RET=HDRS ENVID=a+20b\r\n",
+            ),
         ] {
             let mut out = Vec::new();
             mail(&mut out, path, parameters);

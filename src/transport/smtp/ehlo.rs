@@ -16,6 +16,8 @@ pub(crate) struct Extensions {
     pub(super) enhanced_status_codes: bool,
     /// RFC 3207.
     pub(super) starttls: bool,
+    /// RFC 8689.
+    pub(super) require_tls: bool,
     /// RFC 4954.
     pub(super) auth: Mechanisms,
     /// RFC 1870.
@@ -63,6 +65,7 @@ impl Extensions {
                 b"SMTPUTF8" => extensions.smtputf8 = true,
                 b"ENHANCEDSTATUSCODES" => extensions.enhanced_status_codes = true,
                 b"STARTTLS" => extensions.starttls = true,
+                b"REQUIRETLS" => extensions.require_tls = true,
                 b"DSN" => extensions.dsn = true,
                 b"AUTH" => words.for_each(|name| extensions.auth.add(name)),
                 // As servers wrote it before RFC 2554, the first mechanism behind the sign.
@@ -122,12 +125,13 @@ mod tests {
             smtputf8: true,
             enhanced_status_codes: true,
             starttls: true,
+            require_tls: true,
             auth: Mechanisms { plain: false, login: true },
             size: Some(Size { limit: Some(35_882_577) }),
             dsn: true,
             limits: limits(20, 5),
         };
-        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n250-Dsn\n\
+        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n250-Dsn\n250-RequireTLS\n\
                     250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n\
                     250-limits MailMax=5 RCPTMAX=20 RCPTDOMAINMAX=1\n250 SMTPUTF8";
         assert_eq!(offers(text), all);

@@ -122,14 +122,20 @@ impl SmtpSession {
         if ready { self.content(&transaction.body, report).await } else { Ok(()) }
     }
 
-    /// What this server can not take is not sent (RFC 1870 §6.1, RFC 6152 §3, RFC 6531 §3.1).
+    /// What this server can not take is not sent (RFC 1870 §6.1, RFC 6152 §3, RFC 6531 §3.1, RFC 8689 §4.2.1).
     fn mark_unsendable(&self, transaction: &Transaction, report: &mut TransactionReport) {
         let size = data::size(&transaction.body);
         let limit = self.extensions.size.and_then(|size| size.limit).filter(|&limit| size > limit);
         let utf8_path = transaction.reverse_path.as_ref().is_some_and(|path| path.needs_smtputf8());
         let utf8 = |needed: bool| (needed && !self.extensions.smtputf8).then_some(Unsendable::Utf8Address);
+        let is_verified = transaction.host_is_authentic
+            && self.certificate().is_some_and(|certificate| certificate.is_valid_for(&transaction.host));
         let for_all = if data::has_bare_line_ending(&transaction.body) {
             Some(Unsendable::BareLineEnding)
+        } else if transaction.require_tls && !is_verified {
+            Some(Unsendable::HostNotVerified)
+        } else if transaction.require_tls && !self.extensions.require_tls {
+            Some(Unsendable::RequireTlsNotOffered)
         } else if let Some(limit) = limit {
             Some(Unsendable::TooLarge { size, limit })
         } else if transaction.eight_bit && !self.extensions.eight_bit_mime {
@@ -225,6 +231,7 @@ impl SmtpSession {
         let parameters = MailParameters {
             size: self.extensions.size.map(|_| data::size(&transaction.body)),
             eight_bit: transaction.eight_bit && self.extensions.eight_bit_mime,
+            require_tls: transaction.require_tls,
             utf8: path_needs_utf8 || asked(transaction, report).any(|asked| asked.recipient.needs_smtputf8()),
             dsn: transaction.dsn.as_ref().map(|dsn| &dsn.message).filter(|_| self.extensions.dsn),
         };

@@ -59,6 +59,8 @@ fn transaction(to: &[&str], body: impl Into<Bytes>) -> Transaction {
         reverse_path: Some(Address::parse("a@x.example").unwrap()),
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         eight_bit: !body.is_ascii(),
+        require_tls: false,
+        host_is_authentic: false,
         body,
         dsn: None,
     }

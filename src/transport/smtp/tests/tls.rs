@@ -9,8 +9,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::testing::{Behaviour, Command, TestCertificate};
-use crate::transport::TlsWish;
 use crate::transport::smtp::plain::PlainHosts;
+use crate::transport::{TlsWish, Unsendable};
 
 const HOST: &str = "mx.example";
 const ALL_IN_TLS: (Option<u16>, Option<u16>) = (Some(250), Some(250));
@@ -470,4 +470,63 @@ async fn what_is_remembered_is_bounded() {
     assert!(!hosts.has(&named(0)) && hosts.has(&named(1)) && hosts.has(&named(PlainHosts::MOST)));
     tokio::time::advance(PlainHosts::TIME).await;
     assert!(!hosts.has(&named(PlainHosts::MOST)));
+}
+
+/// RFC 8689 §4.2.1.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_requires_tls_goes_to_verified_hosts_that_offer_it() {
+    use Unsendable::{HostNotVerified, RequireTlsNotOffered};
+    let certificate = certificate();
+    for (level, host_is_authentic, offered, expected) in [
+        (StartTls::Verify, true, true, None),
+        (StartTls::Verify, true, false, Some(RequireTlsNotOffered)),
+        (StartTls::Verify, false, true, Some(HostNotVerified)),
+        (StartTls::Required, true, true, Some(HostNotVerified)),
+        (StartTls::Opportunistic, true, true, Some(HostNotVerified)),
+        (StartTls::Off, true, true, Some(HostNotVerified)),
+    ] {
+        let keywords = ["REQUIRETLS"].into_iter();
+        let server = SmtpServer::new().starttls(&certificate).ehlo(keywords.clone());
+        let server = server.ehlo_in_tls(keywords.filter(|_| offered));
+        let transport = network(&server).1.with_root_certificates(certificate.pem()).unwrap();
+        let mut session = transport.connect(&wishing(level)).await.unwrap();
+        let message = Transaction { require_tls: true, host_is_authentic, host: HOST.into(), ..simple() };
+        let report = session.transact(&message).await;
+        let sent: Vec<_> = server.commands().into_iter().filter(|line| line.starts_with("MAIL")).collect();
+        match expected {
+            None => {
+                assert!(report.dot.is_some(), "{report:?}");
+                assert!(sent[0].ends_with("> REQUIRETLS"), "{sent:?}");
+            }
+            Some(why) => {
+                assert_eq!(report.recipients, [RecipientReport::Unsendable(why)], "{level:?}");
+                assert!(sent.is_empty(), "{level:?}: {sent:?}");
+            }
+        }
+        // Other mail goes over the same session, without the demand.
+        let (mail, _) = send(&mut session, &simple()).await;
+        assert_eq!(mail, Some(250));
+        assert!(
+            !server
+                .commands()
+                .iter()
+                .rev()
+                .find(|line| line.starts_with("MAIL"))
+                .unwrap()
+                .contains("REQUIRE")
+        );
+    }
+}
+
+/// A session is shared among hosts; the message goes to the one that its certificate is for.
+#[tokio::test(start_paused = true)]
+async fn what_requires_tls_needs_a_certificate_for_its_own_host() {
+    let certificate = certificate();
+    let server = SmtpServer::new().starttls(&certificate).ehlo(["REQUIRETLS"]);
+    let transport = network(&server).1.with_root_certificates(certificate.pem()).unwrap();
+    let mut session = transport.connect(&wishing(StartTls::Verify)).await.unwrap();
+    let host = "mx.elsewhere.example".into();
+    let message = Transaction { require_tls: true, host_is_authentic: true, host, ..simple() };
+    let report = session.transact(&message).await;
+    assert_eq!(report.recipients, [RecipientReport::Unsendable(Unsendable::HostNotVerified)]);
 }
