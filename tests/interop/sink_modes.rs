@@ -195,3 +195,48 @@ fn slow_at_every_command() {
     let timeouts: String = phases.iter().map(|phase| format!("{phase}-timeout = \"3s\"\n")).collect();
     run(&mut site, &timeouts, &cells);
 }
+
+/// LMTP (RFC 2033): a reply to the content for each recipient.
+#[test]
+fn lmtp() {
+    let Some(mut site) = Site::new() else { return };
+    let mut tables = "[domain.\"*\"]\nretry-after = \"1s\"\n".to_owned();
+    let cells = [("takes", "-c", "delivered"), ("refuses", "-f.", "bounced"), ("late", "-r.", "deferred")];
+    let mut folders = Vec::new();
+    for (host, (name, option, _)) in (1..).zip(cells) {
+        let folder = site.shared_folder(&format!("sink{host}"));
+        site.serve_sink_with(host, &folder, &["-L", option]);
+        folders.push(folder);
+        let fixed = format!("smtp-hosts = \"[{}]\"\nuse-lmtp = true\n", site.ip(host));
+        tables += &format!("[domain.\"{name}.example\"]\n{fixed}");
+    }
+    site.serve_dns("");
+    let mut mailer = Mailer::start(&site.policy(&tables), &[]);
+    mailer.feed(cells.map(|(name, ..)| {
+        let to = NAMES.map(|to| format!("{to}@{name}.example"));
+        json!({ "ref": name, "from": "s@sender.example", "to": to, "data": "Subject: x\r\n\r\nx\r\n" })
+            .to_string()
+    }));
+    let mut seen = BTreeMap::new();
+    mailer.until("a record of each recipient", |record| {
+        if let Some(recipient) = record["recipient"].as_str() {
+            let (kind, reply) = (text(record, "type").to_owned(), record["reply"]["code"].clone());
+            seen.entry(recipient.to_owned()).or_insert((kind, text(record, "stage").to_owned(), reply));
+        }
+        seen.len() == cells.len() * NAMES.len()
+    });
+    for (name, _, kind) in cells {
+        let code = match kind {
+            "delivered" => 250,
+            "bounced" => 500,
+            _ => 450,
+        };
+        for to in NAMES {
+            let found = &seen[&format!("{to}@{name}.example")];
+            assert_eq!((&*found.0, &found.2), (kind, &json!(code)), "{name}: {found:?}");
+        }
+    }
+    let kept = read_sink(&folders[0]);
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].0.len(), 2, "{kept:?}");
+}
