@@ -6,6 +6,7 @@ mod auth;
 mod content;
 mod envelope;
 mod faults;
+mod injection;
 mod lmtp;
 mod sessions;
 #[cfg(feature = "tls")]
@@ -28,6 +29,15 @@ const ALL: &str = "250-mx.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPU
 
 fn peer() -> SocketAddr {
     "192.0.2.1:25".parse().unwrap()
+}
+
+fn paused<F: Future>(test: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(test)
 }
 
 fn target() -> Target {

@@ -259,7 +259,7 @@ async fn handshakes_that_fail() {
 
 /// What is behind the 220 was put there by somebody in between: no reply to anything, and no reason to send in plain.
 #[tokio::test(start_paused = true)]
-async fn octets_behind_the_220_end_the_session() {
+async fn starttls_response_injection_by_octets_behind_the_220() {
     for behind in ["250 mx.example\r\n", "2", "\r\n", "421 bye\r\n", "\x16\x03\x03", "x\r\n", "220-"] {
         for apart in [false, true] {
             for level in [StartTls::Opportunistic, StartTls::Required] {
