@@ -448,12 +448,6 @@ impl StorageError {
         self
     }
 
-    /// The error that caused it, if it is one of these.
-    #[cfg(feature = "disk")]
-    pub(super) fn cause<E: std::error::Error + 'static>(&self) -> Option<&E> {
-        self.source.as_deref()?.downcast_ref()
-    }
-
     /// What the engine acts on.
     pub fn kind(&self) -> StorageErrorKind {
         self.kind

@@ -6,23 +6,23 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTableMetadata};
+use redb::ReadableTableMetadata;
 
 use crate::clock::Timestamp;
 use crate::message::MessageId;
 use crate::storage::order::OrderKey;
-use crate::storage::rows::{ItemRow, MessageRow, Met, Result, Rows};
+use crate::storage::rows::{ItemRow, MessageRow, Result, Rows};
 use crate::storage::{Envelope, ItemId, Lane, OutboxPosition, Recipient, StorageError, StorageErrorKind};
 
 use super::codec::Location;
 use super::damage::guarded;
 use super::error::{self, db};
-use super::files::{Mode, OpenFile};
+use super::files::Mode;
 use super::open::{self, METADATA, UNFINISHED};
 use super::overlay::Overlay;
-use super::segment::{self, Bodies, RECORD_HEADER};
+use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
-use super::{DiskOptions, rebuild};
+use super::{DiskOptions, Shared, aside, rebuild};
 
 /// Problems that are told one by one; the others are counted.
 const MOST_TOLD: usize = 100;
@@ -115,22 +115,29 @@ pub struct StoredItem {
     pub recipients: Vec<Recipient>,
 }
 
+/// Opens the store as [`DiskStorage::open`](super::DiskStorage::open) does, with all that is written kept in memory, and looks at
+/// what is there then: it finds what an opening finds, and tells what that tells.
 pub(super) fn run(
     path: &Path,
     options: &DiskOptions,
     visit: &mut dyn FnMut(StoredMessage),
 ) -> Result<CheckReport> {
-    let name = path.join(METADATA);
     let files = &*options.files;
-    let opening = |error| error::io("opening", &name, error);
-    let unfinished = open::is_there(files, &path.join(UNFINISHED)).map_err(opening)?;
-    if unfinished || !open::is_there(files, &name).map_err(opening)? {
+    let length = |name: &str| {
+        let name = path.join(name);
+        match files.open(&name, Mode::Read).and_then(|file| file.length()) {
+            Ok(length) => Ok(Some(length)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error::io("opening", &name, error)),
+        }
+    };
+    let metadata = || Ok(length(METADATA)?.or(length(rebuild::REBUILT)?));
+    if length(UNFINISHED)?.is_some() || metadata()?.is_none() {
         let message = format!("there is no store in {}", path.display());
         return Err(StorageError::new(StorageErrorKind::NotFound, message));
     }
     let _lock = open::locked(path, files)?;
-    let file = files.open(&name, Mode::Read).map_err(opening)?;
-    let mut report = CheckReport { octets: file.length().unwrap_or_default(), ..CheckReport::default() };
+    let mut report = CheckReport { octets: metadata()?.unwrap_or_default(), ..CheckReport::default() };
     let folder = path.join("bodies");
     let body_files = match files.list(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -138,170 +145,134 @@ pub(super) fn run(
             BTreeMap::new()
         }
         _ => {
-            let aside = segment::aside(files, &folder)?;
+            let aside = aside::aside(files, &folder)?;
             (report.set_aside_files, report.set_aside_octets) = (aside.files, aside.octets);
             open::body_files(files, &folder)?
         }
     };
     report.body_files = body_files.len() as u64;
     report.octets = report.octets.saturating_add(body_files.values().sum());
-    let mut reading =
-        Checking { bodies: Bodies::new(options.files.clone(), folder), body_files, report, visit };
-    if let Some(database) = reading.verified(&file, options.cache_size) {
-        reading.rows(database)?;
-    } else {
-        let opened = guarded(METADATA, || {
-            let opened = rebuild::read_only(file, options.cache_size).map_err(opening)?;
-            opened.map_err(db)
-        });
-        if let Some(database) = reading.report.told(METADATA, opened) {
-            reading.rows(database)?;
+    let mut options = options.clone().with_reserve(0).with_verified_metadata(u64::MAX);
+    options.files = Arc::new(Overlay::new(options.files));
+    let shared = match Shared::open(path, &options, true) {
+        Ok(opened) => opened?,
+        Err(error) if error.kind() == StorageErrorKind::Corrupt => {
+            report.tell(METADATA, error);
+            return Ok(report);
         }
+        Err(error) => return Err(error),
+    };
+    for damage in shared.damage.take() {
+        report.tell(METADATA, damage);
     }
-    Ok(reading.report)
-}
-
-/// What is checked, and what was found.
-struct Checking<'v> {
-    bodies: Bodies,
-    body_files: BTreeMap<u64, u64>,
-    report: CheckReport,
-    visit: &'v mut dyn FnMut(StoredMessage),
-}
-
-impl Checking<'_> {
-    /// The metadata as opening finds it. `None`: it can only be read as opening reads it to write it anew.
-    fn verified(&mut self, file: &Arc<dyn OpenFile>, cache_size: usize) -> Option<Database> {
-        let open = || {
-            let backend = Overlay::new(file.clone());
-            guarded(METADATA, || {
-                Builder::new().set_cache_size(cache_size).create_with_backend(backend).map_err(db)
-            })
-        };
-        let opened = open().and_then(|mut database| {
-            match guarded(METADATA, || Ok(database.check_integrity())) {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => self.report.tell(METADATA, "its pages do not agree with each other"),
-                Ok(Err(error)) => self
-                    .report
-                    .tell(METADATA, format_args!("its pages are not as they were written: {error}")),
-                Err(error) => self.report.tell(METADATA, error),
-            }
-            self.report.told(METADATA, close(database));
-            // Anew: after an error it refuses all.
-            open()
-        });
-        opened.map_err(|error| self.report.tell(METADATA, format_args!("it is damaged: {error}"))).ok()
-    }
-
-    /// # Errors
-    /// It is of another version.
-    fn rows(&mut self, database: impl ReadableDatabase) -> Result<()> {
-        let read = guarded(METADATA, || self.each_row(&database));
-        self.report.told(METADATA, close(database));
-        read.unwrap_or_else(|error| {
-            self.report
-                .tell(METADATA, format_args!("it is damaged, and what it holds is not found: {error}"));
+    let mut is_broken = false;
+    let read = guarded(METADATA, || {
+        shared.with(|rows| {
+            is_broken = Check::new(rows, &shared.bodies, &mut report, visit).run(&body_files);
             Ok(())
         })
+    });
+    if let Err(error) = read {
+        is_broken = true;
+        report.tell(METADATA, format_args!("it is damaged, and what it holds is not found: {error}"));
     }
-
-    fn each_row(&mut self, database: &impl ReadableDatabase) -> Met<()> {
-        let Self { bodies, body_files, report, visit } = self;
-        let transaction = database.begin_read().map_err(db)?;
-        let meta = transaction.open_table(tables::META).map_err(db)?;
-        let has_format = match open::check_format(&meta)? {
-            Ok(has_format) => has_format,
-            Err(refused) => return Ok(Err(refused)),
-        };
-        let (numbers, pairing) = (open::counters(&meta), open::pairing(&meta));
-        if report.told(METADATA, numbers).is_some_and(|numbers| numbers.is_none()) || !has_format {
-            report.tell(METADATA, "its format version or its row of counters is lost");
-        }
-        let pairing = report.told(METADATA, pairing);
-        if pairing == Some(None) {
-            report.tell(METADATA, "its row about body files is lost");
-        }
-        let rows = Tables::open(&transaction, Arc::default())?;
-        if let Some(pairing) = pairing.flatten()
-            && let Err(error) = pairing.verify(bodies, body_files)
-        {
-            report.tell("body files", error);
-        }
-        let mut check = Check { rows, bodies, report, alive: BTreeMap::new(), parts: 0, keys: 0 };
-        check.table("messages", |check| check.messages(*visit));
-        check.table("items", Check::items);
-        check.table("the order", Check::order);
-        check.table("lanes", Check::lanes);
-        check.table("body files", |check| check.segments(body_files));
-        check.table("state rows", Check::state);
-        check.table("outbox", Check::outbox);
-        check.table("finished messages", Check::finished);
-        Ok(Ok(()))
+    if is_broken {
+        // Over damaged pages redb can panic as it is dropped, and again while that unwinds, which would end the process. What
+        // stays is one cache and what was written over the file, once for each such check.
+        std::mem::forget(shared);
     }
-}
-
-/// Over damaged pages redb can panic while it closes a file, too.
-fn close(database: impl ReadableDatabase) -> Result<()> {
-    guarded(METADATA, || {
-        drop(database);
-        Ok(())
-    })
+    Ok(report)
 }
 
 struct Check<'r> {
-    rows: Tables<Reading>,
+    rows: &'r Tables<Reading>,
     bodies: &'r Bodies,
     report: &'r mut CheckReport,
+    visit: &'r mut dyn FnMut(StoredMessage),
     /// What is alive in each body file, counted here.
     alive: BTreeMap<u64, (u64, u64)>,
     parts: u64,
     keys: u64,
+    /// Items that no message lists.
+    unlisted: BTreeMap<MessageId, Vec<ItemId>>,
+    /// A table can not be read to its end.
+    is_broken: bool,
 }
 
-impl Check<'_> {
+impl<'r> Check<'r> {
+    fn new(
+        rows: &'r Tables<Reading>,
+        bodies: &'r Bodies,
+        report: &'r mut CheckReport,
+        visit: &'r mut dyn FnMut(StoredMessage),
+    ) -> Self {
+        let (alive, unlisted) = (BTreeMap::new(), BTreeMap::new());
+        Self { rows, bodies, report, visit, alive, parts: 0, keys: 0, unlisted, is_broken: false }
+    }
+
+    /// `true`: not all can be read.
+    fn run(mut self, body_files: &BTreeMap<u64, u64>) -> bool {
+        self.table("messages", Self::messages);
+        self.table("items", Self::items);
+        self.table("items", Self::unlisted);
+        self.table("the order", Self::order);
+        self.table("lanes", Self::lanes);
+        self.table("body files", |check| check.segments(body_files));
+        self.table("state rows", Self::state);
+        self.table("outbox", Self::outbox);
+        self.table("finished messages", Self::finished);
+        self.is_broken
+    }
+
     /// A table that can not be read to its end is told, and the others are checked all the same.
     fn table(&mut self, place: &str, check: impl FnOnce(&mut Self) -> Result<()>) {
         if let Err(error) = guarded(place, || check(self)) {
+            self.is_broken = true;
             self.report.tell(place, error);
         }
     }
 
-    fn messages(&mut self, visit: &mut dyn FnMut(StoredMessage)) -> Result<()> {
-        let mut ids = Vec::new();
-        let read = guarded("messages", || {
-            for entry in self.rows.messages()? {
-                ids.push(entry?.0);
-            }
-            Ok(())
-        });
-        for id in ids {
+    fn messages(&mut self) -> Result<()> {
+        for entry in self.rows.messages()? {
+            let (id, row) = entry?;
             self.report.messages += 1;
             let place = format!("message {id}");
-            let row = self.rows.message(id);
-            let Some(row) = self.report.told(&place, row).flatten() else { continue };
+            let Some(row) = self.report.told(&place, row) else { continue };
             self.body(id, &place, row.body);
-            let mut items = Vec::new();
-            let mut envelope = None;
-            for item in self.items_of(id, &row)? {
-                let read = self.rows.item(item);
-                match read {
-                    Ok(Some(read)) => {
-                        let lane = self.rows.lane(read.lane).ok().flatten();
-                        let ItemRow { due, recipients, .. } = read;
-                        items.push(StoredItem { id: item, lane, due, recipients });
-                        envelope = Some(read.envelope);
-                    }
-                    Ok(None) => self.report.tell(&place, format_args!("its item {} is not there", item.0)),
-                    // Told with the items.
-                    Err(_) => {}
-                }
-            }
-            if let Some(envelope) = envelope {
-                visit(StoredMessage { envelope, items });
+            let items = self.items_of(id, &row)?;
+            for missing in self.hand_out(items) {
+                self.report.tell(&place, format_args!("its item {} is not there", missing.0));
             }
         }
-        read
+        Ok(())
+    }
+
+    /// Items that can be read go to the visitor. Returns those that are not there; damaged ones are told elsewhere.
+    fn hand_out(&mut self, ids: Vec<ItemId>) -> Vec<ItemId> {
+        let (mut missing, mut items, mut envelope) = (Vec::new(), Vec::new(), None);
+        for id in ids {
+            match self.rows.item(id) {
+                Ok(Some(ItemRow { lane, due, recipients, envelope: found })) => {
+                    let lane = self.rows.lane(lane).ok().flatten();
+                    items.push(StoredItem { id, lane, due, recipients });
+                    envelope = Some(found);
+                }
+                Ok(None) => missing.push(id),
+                Err(_) => {}
+            }
+        }
+        if let Some(envelope) = envelope {
+            (self.visit)(StoredMessage { envelope, items });
+        }
+        missing
+    }
+
+    /// Of messages whose rows are damaged or lost.
+    fn unlisted(&mut self) -> Result<()> {
+        for items in std::mem::take(&mut self.unlisted).into_values() {
+            self.hand_out(items);
+        }
+        Ok(())
     }
 
     fn body(&mut self, id: MessageId, place: &str, body: Location) {
@@ -353,11 +324,12 @@ impl Check<'_> {
             }
             let is_part = self.rows.parts.get(&tables::part_key(head.message, item)).map_err(db)?.is_some();
             match self.rows.message(head.message) {
-                Ok(Some(message)) if message.sole.map_or(is_part, |sole| sole == item) => {}
+                Ok(Some(message)) if message.sole.map_or(is_part, |sole| sole == item) => continue,
                 Ok(_) => self.report.tell(&place, format_args!("message {} does not list it", head.message)),
                 // Told with the message.
                 Err(_) => {}
             }
+            self.unlisted.entry(head.message).or_default().push(item);
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ const MOST_TOLD: usize = 1_000;
 pub(super) struct Damage {
     found: Mutex<Found>,
     mark: Option<Mark>,
+    /// The store is only looked at.
+    checks: bool,
 }
 
 /// An empty file to be made once damage was met.
@@ -40,7 +42,21 @@ struct Found {
 impl Damage {
     /// Marks the store with an empty file at `path` once damage was met.
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf) -> Self {
-        Self { found: Mutex::default(), mark: Some(Mark { files, path }) }
+        Self { mark: Some(Mark { files, path }), ..Self::default() }
+    }
+
+    /// Of a store that is only looked at: what would refuse it is told.
+    pub(super) fn checking() -> Self {
+        Self { checks: true, ..Self::default() }
+    }
+
+    /// Whether a store is refused for this.
+    pub(super) fn refuse(&self, why: StorageError) -> Result<()> {
+        if !self.checks {
+            return Err(why);
+        }
+        self.tell(why);
+        Ok(())
     }
 
     /// Has the metadata verified at the next opening.
@@ -63,13 +79,18 @@ impl Damage {
             _ => damage,
         };
         if found.told.insert(damage.to_string()) {
-            tracing::error!(%damage, "damage was met and is left aside");
+            if !self.checks {
+                tracing::error!(%damage, "damage was met and is left aside");
+            }
             found.waiting.push(damage);
         }
     }
 
-    /// What was damaged once is still to be known: it is told at each opening.
+    /// What was damaged once is still to be known: it is told at each opening, and counted by each check.
     pub(super) fn remind(&self, of: StorageError) {
+        if self.checks {
+            return;
+        }
         tracing::warn!(%of, "there was damage");
         lock(&self.found).waiting.push(of);
     }

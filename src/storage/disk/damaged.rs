@@ -413,6 +413,8 @@ fn a_damaged_list_of_tables_gives_up_nothing() {
                 Err(error) => {
                     assert_eq!(error.kind(), StorageErrorKind::Corrupt, "octet {at}: {error}");
                     assert_eq!(bodies(&disk), kept, "octet {at}: {error}");
+                    let tried = Path::new(STORE).join(rebuild::REBUILDING);
+                    assert!(!disk.paths().contains(&tried), "octet {at}: it is left behind");
                     refused += usize::from(is_of_the_list(&error));
                 }
             }

@@ -3,6 +3,7 @@
 //! One round of writing (`writer`) appends the bodies of all waiting calls to a segment (`segment`), flushes it, then
 //! commits the metadata of all (`tables`, `codec`). A crash between the two leaves octets that nobody points to.
 
+mod aside;
 mod backend;
 mod check;
 mod codec;
@@ -17,10 +18,12 @@ mod failures;
 #[cfg(test)]
 mod faults;
 mod files;
+mod freed;
 #[cfg(test)]
 mod live;
 mod maintain;
 mod mend;
+mod node;
 mod open;
 mod options;
 mod overlay;
@@ -29,6 +32,9 @@ mod pages;
 mod pairing;
 mod rebuild;
 mod reserve;
+mod salvage;
+#[cfg(test)]
+mod salvaged;
 mod segment;
 #[cfg(test)]
 mod simulated;
@@ -140,13 +146,18 @@ impl DiskStorage {
     /// As [`DiskStorage::open`].
     pub async fn open_with(path: impl AsRef<Path>, options: DiskOptions) -> Result<Self> {
         let path = path.as_ref().to_owned();
-        let opened = tokio::task::spawn_blocking(move || Shared::open(&path, &options)).await;
-        let shared = opened.unwrap_or_else(|error| Err(broken(error)))?;
+        let opened = tokio::task::spawn_blocking(move || Shared::open(&path, &options, false)).await;
+        let shared = opened.unwrap_or_else(|error| Err(broken(error)))??;
         Ok(Self { shared: Arc::new(shared), jobs: Arc::default() })
     }
 
     /// Verifies the store in the folder `path`, which must not be open, and changes nothing: the metadata file as such,
     /// every row, every index entry, every body. Takes as long as it takes to read all of it.
+    ///
+    /// It does what opening the store would do, with all that is written kept in memory, and looks at what is there then. So
+    /// it tells the damage that opening tells, and finds what opening keeps: nothing if opening finds nothing to keep. Only where
+    /// opening refuses metadata and bodies that do not belong together, it tells so and finds what the metadata has. Over
+    /// damaged metadata it takes as much memory as the file that opening would write.
     ///
     /// # Errors
     /// `NotFound` if there is no store, `Locked` if somebody has it open, `Corrupt` if it is of another version,
@@ -155,7 +166,8 @@ impl DiskStorage {
         Self::check_each(path, |_| {}).await
     }
 
-    /// As [`DiskStorage::check`], and hands out each message whose items can be read, in order of ids.
+    /// As [`DiskStorage::check`], and hands out each message whose items can be read, in order of ids; last those whose own rows
+    /// are damaged.
     ///
     /// # Errors
     /// As [`DiskStorage::check`].

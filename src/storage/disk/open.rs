@@ -13,21 +13,22 @@ use crate::storage::lease::LeaseTable;
 use crate::storage::rows::{Counters, Met, Result, RowsMut};
 use crate::storage::{StorageError, StorageErrorKind};
 
+use super::aside::{self, Aside};
 use super::backend::MetadataFile;
-use super::damage::{self, Damage, guarded};
+use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, FolderLock, Mode, OpenFile};
 use super::pairing::Pairing;
 use super::reserve::Reserve;
-use super::segment::{Aside, Bodies, SegmentWriter, number_of};
+use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, KEPT, META, PAIRING, RECOUNT};
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec, mend, rebuild, segment};
+use super::{DiskOptions, Shared, codec, mend, rebuild};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 3;
-const FORMAT_KEY: &[u8] = b"format";
+pub(super) const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";
 /// An empty file that is there until a store was opened for the first time: what a crash before that left of the
@@ -37,10 +38,19 @@ pub(super) const UNFINISHED: &str = "unfinished";
 const SUSPECT: &str = "suspect";
 
 impl Shared {
-    pub(super) fn open(path: &Path, options: &DiskOptions) -> Result<Self> {
+    /// `checks`: it is only looked at, over an [`Overlay`](super::overlay::Overlay), and refused only if nothing of it can be read.
+    ///
+    /// The inner error: it is another's store, and nothing of it is changed.
+    pub(super) fn open(path: &Path, options: &DiskOptions, checks: bool) -> Met<Self> {
         let folder = path.join("bodies");
         let files = &options.files;
-        has_bodies(path, &folder, &**files)?;
+        let suspicion = path.join(SUSPECT);
+        let damage = if checks { Damage::checking() } else { Damage::new(files.clone(), suspicion.clone()) };
+        let damage = Arc::new(damage);
+        has_bodies(path, &folder, &**files).or_else(|error| match error.kind() {
+            StorageErrorKind::Corrupt => damage.refuse(error),
+            _ => Err(error),
+        })?;
         files.create_folder(&folder).map_err(|error| error::io("creating", &folder, error))?;
         let folder_lock = locked(path, &**files)?;
         let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
@@ -53,11 +63,9 @@ impl Shared {
         let is_new = begin_metadata(path, &**files, known.values().any(|&length| length > 0))?;
         let octets = Arc::new(AtomicU64::new(0));
         let reader = Bodies::new(files.clone(), folder.clone());
-        let suspicion = path.join(SUSPECT);
-        let damage = Arc::new(Damage::new(files.clone(), suspicion.clone()));
         let is_suspect =
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
-        let aside = segment::aside(&**files, &folder)?;
+        let aside = aside::aside(&**files, &folder)?;
         let attempt = || {
             let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
@@ -70,14 +78,17 @@ impl Shared {
         if let Err(error) = &opened
             && error.kind() == StorageErrorKind::Corrupt
         {
-            let rebuild = || Ok(rebuild::rebuild(path, options, reserve.clone(), &damage, error));
-            let unreadable = |met| damage::unreadable(&path.join(METADATA), met);
-            let rebuilt = guarded(METADATA, rebuild).map_err(unreadable)?;
-            opened = rebuilt.and_then(|()| guarded(METADATA, attempt));
+            opened = match rebuild::rebuild(path, options, reserve.clone(), &damage, error) {
+                Ok(Ok(())) => guarded(METADATA, attempt),
+                Ok(Err(refused)) => Ok(Err(refused)),
+                Err(error) => Err(error),
+            };
         }
-        let opened = opened.map_err(|error| reserve.explain(error));
-        let (database, metadata, writer) = opened??;
-        let aside = segment::aside(&**files, &folder)?;
+        let (database, metadata, writer) = match opened.map_err(|error| reserve.explain(error))? {
+            Ok(opened) => opened,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let aside = aside::aside(&**files, &folder)?;
         if let Some(words) = aside.words() {
             damage.remind(corrupt(words));
         }
@@ -90,7 +101,7 @@ impl Shared {
             removed.map_err(|error| error::io("finishing", path, error))?;
         }
         let leases = LeaseTable::new(writer.counters.openings);
-        Ok(Self {
+        Ok(Ok(Self {
             path: path.to_owned(),
             database: RwLock::new(database),
             metadata,
@@ -105,7 +116,7 @@ impl Shared {
             poisoned: OnceLock::new(),
             damage,
             folder_lock,
-        })
+        }))
     }
 }
 
@@ -211,14 +222,6 @@ pub(super) fn database(
         .create_with_backend(backend)
 }
 
-/// A file that ends too early is damaged: reading goes no further, and the disk is none the worse.
-pub(super) fn as_damage(error: StorageError) -> StorageError {
-    match error.cause() {
-        Some(redb::Error::Io(cause)) if is_damage(cause) => corrupt(error.to_string()).with_source(error),
-        _ => error,
-    }
-}
-
 /// How redb says that a file is not one of its own, or ends too early.
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
@@ -230,10 +233,21 @@ pub(super) fn body_files(files: &dyn FileSystem, folder: &Path) -> Result<BTreeM
     Ok(listed.into_iter().filter_map(|(path, length)| Some((number_of(&path)?, length))).collect())
 }
 
+/// Rows about the store as a whole.
+pub(super) trait Meta {
+    fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+}
+
+impl<T: ReadableTable<&'static [u8], &'static [u8]>> Meta for T {
+    fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.get(key).map_err(db)?.map(|row| row.value().to_vec()))
+    }
+}
+
 /// Refuses other versions, by the inner error. `false`: there is none yet.
-pub(super) fn check_format(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Met<bool> {
-    let Some(row) = meta.get(FORMAT_KEY).map_err(db)? else { return Ok(Ok(false)) };
-    Ok(match <[u8; 4]>::try_from(row.value()).map(u32::from_le_bytes) {
+pub(super) fn check_format(meta: &impl Meta) -> Met<bool> {
+    let Some(row) = meta.row(FORMAT_KEY)? else { return Ok(Ok(false)) };
+    Ok(match <[u8; 4]>::try_from(row).map(u32::from_le_bytes) {
         Ok(FORMAT) => Ok(true),
         Ok(other) => {
             Err(corrupt(format!("the store has format version {other}, this program knows version {FORMAT}")))
@@ -248,21 +262,21 @@ pub(super) fn put_format(transaction: &WriteTransaction) -> Result<()> {
 }
 
 /// The numbers that go on. `None`: there are none yet.
-pub(super) fn counters(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<Counters>> {
-    let row = meta.get(COUNTERS).map_err(db)?;
-    row.map(|row| codec::from_row("the row of counters", COUNTERS, row.value())).transpose()
+pub(super) fn counters(meta: &impl Meta) -> Result<Option<Counters>> {
+    let row = meta.row(COUNTERS)?;
+    row.map(|row| codec::from_row("the row of counters", COUNTERS, &row)).transpose()
 }
 
 /// What the metadata says about its body files. `None`: nothing yet.
-pub(super) fn pairing(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<Option<Pairing>> {
-    let row = meta.get(PAIRING).map_err(db)?;
-    row.map(|row| codec::from_row("the row about body files", PAIRING, row.value())).transpose()
+pub(super) fn pairing(meta: &impl Meta) -> Result<Option<Pairing>> {
+    let row = meta.row(PAIRING)?;
+    row.map(|row| codec::from_row("the row about body files", PAIRING, &row)).transpose()
 }
 
 /// Up to which number body files may hold what the metadata has lost. Zero: it has lost nothing.
-fn kept(meta: &impl ReadableTable<&'static [u8], &'static [u8]>) -> Result<u64> {
-    let row = meta.get(KEPT).map_err(db)?;
-    row.map_or(Ok(0), |row| codec::from_row("the row about body files to be kept", KEPT, row.value()))
+fn kept(meta: &impl Meta) -> Result<u64> {
+    let row = meta.row(KEPT)?;
+    row.map_or(Ok(0), |row| codec::from_row("the row about body files to be kept", KEPT, &row))
 }
 
 /// The metadata was damaged: what is in body files up to this number may have lost what led to it.
@@ -308,7 +322,7 @@ fn begin(
         put_format(&transaction)?;
     }
     let mut state = WriterState::new(bodies(pairing).keeping(kept, aside), found);
-    if let Err(refused) = pairing.verify(reader, state.bodies.sizes()) {
+    if let Err(refused) = pairing.verify(reader, state.bodies.sizes()).or_else(|error| damage.refuse(error)) {
         return Ok(Err(refused));
     }
     let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, damage.clone())?;

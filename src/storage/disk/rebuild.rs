@@ -4,14 +4,10 @@
 //! messages. So a damaged page costs the mail whose items lie in it and cannot be read, whatever else it is.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use redb::{
-    Builder, ConcurrencyMode, Database, Key, ReadOnlyDatabase, ReadOnlyTable, ReadableDatabase, Value,
-    WriteTransaction,
-};
+use redb::{Builder, Database, WriteTransaction};
 
 use crate::message::MessageId;
 use crate::storage::order::LaneId;
@@ -23,14 +19,14 @@ use super::backend::MetadataFile;
 use super::codec::{self, Location};
 use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
-use super::files::{FileSystem, Mode, OpenFile};
-use super::open::{self, METADATA};
-use super::overlay::Overlay;
+use super::files::{FileSystem, Mode};
+use super::open::{self, METADATA, Meta};
 use super::pairing::Pairing;
 use super::reserve::Reserve;
+use super::salvage::Salvage;
 use super::segment::{Bodies, FILE_HEADER, SegmentWriter};
 use super::table_writer::Writer;
-use super::tables::{self, META, Reading, Tables};
+use super::tables::{self, COUNTERS, KEPT, META, PAIRING, RECOUNT};
 
 /// The new file while it is written.
 pub(super) const REBUILDING: &str = "metadata.rebuilding";
@@ -38,10 +34,6 @@ pub(super) const REBUILDING: &str = "metadata.rebuilding";
 pub(super) const REBUILT: &str = "metadata.rebuilt";
 /// What the damaged file is called afterwards. It is not read again.
 pub(super) const DAMAGED: &str = "metadata.damaged";
-/// No row takes less.
-const LEAST_ROW: u64 = 8;
-/// Rows written in one transaction.
-const PORTION: usize = 16 * 1024;
 /// No body file has this number: who is there has no body.
 const NOWHERE: Location = Location { segment: 0, offset: 0, length: 0 };
 
@@ -70,29 +62,58 @@ pub(super) fn finish(path: &Path, files: &dyn FileSystem) -> Result<()> {
 /// Takes memory in proportion to the items stored, some dozen octets each.
 ///
 /// # Errors
-/// `Corrupt` if nothing of it can be read, one of its tables is not to be found, it is of another version, or the bodies are
-/// not those of it. After an error the old file is as it was.
+/// `Corrupt` if nothing of it can be read, one of its tables is not to be found, or the bodies are not those of it; the inner
+/// error if it is of another version. After an error the old file is as it was, and there is no new one.
 pub(super) fn rebuild(
     path: &Path,
     options: &DiskOptions,
     reserve: Arc<Reserve>,
     damage: &Arc<Damage>,
     why: &StorageError,
-) -> Result<()> {
+) -> Met<()> {
+    let rebuilding = path.join(REBUILDING);
+    let rebuilt = guarded(METADATA, || write_anew(path, options, reserve, damage, why));
+    if !matches!(rebuilt, Ok(Ok(()))) && open::is_there(&*options.files, &rebuilding).unwrap_or_default() {
+        // Else it is told apart from one that is whole, and removed by the next opening.
+        let _ = options.files.remove(&rebuilding);
+    }
+    rebuilt
+}
+
+fn write_anew(
+    path: &Path,
+    options: &DiskOptions,
+    reserve: Arc<Reserve>,
+    damage: &Arc<Damage>,
+    why: &StorageError,
+) -> Met<()> {
     let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
     let files = &*options.files;
-    let source = Source::new(path, options, damage.clone())?;
     let unreadable = |error: StorageError| {
+        if error.kind() != StorageErrorKind::Corrupt {
+            return error;
+        }
         let met = corrupt(format!("{why}; reading what is left of it: {error}"));
         damage::unreadable(&name, met.with_source(error))
     };
-    guarded(METADATA, || source.check_format()).map_err(unreadable)??;
+    let file = files.open(&name, Mode::Read).map_err(|error| error::io("opening", &name, error))?;
+    let source = Salvage::open(name.clone(), file, damage.clone()).map_err(unreadable)?;
+    let meta = MetaRows::read(&source).map_err(unreadable)?;
+    if let Err(refused) = open::check_format(&meta)? {
+        return Ok(Err(refused));
+    }
     let folder = path.join("bodies");
-    let (bodies, body_files) =
-        (Bodies::new(options.files.clone(), folder.clone()), open::body_files(files, &folder)?);
-    let pairing = match guarded(METADATA, || source.pairing()) {
-        Ok(Some(pairing)) => pairing.verify(&bodies, &body_files).map(|()| pairing)?,
-        _ => Pairing::derive(&bodies, &body_files, files.draw())?,
+    let body_files = open::body_files(files, &folder)?;
+    let bodies = Bodies::new(options.files.clone(), folder.clone());
+    let pairing = match open::pairing(&meta) {
+        Ok(Some(pairing)) => {
+            pairing.verify(&bodies, &body_files).or_else(|error| damage.refuse(error))?;
+            pairing
+        }
+        _ => match Pairing::derive(&bodies, &body_files, files.draw()) {
+            Ok(pairing) => pairing,
+            Err(error) => damage.refuse(error).map(|()| Pairing::new(files.draw()))?,
+        },
     };
     let creating = |error| error::io("creating", &rebuilding, error);
     let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
@@ -113,7 +134,7 @@ pub(super) fn rebuild(
         messages: 0,
         losers: 0,
     };
-    copy.run(&bodies, &body_files)?;
+    copy.run(&meta, &bodies, &body_files)?;
     let (messages, losers) = (copy.messages, copy.losers);
     drop(copy);
     file.sync().map_err(|error| error::flush("flushing metadata", error))?;
@@ -131,132 +152,32 @@ pub(super) fn rebuild(
          met: {why}",
         name.display()
     )));
-    Ok(())
+    Ok(Ok(()))
 }
 
-/// Opens a damaged file as a reader beside a writer does: without what only writing needs, which may be what is damaged.
-pub(super) fn read_only(
-    file: Arc<dyn OpenFile>,
-    cache_size: usize,
-) -> io::Result<std::result::Result<ReadOnlyDatabase, redb::DatabaseError>> {
-    let mut builder = Builder::new();
-    builder.set_cache_size(cache_size).set_concurrency_mode(ConcurrencyMode::SingleWriter);
-    Ok(builder.open_read_only_with_backend(Overlay::new(file).closed()?))
+/// Its rows about the store as a whole.
+struct MetaRows(BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl Meta for MetaRows {
+    fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.get(key).cloned())
+    }
 }
 
-/// The damaged file.
-struct Source {
-    name: PathBuf,
-    file: Arc<dyn OpenFile>,
-    cache_size: usize,
-    damage: Arc<Damage>,
-}
-
-impl Source {
-    fn new(path: &Path, options: &DiskOptions, damage: Arc<Damage>) -> Result<Self> {
-        let name = path.join(METADATA);
-        let file = options.files.open(&name, Mode::Read);
-        let file = file.map_err(|error| error::io("opening", &name, error))?;
-        Ok(Self { name, file, cache_size: options.cache_size, damage })
-    }
-
-    /// Opened without verifying, which is known to fail, and anew for each walk: after some failures nothing more can be
-    /// read.
-    fn open(&self) -> Result<ReadOnlyDatabase> {
-        let opened = read_only(self.file.clone(), self.cache_size);
-        opened.map_err(|error| error::io("reading", &self.name, error))?.map_err(db)
-    }
-
-    fn check_format(&self) -> Met<bool> {
-        let database = self.open()?;
-        let transaction = database.begin_read().map_err(db)?;
-        open::check_format(&transaction.open_table(META).map_err(db)?)
-    }
-
-    fn pairing(&self) -> Result<Option<Pairing>> {
-        let database = self.open()?;
-        let transaction = database.begin_read().map_err(db)?;
-        open::pairing(&transaction.open_table(META).map_err(db)?)
-    }
-
-    fn counters(&self) -> Result<Option<Counters>> {
-        let database = self.open()?;
-        let transaction = database.begin_read().map_err(db)?;
-        open::counters(&transaction.open_table(META).map_err(db)?)
-    }
-
-    /// Hands out, in portions, the rows of a table that can be reached: from the first on up to a page that can not be
-    /// read, then from the last on back to one.
-    fn rows<K: Key + 'static, V: Value + 'static, T>(
-        &self,
-        table: impl Fn(&Tables<Reading>) -> &ReadOnlyTable<K, V>,
-        read: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> Result<T>,
-        mut each: impl FnMut(Vec<Result<T>>) -> Result<()>,
-    ) -> Result<()> {
-        let (mut front, mut back): (Option<Vec<u8>>, Option<Vec<u8>>) = (None, None);
-        let mut most = self.file.length().unwrap_or_default() / LEAST_ROW;
-        for backwards in [false, true] {
-            let begin = || {
-                let database = self.open()?;
-                let tables = Tables::open(&database.begin_read().map_err(db)?, self.damage.clone())?;
-                Ok((database, tables))
-            };
-            // What is not to be found is not empty: nothing of it is given up.
-            let (_database, tables) = guarded(self.name.display(), begin).map_err(open::as_damage).map_err(|error| {
-                if error.kind() != StorageErrorKind::Corrupt {
-                    return error;
-                }
-                let name = self.name.display();
-                corrupt(format!(
-                    "what {name} holds is not to be found, since its list of tables is damaged: put a copy of the whole folder \
-                     back ({error})"
-                ))
-            })?;
-            let range = || table(&tables).range::<K::SelfType<'_>>(..).map_err(db);
-            let mut range = match guarded(self.name.display(), range) {
-                Ok(range) => range,
-                Err(damage) => {
-                    self.damage.tell(damage);
-                    return Ok(());
-                }
-            };
-            let mut next = || {
-                let entry = if backwards { range.next_back() } else { range.next() };
-                let Some((key, value)) = entry.transpose().map_err(db)? else { return Ok(None) };
-                let row = read(key.value(), value.value());
-                let octets = K::as_bytes(&key.value()).as_ref().to_vec();
-                // A page that leads elsewhere or back would have rows twice, or no end. The key of a damaged row may
-                // be what is damaged.
-                let follows = row.is_err()
-                    || front.as_deref().is_none_or(|met| K::compare(met, &octets).is_lt())
-                        && back.as_deref().is_none_or(|met| K::compare(met, &octets).is_gt());
-                most = most.saturating_sub(1);
-                if !follows || most == 0 {
-                    return Err(corrupt("rows of the metadata do not follow each other"));
-                }
-                if row.is_ok() {
-                    *(if backwards { &mut back } else { &mut front }) = Some(octets);
-                }
-                Ok(Some(row))
-            };
-            let mut end = None;
-            while end.is_none() {
-                let mut portion = Vec::new();
-                while portion.len() < PORTION && end.is_none() {
-                    match guarded(self.name.display(), &mut next) {
-                        Ok(Some(row)) => portion.push(row),
-                        Ok(None) => end = Some(None),
-                        Err(damage) => end = Some(Some(damage)),
-                    }
-                }
-                each(portion)?;
-            }
-            match end.flatten() {
-                None => break,
-                Some(damage) => self.damage.tell(damage),
-            }
-        }
-        Ok(())
+impl MetaRows {
+    fn read(source: &Salvage) -> Result<Self> {
+        let mut rows = BTreeMap::new();
+        let read = |key: &[u8], row: &[u8]| match [open::FORMAT_KEY, COUNTERS, PAIRING, RECOUNT, KEPT]
+            .contains(&key)
+        {
+            true => Ok((key.to_vec(), row.to_vec())),
+            false => Err(corrupt("a row of no known name")),
+        };
+        source.rows(META, read, |portion| {
+            rows.extend(portion.into_iter().flatten());
+            Ok(())
+        })?;
+        Ok(Self(rows))
     }
 }
 
@@ -293,7 +214,7 @@ fn commit(transaction: WriteTransaction) -> Result<()> {
 
 /// From the damaged file to the new one.
 struct Copy {
-    source: Source,
+    source: Salvage,
     target: Target,
     /// What was lost of them is set right by what is met.
     counters: Counters,
@@ -305,7 +226,7 @@ struct Copy {
 }
 
 impl Copy {
-    fn run(&mut self, bodies: &Bodies, body_files: &BTreeMap<u64, u64>) -> Result<()> {
+    fn run(&mut self, meta: &MetaRows, bodies: &Bodies, body_files: &BTreeMap<u64, u64>) -> Result<()> {
         let lanes = self.lanes()?;
         self.items(&lanes)?;
         self.messages(body_files)?;
@@ -314,7 +235,7 @@ impl Copy {
         self.finished()?;
         // Numbers of what is stored are never given again.
         let mut counters = Counters { openings: 1, ..self.counters.clone() };
-        if let Ok(Some(found)) = guarded(METADATA, || self.source.counters()) {
+        if let Ok(Some(found)) = open::counters(meta) {
             counters.next_item = counters.next_item.max(found.next_item);
             counters.next_lane = counters.next_lane.max(found.next_lane);
             counters.next_outbox = counters.next_outbox.max(found.next_outbox);
@@ -340,9 +261,9 @@ impl Copy {
             Ok(())
         };
         let named = |key: &[u8], row: &[u8]| tables::named_lane(key, row).map(|(lane, id)| (id, lane));
-        self.source.rows(|tables| &tables.lanes, named, &mut keep)?;
+        self.source.rows(tables::LANES, named, &mut keep)?;
         let numbered = |id: u64, row: &[u8]| Ok((id, codec::lane_from_row(id, row)?));
-        self.source.rows(|tables| &tables.lane_names, numbered, &mut keep)?;
+        self.source.rows(tables::LANE_NAMES, numbered, &mut keep)?;
         if let Some((last, _)) = lanes.last_key_value() {
             self.counters.next_lane = last.saturating_add(1);
         }
@@ -353,24 +274,20 @@ impl Copy {
     fn items(&mut self, lanes: &BTreeMap<LaneId, Lane>) -> Result<()> {
         let Self { source, target, counters, items, .. } = self;
         let read = |item: u64, row: &[u8]| Ok((ItemId(item), codec::item_from_row(ItemId(item), row)?));
-        source.rows(
-            |tables| &tables.items,
-            read,
-            |portion: Vec<Result<(ItemId, ItemRow)>>| {
-                target.each(portion, |writer, met| {
-                    let Some((item, row)) = writer.readable(met)? else { return Ok(()) };
-                    counters.next_item = counters.next_item.max(item.0.saturating_add(1));
-                    if !lanes.contains_key(&row.lane) {
-                        let damage = format!("item {}: the name of its lane {} is lost", item.0, row.lane);
-                        writer.leave_aside(corrupt(damage));
-                        return Ok(());
-                    }
-                    items.entry(row.envelope.id).or_default().push(item);
-                    writer.put_item(item, &row)?;
-                    row.head().place.keys(item).try_for_each(|key| writer.put_order(key))
-                })
-            },
-        )
+        source.rows(tables::ITEMS, read, |portion: Vec<Result<(ItemId, ItemRow)>>| {
+            target.each(portion, |writer, met| {
+                let Some((item, row)) = writer.readable(met)? else { return Ok(()) };
+                counters.next_item = counters.next_item.max(item.0.saturating_add(1));
+                if !lanes.contains_key(&row.lane) {
+                    let damage = format!("item {}: the name of its lane {} is lost", item.0, row.lane);
+                    writer.leave_aside(corrupt(damage));
+                    return Ok(());
+                }
+                items.entry(row.envelope.id).or_default().push(item);
+                writer.put_item(item, &row)?;
+                row.head().place.keys(item).try_for_each(|key| writer.put_order(key))
+            })
+        })
     }
 
     fn messages(&mut self, body_files: &BTreeMap<u64, u64>) -> Result<()> {
@@ -380,7 +297,7 @@ impl Copy {
             Ok((id, codec::message_from_row(id, row)?))
         };
         source.rows(
-            |tables| &tables.messages,
+            tables::MESSAGES,
             read,
             |portion: Vec<Result<(MessageId, MessageRow<Location>)>>| {
                 target.each(portion, |writer, met| {
@@ -437,34 +354,26 @@ impl Copy {
             let value = codec::raw_value(format_args!("the state row {}", key.escape_ascii()), key, row)?;
             Ok(StateRow { key: key.to_vec(), value: value.to_vec() })
         };
-        source.rows(
-            |tables| &tables.state,
-            read,
-            |portion: Vec<Result<StateRow>>| {
-                target.each(portion, |writer, met| match writer.readable(met)? {
-                    Some(row) => writer.put_state(&row),
-                    None => Ok(()),
-                })
-            },
-        )?;
+        source.rows(tables::STATE, read, |portion: Vec<Result<StateRow>>| {
+            target.each(portion, |writer, met| match writer.readable(met)? {
+                Some(row) => writer.put_state(&row),
+                None => Ok(()),
+            })
+        })?;
         let read = |position: u64, row: &[u8]| codec::outbox_from_row(OutboxPosition(position), row);
-        source.rows(
-            |tables| &tables.outbox,
-            read,
-            |portion: Vec<Result<OutboxEntry>>| {
-                target.each(portion, |writer, met| {
-                    let Some(entry) = writer.readable(met)? else { return Ok(()) };
-                    counters.next_outbox = counters.next_outbox.max(entry.position.0.saturating_add(1));
-                    writer.put_outbox(entry.position, entry.event, &entry.payload)
-                })
-            },
-        )
+        source.rows(tables::OUTBOX, read, |portion: Vec<Result<OutboxEntry>>| {
+            target.each(portion, |writer, met| {
+                let Some(entry) = writer.readable(met)? else { return Ok(()) };
+                counters.next_outbox = counters.next_outbox.max(entry.position.0.saturating_add(1));
+                writer.put_outbox(entry.position, entry.event, &entry.payload)
+            })
+        })
     }
 
     fn finished(&mut self) -> Result<()> {
         let Self { source, target, counters, .. } = self;
         source.rows(
-            |tables| &tables.finished,
+            tables::FINISHED,
             |id: &[u8; 16], row: (u64, u32)| {
                 let id = tables::id_from(id);
                 Ok((id, codec::generation_from_row(id, row)?))

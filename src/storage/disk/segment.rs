@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use crate::message::MessageId;
 use crate::storage::rows::Result;
 
+use super::aside::{ASIDE, Aside};
 use super::codec::{Location, checksum};
 use super::error::{self, corrupt};
 use super::files::{FileSystem, Mode, OpenFile};
@@ -102,49 +103,12 @@ pub(super) fn path_of(folder: &Path, segment: u64) -> PathBuf {
     folder.join(format!("{segment:016x}.bodies"))
 }
 
-/// What body files are called in which nothing is known to be alive, over damage to what would say so.
-const ASIDE: &str = "bodies-damaged";
-
-/// Body files that were set aside. They are not read again.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Aside {
-    pub(super) files: u64,
-    pub(super) octets: u64,
-    last: Option<u64>,
-}
-
-impl Aside {
-    /// What the host is to know of them.
-    pub(super) fn words(&self) -> Option<String> {
-        let Self { files, octets, .. } = self;
-        (*files > 0).then(|| {
-            format!(
-                "the metadata was damaged once, and may have lost what led to bodies in {files} files of {octets} octets: they \
-                 are kept as *.{ASIDE} beside the other body files. Delete them once no mail in them is missed"
-            )
-        })
-    }
-}
-
-/// The body files in the folder that were set aside.
-pub(super) fn aside(files: &dyn FileSystem, folder: &Path) -> Result<Aside> {
-    let mut aside = Aside::default();
-    for (path, octets) in files.list(folder).map_err(|error| error::io("listing", folder, error))? {
-        if let Some(number) = number_in(&path, ASIDE) {
-            aside.files += 1;
-            aside.octets = aside.octets.saturating_add(octets);
-            aside.last = aside.last.max(Some(number));
-        }
-    }
-    Ok(aside)
-}
-
 /// The number in the name of a body file.
 pub(super) fn number_of(path: &Path) -> Option<u64> {
     number_in(path, "bodies")
 }
 
-fn number_in(path: &Path, extension: &str) -> Option<u64> {
+pub(super) fn number_in(path: &Path, extension: &str) -> Option<u64> {
     let name = path.file_name()?.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
     let is_hex = name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
     if is_hex { u64::from_str_radix(name, 16).ok() } else { None }

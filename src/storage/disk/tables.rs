@@ -30,15 +30,15 @@ type Finished = (u64, u32);
 type AliveRow = (u64, u64, u32);
 
 pub(super) const META: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("meta");
-const ITEMS: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("items");
-const MESSAGES: TableDefinition<'_, IdKey, &'static [u8]> = TableDefinition::new("messages");
+pub(super) const ITEMS: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("items");
+pub(super) const MESSAGES: TableDefinition<'_, IdKey, &'static [u8]> = TableDefinition::new("messages");
 const PARTS: TableDefinition<'_, PartKey, ()> = TableDefinition::new("parts");
-const FINISHED: TableDefinition<'_, IdKey, Finished> = TableDefinition::new("finished");
-const LANES: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("lanes");
-const LANE_NAMES: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("lane-names");
+pub(super) const FINISHED: TableDefinition<'_, IdKey, Finished> = TableDefinition::new("finished");
+pub(super) const LANES: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("lanes");
+pub(super) const LANE_NAMES: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("lane-names");
 const ORDER: TableDefinition<'_, OrderBytes, ()> = TableDefinition::new("order");
-const STATE: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("state");
-const OUTBOX: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("outbox");
+pub(super) const STATE: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("state");
+pub(super) const OUTBOX: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("outbox");
 const SEGMENTS: TableDefinition<'_, u64, AliveRow> = TableDefinition::new("segments");
 
 pub(super) const COUNTERS: &[u8] = b"counters";
