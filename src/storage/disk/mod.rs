@@ -342,6 +342,7 @@ impl Shared {
     }
 
     fn body(&self, key: BodyKey) -> Result<Bytes> {
+        let mut segment = 0;
         // It may be moved while it is looked for; twice in so short a time is not to be expected.
         for _ in 0..3 {
             let Some(row) = self.with(|rows| rows.message(key.0))? else {
@@ -350,12 +351,23 @@ impl Shared {
             if let Some(body) = self.bodies.read(key.0, row.body)? {
                 return Ok(body);
             }
+            segment = row.body.segment;
         }
         if !self.bodies.has_folder() {
             let message = "the folder of bodies is missing: nothing is read or sent until it is put back";
             return Err(StorageError::new(StorageErrorKind::Temporary, message));
         }
-        Err(error::corrupt(format!("the body file of message {} is missing", key.0)))
+        if self.bodies.is_lost(segment) {
+            return Err(error::corrupt(format!("the body file of message {} is missing", key.0)));
+        }
+        // It may come back as long as nobody has opened the store without it.
+        let path = self.bodies.path_of(segment);
+        let path = path.display();
+        let message = format!(
+            "{path} is missing: it was removed or renamed while the store was open. If you have it, put it back: mail whose \
+             content lies in it waits until then, and bounces once the store is opened without it"
+        );
+        Err(StorageError::new(StorageErrorKind::Temporary, message))
     }
 
     fn metadata_length(&self) -> u64 {

@@ -62,7 +62,7 @@ impl Shared {
         let known = body_files(&**files, &folder)?;
         let is_new = begin_metadata(path, &**files, known.values().any(|&length| length > 0))?;
         let octets = Arc::new(AtomicU64::new(0));
-        let reader = Bodies::new(files.clone(), folder.clone());
+        let reader = Bodies::new(files.clone(), folder.clone(), &known);
         let is_suspect =
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
         let aside = aside::aside(&**files, &folder)?;
@@ -88,6 +88,7 @@ impl Shared {
             Ok(opened) => opened,
             Err(refused) => return Ok(Err(refused)),
         };
+        reader.begin(writer.bodies.writing());
         let aside = aside::aside(&**files, &folder)?;
         if let Some(words) = aside.words() {
             damage.remind(corrupt(words));

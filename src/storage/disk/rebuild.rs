@@ -104,7 +104,7 @@ fn write_anew(
     }
     let folder = path.join("bodies");
     let body_files = open::body_files(files, &folder)?;
-    let bodies = Bodies::new(options.files.clone(), folder.clone());
+    let bodies = Bodies::new(options.files.clone(), folder.clone(), &body_files);
     let pairing = match open::pairing(&meta) {
         Ok(Some(pairing)) => {
             pairing.verify(&bodies, &body_files).or_else(|error| damage.refuse(error))?;

@@ -5,7 +5,7 @@
 //! body (u32), the number of the commit it was written for (u64), CRC-32 of these (u32), body.
 //! Which records are alive is known to the metadata alone; what a crash left behind in a file is just never alive.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -370,11 +370,26 @@ pub(super) struct Bodies {
     folder: PathBuf,
     /// The last used first.
     open: Mutex<VecDeque<(u64, Arc<dyn OpenFile>)>>,
+    /// Files that were there at opening.
+    there: BTreeSet<u64>,
+    /// Files from this number on were made since.
+    made: AtomicU64,
 }
 
 impl Bodies {
-    pub(super) fn new(files: Arc<dyn FileSystem>, folder: PathBuf) -> Self {
-        Self { files, folder, open: Mutex::new(VecDeque::new()) }
+    pub(super) fn new(files: Arc<dyn FileSystem>, folder: PathBuf, there: &BTreeMap<u64, u64>) -> Self {
+        let there = there.keys().copied().collect();
+        Self { files, folder, open: Mutex::default(), there, made: AtomicU64::default() }
+    }
+
+    /// From this number on files are made.
+    pub(super) fn begin(&self, made: u64) {
+        self.made.store(made, Ordering::Release);
+    }
+
+    /// A file that was not there at opening, when its bodies were told to be lost.
+    pub(super) fn is_lost(&self, segment: u64) -> bool {
+        segment < self.made.load(Ordering::Acquire) && !self.there.contains(&segment)
     }
 
     /// Reads and checks a body. `None`: its file is gone, so it has moved or died.

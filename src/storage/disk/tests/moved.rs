@@ -156,3 +156,37 @@ async fn a_file_removed_during_the_commit_leaves_its_outcome_unknown() {
         assert_eq!(later.kind(), StorageErrorKind::Poisoned, "{later}");
     }
 }
+
+/// Whether it was there at opening or was made since, and is written or not.
+#[tokio::test(start_paused = true)]
+async fn a_body_file_that_is_missing_for_a_while_costs_no_mail() {
+    let rig = Rig::new();
+    // More files than are kept open: opening reads the first octets of each.
+    insert_each(&rig.open().await, 1..=70).await;
+    let store = rig.open().await;
+    insert_each(&store, 71..=73).await;
+    let files = rig.body_files();
+    assert_eq!(files.len(), 37);
+    let elsewhere = rig.folder.path().join("elsewhere");
+    for (nth, number) in [(0, 1), (35, 71), (36, 73)] {
+        let file = &files[nth];
+        fs::rename(file, &elsewhere).unwrap();
+        for _ in 0..2 {
+            let error = body(&store, number).await.unwrap_err();
+            assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+            let words = error.to_string();
+            assert!(words.contains(&file.display().to_string()) && words.contains("put it back"), "{words}");
+        }
+        fs::rename(&elsewhere, file).unwrap();
+        assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
+    }
+    drop(store);
+    // Who opens the store without it is told what is lost, and mail that waited for it ends.
+    fs::rename(&files[0], &elsewhere).unwrap();
+    let store = rig.open().await;
+    assert_eq!(body(&store, 1).await.unwrap_err().kind(), StorageErrorKind::Corrupt);
+    let told = store.take_damage().await;
+    assert!(told.iter().any(|told| told.to_string().contains("is missing")), "{told:?}");
+    fs::rename(&elsewhere, &files[0]).unwrap();
+    assert_eq!(body(&store, 1).await.unwrap(), vec![1; 2048]);
+}
