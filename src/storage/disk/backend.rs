@@ -1,7 +1,9 @@
 //! The metadata file under redb: positioned reads and writes that fall back on the reserve when the disk is full.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::is_full;
 use super::files::OpenFile;
@@ -65,5 +67,56 @@ impl redb::StorageBackend for MetadataFile {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.with_reserve(|| self.file.write_all_at(data, offset))
+    }
+}
+
+/// A file of which it is known how long it was made.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    file: Arc<dyn OpenFile>,
+    written: AtomicU64,
+}
+
+impl Tracked {
+    pub(super) fn new(file: Arc<dyn OpenFile>) -> io::Result<Self> {
+        let written = AtomicU64::new(file.length()?);
+        Ok(Self { file, written })
+    }
+
+    /// Octets it has unless somebody else cut it short.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+}
+
+impl OpenFile for Tracked {
+    fn length(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+
+    /// At no time it is shorter than what is said.
+    fn set_length(&self, octets: u64) -> io::Result<()> {
+        self.written.fetch_min(octets, Ordering::AcqRel);
+        self.file.set_length(octets)?;
+        self.written.store(octets, Ordering::Release);
+        Ok(())
+    }
+
+    fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)?;
+        self.written.fetch_max(offset.saturating_add(data.len() as u64), Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        self.file.is_at(path)
     }
 }

@@ -3,7 +3,10 @@
 use std::io;
 use std::path::Path;
 
+use crate::storage::rows::Result;
 use crate::storage::{StorageError, StorageErrorKind};
+
+use super::files::OpenFile;
 
 /// A file operation failed before anything was committed.
 pub(super) fn io(doing: &str, path: &Path, error: io::Error) -> StorageError {
@@ -48,14 +51,23 @@ pub(super) fn db(error: impl Into<redb::Error>) -> StorageError {
     StorageError::new(kind, format!("metadata: {error}")).with_source(error)
 }
 
-/// A file that is being written is not the one of its name any more.
-pub(super) fn elsewhere(path: &Path) -> StorageError {
+/// Refuses a file that is being written if it is not the one of its name any more, or has less than what was written. Asks the
+/// file system.
+pub(super) fn as_written(file: &dyn OpenFile, path: &Path, octets: u64) -> Result<()> {
+    let found = file.length();
+    let what = match &found {
+        _ if !file.is_at(path) => {
+            "is not the file that was opened: it was removed, renamed or replaced".to_owned()
+        }
+        Ok(found) if *found < octets => format!("was cut short: it has {found} octets of {octets}"),
+        Ok(_) => return Ok(()),
+        Err(error) => format!("can not be looked at: {error}"),
+    };
     let path = path.display();
     let message = format!(
-        "{path} is not the file that was opened: it was removed, renamed or replaced. Put it back; if it can not be, end the \
-         process and put a copy of the whole folder back"
+        "{path} {what}. Put it back; if it can not be, end the process and put a copy of the whole folder back"
     );
-    StorageError::new(StorageErrorKind::Temporary, message)
+    Err(StorageError::new(StorageErrorKind::Temporary, message))
 }
 
 /// A flush failed: what it was to write may or may not be there.

@@ -22,6 +22,8 @@ pub(super) struct Faults {
     pub(super) metadata_sync: AtomicBool,
     /// The metadata file is removed once it was flushed next.
     pub(super) metadata_removed: AtomicBool,
+    /// The metadata file is cut short once it was flushed next.
+    pub(super) metadata_cut: AtomicBool,
 }
 
 fn fail_if(flag: &AtomicBool, kind: io::ErrorKind) -> io::Result<()> {
@@ -120,6 +122,9 @@ impl OpenFile for FaultyFile {
         self.file.sync()?;
         if self.is_metadata && self.faults.metadata_removed.swap(false, Ordering::SeqCst) {
             SystemFiles.remove(&self.path)?;
+        }
+        if self.is_metadata && self.faults.metadata_cut.swap(false, Ordering::SeqCst) {
+            self.file.set_length(4096)?;
         }
         Ok(())
     }

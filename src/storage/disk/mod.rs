@@ -64,6 +64,7 @@ use super::{
     LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
     StorageErrorKind, Usage, apply, listing, select,
 };
+use backend::Tracked;
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
 use damage::{Damage, guarded};
 use error::db;
@@ -115,7 +116,7 @@ struct Shared {
     /// Taken alone to compact it, and to open it anew once the disk was found full.
     database: RwLock<Database>,
     /// The file under it.
-    metadata: Arc<dyn OpenFile>,
+    metadata: Arc<Tracked>,
     cache_size: usize,
     leases: Mutex<LeaseTable>,
     queue: Mutex<Queue>,
@@ -381,7 +382,7 @@ impl Shared {
         Err(StorageError::new(StorageErrorKind::Poisoned, message))
     }
 
-    /// Refuses, too, as long as its folder or its metadata has another name. Asks the file system.
+    /// Refuses, too, as long as its folder or its metadata has another name, or was cut short. Asks the file system.
     fn check(&self) -> Result<()> {
         self.works()?;
         if !self.folder_lock.holds(&self.path) {
@@ -391,16 +392,16 @@ impl Shared {
             return Err(StorageError::new(StorageErrorKind::Temporary, message));
         }
         let name = self.path.join(open::METADATA);
-        if self.metadata.is_at(&name) { Ok(()) } else { Err(error::elsewhere(&name)) }
+        error::as_written(&*self.metadata, &name, self.metadata.written())
     }
 
-    /// Refuses, too, as long as the body file that is being written has another name.
+    /// Refuses, too, as long as the same is so of the body file that is being written.
     fn check_written(&self, state: &WriterState) -> Result<()> {
         self.check().and_then(|()| state.bodies.check())
     }
 
-    /// What was committed counts only if it is where the next opening looks for it: a file that is removed or replaced takes
-    /// all that is written as before.
+    /// What was committed counts only if it is where the next opening looks for it: a file that is removed, replaced or cut
+    /// short takes all that is written as before.
     fn check_committed(&self, state: &WriterState) -> Result<()> {
         self.check_written(state).map_err(|error| {
             let message = format!("it is not known whether what was committed will be found again: {error}");

@@ -14,7 +14,7 @@ use crate::storage::rows::{Counters, Met, Result, RowsMut};
 use crate::storage::{StorageError, StorageErrorKind};
 
 use super::aside::{self, Aside};
-use super::backend::MetadataFile;
+use super::backend::{MetadataFile, Tracked};
 use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, FolderLock, Mode, OpenFile};
@@ -198,10 +198,11 @@ fn open_metadata(
     options: &DiskOptions,
     reserve: Arc<Reserve>,
     is_suspect: bool,
-) -> Result<(Database, Arc<dyn OpenFile>)> {
+) -> Result<(Database, Arc<Tracked>)> {
     let name = path.join(METADATA);
     let opening = |error| error::io("opening", &name, error);
     let file = options.files.open(&name, Mode::Write).map_err(opening)?;
+    let file = Arc::new(Tracked::new(file).map_err(opening)?);
     let verified = is_suspect || file.length().map_err(opening)? <= options.verified_octets;
     let backend = MetadataFile::new(file.clone(), reserve);
     let opened = database(backend, options.cache_size, verified);

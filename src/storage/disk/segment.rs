@@ -193,11 +193,11 @@ impl SegmentWriter {
         if full { self.current.take().map(|current| current.segment) } else { None }
     }
 
-    /// Refuses if the file that is being written is not the one of its name any more. Asks the file system.
+    /// Refuses if the file that is being written is not the one of its name any more, or was cut short. Asks the file system.
     pub(super) fn check(&self) -> Result<()> {
         let Some(current) = &self.current else { return Ok(()) };
         let path = path_of(&self.folder, current.segment);
-        if current.file.is_at(&path) { Ok(()) } else { Err(error::elsewhere(&path)) }
+        error::as_written(&*current.file, &path, current.length)
     }
 
     /// Adds a body to what the next [`SegmentWriter::flush`] writes.

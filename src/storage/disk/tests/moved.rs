@@ -157,6 +157,49 @@ async fn a_file_removed_during_the_commit_leaves_its_outcome_unknown() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acknowledged_into_a_file_that_was_cut_short() {
+    for which in [0, 1] {
+        let rig = Rig::new();
+        let store = rig.open().await;
+        insert_each(&store, 1..=1).await;
+        let path = &written(&rig)[which];
+        let content = fs::read(path).unwrap();
+        for length in [0, content.len() as u64 - 1] {
+            OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
+            for error in [
+                store.insert(vec![large(2)]).await.unwrap_err(),
+                store.commit(Vec::new()).await.unwrap_err(),
+                store.maintain(at(5)).await.unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+                let words = error.to_string();
+                let name = path.display().to_string();
+                assert!(words.contains(&name) && words.contains("cut short"), "{words}");
+            }
+            assert_eq!(store.heads(None, 9).await.is_err(), which == 0);
+            // In place: it stays the file that it is.
+            OpenOptions::new().write(true).open(path).unwrap().write_all(&content).unwrap();
+        }
+        goes_on(&rig, store).await;
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_file_cut_short_during_the_commit_leaves_its_outcome_unknown() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    insert_each(&store, 1..=3).await;
+    rig.faults.metadata_cut.store(true, SeqCst);
+    let error = store.insert(vec![large(4)]).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown, "{error}");
+    assert!(error.to_string().contains("cut short"), "{error}");
+    let later = store.insert(vec![large(5)]).await.unwrap_err();
+    assert_eq!(later.kind(), StorageErrorKind::Poisoned, "{later}");
+}
+
 /// Whether it was there at opening or was made since, and is written or not.
 #[tokio::test(start_paused = true)]
 async fn a_body_file_that_is_missing_for_a_while_costs_no_mail() {
