@@ -361,7 +361,7 @@ impl Resolver for Zone {
     }
 
     async fn ipv6(&self, _: &str, _: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
-        Ok(Answer::NoData { ttl: Duration::from_secs(3600) })
+        Ok(Answer::no_data(Duration::from_secs(3600)))
     }
 }
 
@@ -372,7 +372,7 @@ impl Display for Zone {
 }
 
 fn records<T>(record: T) -> Answer<T> {
-    Answer::Records { records: vec![record], ttl: Duration::from_secs(3600) }
+    Answer::records(vec![record], Duration::from_secs(3600))
 }
 
 /// What the engine reported.

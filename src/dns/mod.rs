@@ -5,11 +5,13 @@ mod cache;
 mod hickory;
 mod mx;
 mod route;
+mod tlsa;
 mod txt;
 mod zone;
 
 use std::fmt::{Debug, Display};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,8 +23,9 @@ pub use mx::{MAX_MAIL_EXCHANGERS, MailExchangers};
 pub use route::{
     Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route, find_route,
 };
+pub use tlsa::TlsaRecord;
 pub use txt::TxtRecord;
-pub use zone::{StaticResolver, ZoneError, ZoneProblem};
+pub use zone::{Dnssec, StaticResolver, ZoneError, ZoneProblem};
 
 /// Answers DNS questions.
 ///
@@ -31,8 +34,10 @@ pub use zone::{StaticResolver, ZoneError, ZoneProblem};
 /// - Every name is absolute, lower case, A-labels, without trailing dot. No search list, no hosts file.
 /// - CNAMEs are followed; the records are those of the canonical name.
 /// - [`Freshness::Fresh`] asks past any cache of the resolver's own.
-/// - What DNS does not have ([`Answer::NoData`], [`Answer::NxDomain`]) is an answer; what could not be found out
+/// - What DNS does not have ([`Data::NoData`], [`Data::NxDomain`]) is an answer; what could not be found out
 ///   is a [`DnsError`]. A bogus answer (DNSSEC) is an error, never an answer.
+/// - An answer counts as [authentic](Answer::authentic) only if a validating resolver said so that can not be
+///   impersonated on the way. DANE (RFC 7672) rests on that; where it is never said there is none.
 /// - Bounded: at most so many look-ups at a time, each with a time limit.
 ///
 /// # Cancel safety
@@ -58,6 +63,25 @@ pub trait Resolver: Debug + Display + Send + Sync + 'static {
         let kind = DnsErrorKind::Unsupported;
         Err(DnsError::new(kind, format!("TXT of {name}: {}", kind.as_str())))
     }
+
+    /// The TLSA records of `name`, such as `_25._tcp.mx.example.net` (RFC 6698 §3). Never records past their TTL.
+    ///
+    /// Provided: fails with [`DnsErrorKind::Unsupported`], so that with a resolver that lacks it there is no DANE.
+    async fn tlsa(&self, name: &str, freshness: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        let _ = freshness;
+        let kind = DnsErrorKind::Unsupported;
+        Err(DnsError::new(kind, format!("TLSA of {name}: {}", kind.as_str())))
+    }
+
+    /// The CNAME record of `name` itself, not followed. Asked for where a name leads to another and not all of that is
+    /// authentic (RFC 7672 §2.2.2).
+    ///
+    /// Provided: fails with [`DnsErrorKind::Unsupported`], so that such names have no DANE.
+    async fn cname(&self, name: &str, freshness: Freshness) -> Result<Answer<Arc<str>>, DnsError> {
+        let _ = freshness;
+        let kind = DnsErrorKind::Unsupported;
+        Err(DnsError::new(kind, format!("CNAME of {name}: {}", kind.as_str())))
+    }
 }
 
 fn _obj_safe(_: &dyn Resolver) {}
@@ -75,26 +99,74 @@ pub enum Freshness {
 }
 
 /// What DNS says.
+///
+/// ```
+/// use std::time::Duration;
+/// use postrider::dns::{Answer, Data, MxRecord};
+/// let minute = Duration::from_secs(60);
+/// let answer = Answer::records(vec![MxRecord::from((10, "mx.example.net"))], minute).authenticated(true);
+/// assert!(matches!(answer.data, Data::Records(_)) && answer.authentic);
+/// assert_eq!(Answer::<MxRecord>::nx_domain(minute).data, Data::NxDomain);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer<T> {
+    /// The records, or that there are none.
+    pub data: Data<T>,
+    /// How long that holds: the least of the records' TTLs; of what is not there, from the SOA.
+    pub ttl: Duration,
+    /// All of it, every CNAME included, was found authentic by DNSSEC (RFC 4035 §3.2.3, the AD bit), by somebody whose word
+    /// counts. `false` where that is not known.
+    pub authentic: bool,
+    /// The name that CNAMEs led to; `None`: there were none.
+    pub canonical: Option<Arc<str>>,
+}
+
+/// What DNS has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "RFC 2308 knows these three")]
-pub enum Answer<T> {
-    /// At least one record.
-    Records {
-        /// The records, in the order of the answer.
-        records: Vec<T>,
-        /// How long they hold: the least of their TTLs.
-        ttl: Duration,
-    },
+pub enum Data<T> {
+    /// At least one record, in the order of the answer.
+    Records(Vec<T>),
     /// The name exists and has no such record (RFC 2308 §2.2).
-    NoData {
-        /// How long that holds, from the SOA.
-        ttl: Duration,
-    },
+    NoData,
     /// The name does not exist (RFC 2308 §2.1).
-    NxDomain {
-        /// How long that holds, from the SOA.
-        ttl: Duration,
-    },
+    NxDomain,
+}
+
+impl<T> Answer<T> {
+    /// Records.
+    pub fn records(records: Vec<T>, ttl: Duration) -> Self {
+        Self::of(Data::Records(records), ttl)
+    }
+
+    /// The name exists and has no such record.
+    pub fn no_data(ttl: Duration) -> Self {
+        Self::of(Data::NoData, ttl)
+    }
+
+    /// The name does not exist.
+    pub fn nx_domain(ttl: Duration) -> Self {
+        Self::of(Data::NxDomain, ttl)
+    }
+
+    fn of(data: Data<T>, ttl: Duration) -> Self {
+        Self { data, ttl, authentic: false, canonical: None }
+    }
+
+    /// Sets [`Answer::authentic`].
+    #[must_use]
+    pub fn authenticated(mut self, authentic: bool) -> Self {
+        self.authentic = authentic;
+        self
+    }
+
+    /// Sets [`Answer::canonical`].
+    #[must_use]
+    pub fn at(mut self, canonical: Option<Arc<str>>) -> Self {
+        self.canonical = canonical;
+        self
+    }
 }
 
 /// An MX record (RFC 1035 §3.3.9).

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Answer, MxRecord};
+use super::{Answer, Data, MxRecord};
 use crate::message::normal_name;
 
 /// How many mail exchangers of one domain are used. Beyond it those of the highest preference numbers are left out.
@@ -34,10 +34,10 @@ impl MailExchangers {
     ///   (RFC 5321 §5.1). Case, a trailing dot and U-labels do not matter.
     /// - At most [`MAX_MAIL_EXCHANGERS`] hosts are kept.
     pub fn new(answer: &Answer<MxRecord>, own_names: &[String]) -> Self {
-        let records = match answer {
-            Answer::NxDomain { .. } => return Self::NxDomain,
-            Answer::NoData { .. } => return Self::Implicit,
-            Answer::Records { records, .. } => records,
+        let records = match &answer.data {
+            Data::NxDomain => return Self::NxDomain,
+            Data::NoData => return Self::Implicit,
+            Data::Records(records) => records,
         };
         if records.is_empty() {
             return Self::Implicit;
@@ -99,7 +99,7 @@ mod tests {
             .iter()
             .map(|&(preference, host)| MxRecord { preference, exchange: host.to_owned() })
             .collect();
-        Answer::Records { records, ttl: Duration::from_secs(300) }
+        Answer::records(records, Duration::from_secs(300))
     }
 
     fn hosts(groups: &[&[&str]]) -> MailExchangers {
@@ -132,8 +132,8 @@ mod tests {
     #[test]
     fn no_records() {
         let ttl = Duration::ZERO;
-        assert_eq!(MailExchangers::new(&Answer::NoData { ttl }, &[]), MailExchangers::Implicit);
-        assert_eq!(MailExchangers::new(&Answer::NxDomain { ttl }, &[]), MailExchangers::NxDomain);
+        assert_eq!(MailExchangers::new(&Answer::no_data(ttl), &[]), MailExchangers::Implicit);
+        assert_eq!(MailExchangers::new(&Answer::nx_domain(ttl), &[]), MailExchangers::NxDomain);
     }
 
     #[test]
@@ -142,7 +142,7 @@ mod tests {
             .rev()
             .map(|n| MxRecord { preference: n, exchange: format!("mx{n}.example.net") })
             .collect();
-        let answer = Answer::Records { records, ttl: Duration::ZERO };
+        let answer = Answer::records(records, Duration::ZERO);
         let MailExchangers::Hosts(groups) = MailExchangers::new(&answer, &[]) else { panic!() };
         assert_eq!(groups.len(), MAX_MAIL_EXCHANGERS);
         assert_eq!(groups[0], ["mx0.example.net"]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::mx::normal;
-use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TxtRecord};
+use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord};
 use crate::message::is_host_name;
 
 /// Of a record without TTL, and of what is not there.
@@ -31,9 +31,10 @@ const MAX_COUNTED: usize = 100_000;
 /// www.example.net.               CNAME mx.example.net.
 /// silent.example.                MX    0 .
 /// _mta-sts.example.net.          TXT   "v=STSv1; id=20260101;"
+/// _25._tcp.mx.example.net.       TLSA  3 1 1 8cb0fc6c527506a053f4f14c8464bebbd6dede2738d11468dd953d7d6a3021f1
 /// ```
 ///
-/// Types are MX, A, AAAA, TXT and CNAME. The text of TXT stands in quotation marks, in one or more strings, with `\"` for
+/// Types are MX, A, AAAA, TXT, TLSA and CNAME. The text of TXT stands in quotation marks, in one or more strings, with `\"` for
 /// a quotation mark and `\\` for a backslash in it. All names are absolute, with or without the trailing dot. The TTL is in seconds,
 /// 300 if left out, as for what is not there. CNAMEs are followed, at most eight. A name that is not there, and has no
 /// name below it, is NXDOMAIN.
@@ -50,6 +51,27 @@ struct Inner {
     zone: Zone,
     failures: HashMap<String, DnsErrorKind>,
     queries: HashMap<String, u64>,
+    dnssec: HashMap<String, Dnssec>,
+}
+
+impl Inner {
+    fn dnssec(&self, name: &str) -> Dnssec {
+        let above = std::iter::successors(Some(name), |name| name.split_once('.').map(|(_, above)| above));
+        above.chain([""]).find_map(|zone| self.dnssec.get(zone)).copied().unwrap_or_default()
+    }
+}
+
+/// What a validating resolver makes of a zone (RFC 4033 §5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "what can not be told which of them it is, is a failure")]
+pub enum Dnssec {
+    /// Signed: answers are [authentic](Answer::authentic).
+    Secure,
+    /// Known not to be signed.
+    #[default]
+    Insecure,
+    /// Signed, and the signatures are not good: questions fail, with SERVFAIL.
+    Bogus,
 }
 
 /// A line of a zone that can not be read.
@@ -71,7 +93,7 @@ pub enum ZoneProblem {
     #[error("`{0}` is not a domain name like mx.example.net.")]
     Name(String),
     /// No type, or one that is not known.
-    #[error("expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found `{0}`")]
+    #[error("expected a type after owner, TTL and class: MX, A, AAAA, TXT, TLSA or CNAME, found `{0}`")]
     Type(String),
     /// The data does not fit the type.
     #[error("expected {expected}, found `{found}`")]
@@ -101,7 +123,7 @@ impl StaticResolver {
         Ok(Self { inner: Arc::new(Mutex::new(Inner { zone, ..Inner::default() })) })
     }
 
-    /// Replaces the whole zone. What was set by [`StaticResolver::fail`] stays.
+    /// Replaces the whole zone. What was set by [`StaticResolver::fail`] and [`StaticResolver::set_dnssec`] stays.
     ///
     /// # Errors
     /// [`ZoneError`] names the first line that can not be read; the old zone stays.
@@ -130,10 +152,26 @@ impl StaticResolver {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Says whether `zone` and all below it, down to zones of which something else is said, is signed. Without a word of
+    /// it all is [`Dnssec::Insecure`].
+    pub fn set_dnssec(&self, zone: &str, dnssec: Dnssec) {
+        self.lock().dnssec.insert(normal(zone), dnssec);
+    }
+
     fn ask<T: Clone>(
         &self,
         name: &str,
         rtype: &'static str,
+        records: impl Fn(&Node) -> &[(T, Duration)],
+    ) -> Result<Answer<T>, DnsError> {
+        self.ask_at(name, rtype, true, records)
+    }
+
+    fn ask_at<T: Clone>(
+        &self,
+        name: &str,
+        rtype: &'static str,
+        follows: bool,
         records: impl Fn(&Node) -> &[(T, Duration)],
     ) -> Result<Answer<T>, DnsError> {
         let mut inner = self.lock();
@@ -144,31 +182,37 @@ impl StaticResolver {
             inner.queries.insert(asked.clone(), 1);
         }
 
-        let error = |kind, what: &str| Err(DnsError::new(kind, format!("{rtype} of {asked}: {what}")));
+        let error =
+            |kind: DnsErrorKind, what: &str| Err(DnsError::new(kind, format!("{rtype} of {asked}: {what}")));
         let mut name = asked.clone();
-        let mut ttl = Duration::MAX;
+        let (mut ttl, mut authentic) = (Duration::MAX, true);
         for _ in 0..=MAX_CNAMES {
             if let Some(&kind) = inner.failures.get(&name) {
                 return error(kind, kind.as_str());
             }
-            let Some(node) = inner.zone.nodes.get(&name) else {
-                let ttl = ttl.min(DEFAULT_TTL);
-                let above = inner.zone.above.contains(&name);
-                return Ok(if above { Answer::NoData { ttl } } else { Answer::NxDomain { ttl } });
-            };
-            if let Some((target, cname_ttl)) = &node.cname {
+            match inner.dnssec(&name) {
+                Dnssec::Secure => {}
+                Dnssec::Insecure => authentic = false,
+                Dnssec::Bogus => return error(DnsErrorKind::ServFail, "bogus (DNSSEC)"),
+            }
+            let node = inner.zone.nodes.get(&name);
+            if let Some((target, cname_ttl)) = node.and_then(|node| node.cname.as_ref()).filter(|_| follows) {
                 ttl = ttl.min(*cname_ttl);
-                name.clone_from(target);
+                name = target.to_string();
                 continue;
             }
-            let records = records(node);
-            let Some(least) = records.iter().map(|(_, ttl)| *ttl).min() else {
-                return Ok(Answer::NoData { ttl: ttl.min(DEFAULT_TTL) });
+            let found = node.map(&records).unwrap_or_default();
+            let answer = match found.iter().map(|(_, ttl)| *ttl).min() {
+                Some(least) => {
+                    Answer::records(found.iter().map(|(r, _)| r.clone()).collect(), ttl.min(least))
+                }
+                None if node.is_some() || inner.zone.above.contains(&name) => {
+                    Answer::no_data(ttl.min(DEFAULT_TTL))
+                }
+                None => Answer::nx_domain(ttl.min(DEFAULT_TTL)),
             };
-            return Ok(Answer::Records {
-                records: records.iter().map(|(r, _)| r.clone()).collect(),
-                ttl: ttl.min(least),
-            });
+            let canonical = (name != asked).then(|| name.into());
+            return Ok(answer.authenticated(authentic).at(canonical));
         }
         error(DnsErrorKind::ServFail, "the chain of CNAMEs does not end")
     }
@@ -190,6 +234,14 @@ impl Resolver for StaticResolver {
 
     async fn txt(&self, name: &str, _: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
         self.ask(name, "TXT", |node| &node.txt)
+    }
+
+    async fn tlsa(&self, name: &str, _: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        self.ask(name, "TLSA", |node| &node.tlsa)
+    }
+
+    async fn cname(&self, name: &str, _: Freshness) -> Result<Answer<Arc<str>>, DnsError> {
+        self.ask_at(name, "CNAME", false, |node| node.cname.as_slice())
     }
 }
 
@@ -222,12 +274,14 @@ struct Node {
     ipv4: Vec<(Ipv4Addr, Duration)>,
     ipv6: Vec<(Ipv6Addr, Duration)>,
     txt: Vec<(TxtRecord, Duration)>,
-    cname: Option<(String, Duration)>,
+    tlsa: Vec<(TlsaRecord, Duration)>,
+    cname: Option<(Arc<str>, Duration)>,
 }
 
 impl Node {
     fn has_data(&self) -> bool {
-        !self.mx.is_empty() || !self.ipv4.is_empty() || !self.ipv6.is_empty() || !self.txt.is_empty()
+        let empty = [self.mx.is_empty(), self.ipv4.is_empty(), self.ipv6.is_empty(), self.txt.is_empty()];
+        empty.contains(&false) || !self.tlsa.is_empty()
     }
 }
 
@@ -274,11 +328,18 @@ impl Zone {
             ("A", [address]) => node.ipv4.push((address.parse().map_err(|_| wrong(A_DATA))?, ttl)),
             ("AAAA", [address]) => node.ipv6.push((address.parse().map_err(|_| wrong(AAAA_DATA))?, ttl)),
             ("TXT", [_, ..]) => node.txt.push((strings(text).ok_or_else(|| wrong(TXT_DATA))?, ttl)),
-            ("CNAME", [target]) => node.cname = Some((host_name(target)?, ttl)),
+            ("TLSA", [usage, selector, matching_type, data @ ..]) => {
+                let number = |text: &str| text.parse().map_err(|_| wrong(TLSA_DATA));
+                let data = octets(&data.concat()).ok_or_else(|| wrong(TLSA_DATA))?;
+                let record = TlsaRecord::new(number(usage)?, number(selector)?, number(matching_type)?, data);
+                node.tlsa.push((record, ttl));
+            }
+            ("CNAME", [target]) => node.cname = Some((host_name(target)?.into(), ttl)),
             ("MX", _) => return Err(wrong(MX_DATA)),
             ("A", _) => return Err(wrong(A_DATA)),
             ("AAAA", _) => return Err(wrong(AAAA_DATA)),
             ("TXT", _) => return Err(wrong(TXT_DATA)),
+            ("TLSA", _) => return Err(wrong(TLSA_DATA)),
             ("CNAME", _) => return Err(wrong("one name, such as mx.example.net.")),
             _ => return Err(ZoneProblem::Type(rtype.to_owned())),
         }
@@ -295,6 +356,7 @@ const MX_DATA: &str = "a preference (0 to 65535) and a name, such as `10 mx.exam
 const A_DATA: &str = "one IPv4 address, such as 192.0.2.1";
 const AAAA_DATA: &str = "one IPv6 address, such as 2001:db8::1";
 
+const TLSA_DATA: &str = "three numbers (0 to 255) and octets in hexadecimal, such as `3 1 1 8CB0…`";
 const TXT_DATA: &str = "text in quotation marks, such as \"v=STSv1; id=1;\"";
 
 /// What stands before a semicolon that is not in quotation marks.
@@ -307,6 +369,14 @@ fn without_comment(line: &str) -> &str {
         is_comment
     });
     comment.and_then(|(at, _)| line.get(..at)).unwrap_or(line)
+}
+
+/// From hexadecimal.
+fn octets(text: &str) -> Option<Vec<u8>> {
+    let digit = |octet: u8| (octet as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let pair = |&[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    rest.is_empty().then(|| pairs.iter().map(pair).collect())?
 }
 
 /// The strings of a TXT record, joined. `None`: not all of it is in quotation marks, or they do not end.
@@ -334,141 +404,4 @@ fn host_name(text: &str) -> Result<String, ZoneProblem> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ZONE: &str = "
-        ; a comment
-        example.net.     600 IN MX 10 mx.example.net.   ; and another
-        example.net.     IN 60  MX 20 Mx2.Example.NET
-        mx.example.net.  A 192.0.2.1
-        mx.example.net.  AAAA 2001:db8::1
-        a.b.example.org  A 192.0.2.2
-        alias.example.   30 CNAME example.net.
-        dangling.example. CNAME nowhere.example.
-        loop1.example.   CNAME loop2.example.
-        loop2.example.   CNAME loop1.example.
-        silent.example.  MX 0 .
-    ";
-
-    fn mx(preference: u16, exchange: &str) -> MxRecord {
-        MxRecord { preference, exchange: exchange.to_owned() }
-    }
-
-    #[tokio::test]
-    async fn answers_as_dns_would() {
-        let resolver = StaticResolver::parse(ZONE).unwrap();
-        let ask = async |name: &str| resolver.mx(name, Freshness::Cached).await;
-        let both = vec![mx(10, "mx.example.net"), mx(20, "mx2.example.net")];
-        let seconds = Duration::from_secs;
-        for (name, expected) in [
-            ("example.net", Answer::Records { records: both.clone(), ttl: seconds(60) }),
-            ("Example.NET.", Answer::Records { records: both.clone(), ttl: seconds(60) }),
-            ("alias.example", Answer::Records { records: both, ttl: seconds(30) }),
-            ("silent.example", Answer::Records { records: vec![mx(0, "")], ttl: DEFAULT_TTL }),
-            ("mx.example.net", Answer::NoData { ttl: DEFAULT_TTL }),
-            ("b.example.org", Answer::NoData { ttl: DEFAULT_TTL }),
-            ("example.org", Answer::NoData { ttl: DEFAULT_TTL }),
-            ("nowhere.example", Answer::NxDomain { ttl: DEFAULT_TTL }),
-            ("dangling.example", Answer::NxDomain { ttl: DEFAULT_TTL }),
-        ] {
-            assert_eq!(ask(name).await.unwrap(), expected, "{name}");
-        }
-        assert_eq!(ask("loop1.example").await.unwrap_err().kind(), DnsErrorKind::ServFail);
-        let ipv6 = resolver.ipv6("mx.example.net", Freshness::Fresh).await.unwrap();
-        assert_eq!(ipv6, Answer::Records { records: vec!["2001:db8::1".parse().unwrap()], ttl: DEFAULT_TTL });
-    }
-
-    #[tokio::test]
-    async fn text_is_taken_as_it_stands() {
-        let zone = r#"
-            a.example. TXT "v=STSv1; id=1;"  ; a comment with a "
-            a.example. 60 IN txt "one  " "two" ""
-            b.example. TXT "say \"no\"; \\"
-            c.example. TXT ""
-        "#;
-        let resolver = StaticResolver::parse(zone).unwrap();
-        let txt = async |name: &str| resolver.txt(name, Freshness::Cached).await.unwrap();
-        let seconds = Duration::from_secs;
-        for (name, records, ttl) in [
-            ("a.example", &["v=STSv1; id=1;", "one  two"][..], seconds(60)),
-            ("b.example", &[r#"say "no"; \"#], DEFAULT_TTL),
-            ("c.example", &[""], DEFAULT_TTL),
-        ] {
-            let records = records.iter().map(|&text| text.into()).collect();
-            assert_eq!(txt(name).await, Answer::Records { records, ttl }, "{name}");
-        }
-        assert_eq!(txt("example").await, Answer::NoData { ttl: DEFAULT_TTL });
-    }
-
-    #[tokio::test]
-    async fn lies_when_told_and_counts() {
-        let resolver = StaticResolver::parse(ZONE).unwrap();
-        let clone = resolver.clone();
-        clone.fail("example.net", DnsErrorKind::Timeout);
-        let error = resolver.mx("alias.example", Freshness::Cached).await.unwrap_err();
-        assert_eq!(error.kind(), DnsErrorKind::Timeout);
-        assert_eq!(error.to_string(), "MX of alias.example: no answer in time");
-        clone.recover("example.net");
-        assert!(resolver.mx("alias.example", Freshness::Cached).await.is_ok());
-        assert_eq!((resolver.queries("ALIAS.example."), resolver.queries("example.net")), (2, 0));
-
-        clone.set_zone("alias.example A 192.0.2.9").unwrap();
-        assert_eq!(
-            resolver.mx("alias.example", Freshness::Cached).await.unwrap(),
-            Answer::NoData { ttl: DEFAULT_TTL }
-        );
-    }
-
-    #[test]
-    fn bad_lines_are_named() {
-        for (text, message) in [
-            (
-                "\nexample.net. MX mx.example.net.",
-                "line 2: expected a preference (0 to 65535) and a name, such as `10 mx.example.net.`, found `mx.example.net.`",
-            ),
-            (
-                "example.net. MX 70000 mx.example.net.",
-                "line 1: expected a preference (0 to 65535) and a name, such as `10 mx.example.net.`, found `70000 mx.example.net.`",
-            ),
-            (
-                "example.net. SRV hello",
-                "line 1: expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found `SRV`",
-            ),
-            (
-                "example.net. TXT hello",
-                "line 1: expected text in quotation marks, such as \"v=STSv1; id=1;\", found `hello`",
-            ),
-            (
-                "example.net. TXT \"hello ; world",
-                "line 1: expected text in quotation marks, such as \"v=STSv1; id=1;\", found `\"hello ; world`",
-            ),
-            (
-                "example.net. TXT \"a\" b",
-                "line 1: expected text in quotation marks, such as \"v=STSv1; id=1;\", found `\"a\" b`",
-            ),
-            (
-                "example.net. 300 IN",
-                "line 1: expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found ``",
-            ),
-            (
-                "example.net. A 192.0.2.256",
-                "line 1: expected one IPv4 address, such as 192.0.2.1, found `192.0.2.256`",
-            ),
-            (
-                "exa mple A 192.0.2.1",
-                "line 1: expected a type after owner, TTL and class: MX, A, AAAA, TXT or CNAME, found `mple`",
-            ),
-            ("a..b A 192.0.2.1", "line 1: `a..b` is not a domain name like mx.example.net."),
-            (
-                "a.example A 192.0.2.1\na.example CNAME b.example",
-                "line 2: a.example has a CNAME: no other record can stand beside it",
-            ),
-        ] {
-            assert_eq!(StaticResolver::parse(text).unwrap_err().to_string(), message);
-        }
-        let resolver = StaticResolver::parse("a.example A 192.0.2.1").unwrap();
-        assert!(resolver.set_zone("?").is_err());
-        assert!(resolver.lock().zone.nodes.contains_key("a.example"));
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use super::report::{Counts, SessionTls, TlsReport};
 use super::store::{Decision, FAILURE_HOLDS, KnownPolicy, Store};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
-use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness};
+use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness};
 use crate::storage::{Change, StateRow};
 use crate::transport::{ConnectError, Target};
 
@@ -117,11 +117,11 @@ impl Policies {
             Err(DnsError::new(DnsErrorKind::Timeout, late))
         });
         match answer {
-            Ok(Answer::Records { records, ttl }) => match policy_id(&records) {
+            Ok(Answer { data: Data::Records(records), ttl, .. }) => match policy_id(&records) {
                 Some(id) => (Some(id), ttl),
                 None => (None, Duration::MAX),
             },
-            Ok(Answer::NoData { .. } | Answer::NxDomain { .. }) => (None, Duration::MAX),
+            Ok(_) => (None, Duration::MAX),
             Err(error) if error.kind() == DnsErrorKind::Unsupported => {
                 if !self.told_unsupported.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "MTA-STS policies can not be found with this resolver");

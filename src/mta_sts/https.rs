@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::{FetchError, FetchErrorKind, MAX_POLICY_SIZE, PolicyFetcher, PolicyRequest};
-use crate::dns::{Answer, DnsError, Freshness};
+use crate::dns::{Answer, Data, DnsError, Freshness};
 use crate::transport::smtp::RootsError;
 use crate::transport::smtp::tls::{configure, parse_roots, platform_roots};
 
@@ -199,7 +199,7 @@ async fn read(host: &str, response: Response<Incoming>) -> Result<Bytes, FetchEr
 
 fn addresses<T: Into<IpAddr>>(answer: Result<Answer<T>, DnsError>) -> Vec<IpAddr> {
     match answer {
-        Ok(Answer::Records { records, .. }) => records.into_iter().map(Into::into).collect(),
+        Ok(Answer { data: Data::Records(records), .. }) => records.into_iter().map(Into::into).collect(),
         _ => Vec::new(),
     }
 }

@@ -92,7 +92,7 @@ fn names(fixed: &[Vec<FixedHost>]) -> Option<Vec<Vec<Arc<str>>>> {
 
 fn by_mx(domain: &str, records: impl IntoIterator<Item = impl Into<MxRecord>>) -> Vec<Vec<Arc<str>>> {
     let records = records.into_iter().map(Into::into).collect();
-    match MailExchangers::new(&Answer::Records { records, ttl: Duration::ZERO }, &[]) {
+    match MailExchangers::new(&Answer::records(records, Duration::ZERO), &[]) {
         MailExchangers::Hosts(levels) => {
             levels.into_iter().map(|level| level.into_iter().map(Into::into).collect()).collect()
         }

@@ -15,15 +15,15 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::Semaphore;
 
-use self::store::{Store, ttl, with_ttl};
-use super::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TxtRecord};
+use self::store::Store;
+use super::{Answer, Data, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord};
 use crate::clock::Clock;
 
 /// What a [`CachingResolver`] keeps, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheOptions {
-    /// Answers kept of each record type (MX, A, AAAA, TXT). At the bound the least recently used is forgotten. Zero: no
+    /// Answers kept of each record type (MX, A, AAAA, TXT, TLSA, CNAME). At the bound the least recently used is forgotten. Zero: no
     /// answer is kept. Default: 32,768.
     pub capacity: usize,
     /// Records hold at least so long, whatever their TTL. Default: zero, as DNS demands.
@@ -33,7 +33,7 @@ pub struct CacheOptions {
     /// That something is not there holds at most so long. Default: 15 minutes.
     pub max_negative_ttl: Duration,
     /// After a failed look-up, records may stand in for so long past their TTL (RFC 8767); never the news that
-    /// something is not there, and never for [`Freshness::Fresh`]. DNS is asked again after 30 s. Default: a day.
+    /// something is not there, never TLSA records, and never for [`Freshness::Fresh`]. DNS is asked again after 30 s. Default: a day.
     pub max_stale: Duration,
     /// Look-ups under way at a time; more wait for their turn. At least one. Default: 200.
     pub concurrent_lookups: usize,
@@ -75,6 +75,8 @@ struct Inner<R> {
     ipv4: Table<Ipv4Addr>,
     ipv6: Table<Ipv6Addr>,
     txt: Table<TxtRecord>,
+    tlsa: Table<TlsaRecord>,
+    cname: Table<Arc<str>>,
 }
 
 /// One record type's answers, and its look-ups under way.
@@ -97,8 +99,9 @@ impl<R: Resolver> CachingResolver<R> {
     /// With these options.
     pub fn with_options(resolver: R, clock: Clock, options: CacheOptions) -> Self {
         let permits = Semaphore::new(options.concurrent_lookups.clamp(1, Semaphore::MAX_PERMITS));
-        let (mx, ipv4, ipv6, txt) = Default::default();
-        Self { shared: Arc::new(Inner { resolver, clock, options, permits, mx, ipv4, ipv6, txt }) }
+        let (mx, ipv4, ipv6, txt, tlsa, cname) = Default::default();
+        let inner = Inner { resolver, clock, options, permits, mx, ipv4, ipv6, txt, tlsa, cname };
+        Self { shared: Arc::new(inner) }
     }
 
     /// The resolver behind the cache.
@@ -122,7 +125,7 @@ impl<R: Resolver> CachingResolver<R> {
         };
         let result = lookup.await;
         match (&result, freshness) {
-            (Err(_), Freshness::Cached) => {
+            (Err(_), Freshness::Cached) if T::STANDS_IN => {
                 let mut state = T::table(inner).lock();
                 state.answers.stale(name, inner.clock.now(), &inner.options).map_or(result, Ok)
             }
@@ -178,26 +181,29 @@ impl<R, T> Drop for Landing<R, T> {
 
 impl CacheOptions {
     fn cut<T>(&self, answer: Answer<T>) -> Answer<T> {
-        let given = ttl(&answer);
-        let cut = match answer {
-            Answer::Records { .. } => given.max(self.min_ttl).min(self.max_ttl),
-            Answer::NoData { .. } | Answer::NxDomain { .. } => given.min(self.max_negative_ttl),
+        let ttl = match answer.data {
+            Data::Records(_) => answer.ttl.max(self.min_ttl).min(self.max_ttl),
+            Data::NoData | Data::NxDomain => answer.ttl.min(self.max_negative_ttl),
         };
-        with_ttl(answer, cut)
+        Answer { ttl, ..answer }
     }
 }
 
 /// What is kept apart by record type.
 #[async_trait]
 trait Record: Clone + Send + Sync + Sized + 'static {
+    /// Records past their TTL may stand in for a look-up that failed.
+    const STANDS_IN: bool;
     fn table<R>(inner: &Inner<R>) -> &Table<Self>;
     async fn ask(resolver: &dyn Resolver, name: &str) -> Result<Answer<Self>, DnsError>;
 }
 
 macro_rules! record {
-    ($record:ty, $question:ident) => {
+    ($record:ty, $question:ident, $stands_in:literal) => {
         #[async_trait]
         impl Record for $record {
+            const STANDS_IN: bool = $stands_in;
+
             fn table<R>(inner: &Inner<R>) -> &Table<Self> {
                 &inner.$question
             }
@@ -209,10 +215,13 @@ macro_rules! record {
     };
 }
 
-record!(MxRecord, mx);
-record!(Ipv4Addr, ipv4);
-record!(Ipv6Addr, ipv6);
-record!(TxtRecord, txt);
+record!(MxRecord, mx, true);
+record!(Ipv4Addr, ipv4, true);
+record!(Ipv6Addr, ipv6, true);
+record!(TxtRecord, txt, true);
+// Certificates are held to what is known to be true now (RFC 7672 §2.1).
+record!(TlsaRecord, tlsa, false);
+record!(Arc<str>, cname, false);
 
 impl<T> Table<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -241,6 +250,14 @@ impl<R: Resolver> Resolver for CachingResolver<R> {
     }
 
     async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
+        self.answer(name, freshness).await
+    }
+
+    async fn tlsa(&self, name: &str, freshness: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        self.answer(name, freshness).await
+    }
+
+    async fn cname(&self, name: &str, freshness: Freshness) -> Result<Answer<Arc<str>>, DnsError> {
         self.answer(name, freshness).await
     }
 }

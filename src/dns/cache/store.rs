@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::CacheOptions;
 use crate::clock::Timestamp;
-use crate::dns::Answer;
+use crate::dns::{Answer, Data};
 
 /// How long a stale answer stands in before DNS is asked again; also the TTL it is given (RFC 8767 §5).
 const STALE_TTL: Duration = Duration::from_secs(30);
@@ -55,19 +55,19 @@ impl<T: Clone> Store<T> {
             self.uses.insert(self.tick, name);
             entry.last_use = self.tick;
         }
-        Some(with_ttl(entry.answer.clone(), left))
+        Some(Answer { ttl: left, ..entry.answer.clone() })
     }
 
     /// A positive answer past its end, to stand in after a failed look-up.
     pub(super) fn stale(&mut self, name: &str, now: Timestamp, options: &CacheOptions) -> Option<Answer<T>> {
         let entry = self.entries.get_mut(name)?;
-        let is_positive = matches!(entry.answer, Answer::Records { .. });
+        let is_positive = matches!(entry.answer.data, Data::Records(_));
         if !is_positive || now < entry.stored || now >= entry.ends + options.max_stale {
             return None;
         }
         let until = (now + STALE_TTL).min(entry.ends + options.max_stale);
         entry.stands_in_until = until;
-        Some(with_ttl(entry.answer.clone(), until.saturating_since(now)))
+        Some(Answer { ttl: until.saturating_since(now), ..entry.answer.clone() })
     }
 
     /// Keeps an answer, its TTL already cut to what [`CacheOptions`] allow, in place of what was there.
@@ -75,7 +75,7 @@ impl<T: Clone> Store<T> {
         if let Some(old) = self.entries.remove(name) {
             self.uses.remove(&old.last_use);
         }
-        let ttl = ttl(answer);
+        let ttl = answer.ttl;
         if ttl.is_zero() || capacity == 0 {
             return;
         }
@@ -96,19 +96,6 @@ impl<T: Clone> Store<T> {
         assert_eq!(self.entries.len(), self.uses.len());
         self.entries.len()
     }
-}
-
-pub(super) fn ttl<T>(answer: &Answer<T>) -> Duration {
-    match answer {
-        Answer::Records { ttl, .. } | Answer::NoData { ttl } | Answer::NxDomain { ttl } => *ttl,
-    }
-}
-
-pub(super) fn with_ttl<T>(mut answer: Answer<T>, new: Duration) -> Answer<T> {
-    match &mut answer {
-        Answer::Records { ttl, .. } | Answer::NoData { ttl } | Answer::NxDomain { ttl } => *ttl = new,
-    }
-    answer
 }
 
 #[cfg(test)]
@@ -133,7 +120,7 @@ mod tests {
                     model.remove(0);
                 }
                 if !found {
-                    store.put(&name, &Answer::Records { records: vec![key], ttl: STALE_TTL }, now, capacity);
+                    store.put(&name, &Answer::records(vec![key], STALE_TTL), now, capacity);
                 }
                 prop_assert_eq!(store.len(), model.len());
             }

@@ -25,7 +25,7 @@ async fn pass(seconds: u64) {
 }
 
 async fn ipv4_ttl(cache: &CachingResolver<StaticResolver>, name: &str) -> u64 {
-    ttl(&cache.ipv4(name, Freshness::Cached).await.unwrap()).as_secs()
+    cache.ipv4(name, Freshness::Cached).await.unwrap().ttl.as_secs()
 }
 
 #[tokio::test(start_paused = true)]
@@ -43,7 +43,7 @@ async fn answers_hold_for_their_ttl_and_no_longer() {
         assert_eq!(zone.queries(name), 1);
         pass(1).await;
         let answer = cache.ipv4(name, Freshness::Cached).await.unwrap();
-        assert_eq!(matches!(answer, Answer::NxDomain { .. }), negative);
+        assert_eq!(answer.data == Data::NxDomain, negative);
         assert_eq!(zone.queries(name), 2, "{name}");
     }
     // Each record type by itself.
@@ -78,9 +78,7 @@ async fn fresh_asks_past_the_cache_and_renews_it() {
     cache.mx("example.net", Freshness::Cached).await.unwrap();
     zone.set_zone("example.net. MX 5 new.example.net.").unwrap();
     for freshness in [Freshness::Fresh, Freshness::Cached] {
-        let Answer::Records { records, .. } = cache.mx("example.net", freshness).await.unwrap() else {
-            panic!()
-        };
+        let Data::Records(records) = cache.mx("example.net", freshness).await.unwrap().data else { panic!() };
         assert_eq!(records[0].exchange, "new.example.net");
     }
     assert_eq!(zone.queries("example.net"), 2);
@@ -255,4 +253,26 @@ async fn look_ups_under_way_are_bounded() {
         assert!(asked.await.unwrap());
     }
     assert_eq!(cache.get_ref().most.load(Ordering::SeqCst), 5);
+}
+
+/// RFC 7672 §2.1: certificates are not held to what may have changed since.
+#[tokio::test(start_paused = true)]
+async fn authenticity_is_kept_and_tlsa_records_never_stand_in() {
+    let zone =
+        StaticResolver::parse("mx.example. 60 A 192.0.2.1\n_25._tcp.mx.example. 60 TLSA 3 1 1 00").unwrap();
+    zone.set_dnssec("mx.example", crate::dns::Dnssec::Secure);
+    let cache = CachingResolver::new(zone.clone(), clock());
+    let tlsa = async || cache.tlsa("_25._tcp.mx.example", Freshness::Cached).await;
+    let ipv4 = async || cache.ipv4("mx.example", Freshness::Cached).await;
+    for _ in 0..2 {
+        assert!(tlsa().await.unwrap().authentic && ipv4().await.unwrap().authentic);
+    }
+    assert_eq!((zone.queries("_25._tcp.mx.example"), zone.queries("mx.example")), (1, 1));
+    zone.fail("_25._tcp.mx.example", DnsErrorKind::Timeout);
+    zone.fail("mx.example", DnsErrorKind::Timeout);
+    pass(59).await;
+    assert!(tlsa().await.is_ok());
+    pass(1).await;
+    assert!(ipv4().await.unwrap().authentic, "it stands in");
+    assert_eq!(tlsa().await.unwrap_err().kind(), DnsErrorKind::Timeout);
 }

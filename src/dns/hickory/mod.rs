@@ -1,18 +1,22 @@
 //! [`HickoryResolver`]: DNS over the network, by hickory-resolver.
 
+mod server;
+mod system;
 #[cfg(test)]
 mod tests;
 mod upstream;
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig};
 
 use self::upstream::Upstream;
-use super::{Answer, CacheOptions, CachingResolver, DnsError, Freshness, MxRecord, Resolver, TxtRecord};
+use super::{
+    Answer, CacheOptions, CachingResolver, DnsError, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord,
+};
 use crate::clock::Clock;
 
 /// Asks recursive name servers, and remembers their answers ([`CachingResolver`]).
@@ -22,13 +26,25 @@ use crate::clock::Clock;
 /// list, no hosts file. `localhost` and `invalid` (RFC 6761) are answered without asking. Clones share everything.
 ///
 /// Of one answer at most 128 records are kept, of MX those of the lowest preference numbers. An answer with more than
-/// 8 KiB of text (TXT) is [`Malformed`](super::DnsErrorKind::Malformed).
+/// 8 KiB of text (TXT), or more than 32 TLSA records or 16 KiB of their data, is
+/// [`Malformed`](super::DnsErrorKind::Malformed). CNAMEs are followed, at most eight.
 ///
 /// When all stay silent, they are asked for the root: if they are silent then too, the failure is
 /// [`DnsErrorKind::Unreachable`](super::DnsErrorKind::Unreachable), this machine's trouble, else the domain's
 /// [`Timeout`](super::DnsErrorKind::Timeout).
 ///
-/// DNSSEC is left to the name servers: a validating one answers SERVFAIL for what is bogus, which defers the mail.
+/// # DNSSEC
+///
+/// It is left to the name servers. A validating one answers SERVFAIL for what is bogus, which defers the mail, and marks
+/// what it found [authentic](Answer::authentic) by the AD bit (RFC 4035 §3.2.3). Whoever sits between it and this machine could
+/// set that bit too, so it counts only
+///
+/// - if all name servers are on the loopback interface, or
+/// - if they are the system's, and `/etc/resolv.conf` has `options trust-ad`, or
+/// - if [`HickoryBuilder::trust_ad`] says so.
+///
+/// It counts for all of them or for none: where one of them fails the next is asked, and what the first found bogus must
+/// not be believed then. Each of them must validate. Without the bit there is no DANE.
 ///
 /// Must be used inside a tokio runtime, with its time and I/O enabled.
 #[derive(Clone, Debug)]
@@ -45,6 +61,7 @@ pub struct HickoryBuilder {
     attempts: u32,
     cache: CacheOptions,
     clock: Option<Clock>,
+    trust_ad: Option<bool>,
 }
 
 /// Why there is no resolver.
@@ -57,14 +74,11 @@ pub enum HickoryError {
     /// No name server.
     #[error("no name server: at least one is needed, such as 127.0.0.1:53")]
     NoNameserver,
-    /// The resolver could not be set up.
-    #[error("the resolver could not be set up")]
-    SetUp(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl HickoryResolver {
-    /// Asks the system's name servers (`/etc/resolv.conf` on Unix), read once. Nothing but their addresses is taken
-    /// from there.
+    /// Asks the system's name servers (`/etc/resolv.conf` on Unix), read once. Nothing but their addresses and `trust-ad` is
+    /// taken from there.
     ///
     /// # Errors
     /// [`HickoryError`]: there are none, or they can not be read.
@@ -88,6 +102,7 @@ impl HickoryResolver {
             attempts: 2,
             cache: CacheOptions::default(),
             clock: None,
+            trust_ad: None,
         }
     }
 }
@@ -124,40 +139,30 @@ impl HickoryBuilder {
         self
     }
 
+    /// Whether the name servers' word that an answer is authentic counts. `true` is for name servers that all validate, and
+    /// are reached by a way that nobody can sit in. Default: if all are on the loopback interface, or if they are the system's
+    /// and `/etc/resolv.conf` has `options trust-ad`.
+    #[doc(alias = "trust-ad")]
+    pub fn trust_ad(mut self, trust_ad: bool) -> Self {
+        self.trust_ad = Some(trust_ad);
+        self
+    }
+
     /// The resolver.
     ///
     /// # Errors
     /// [`HickoryError`].
     pub fn build(self) -> Result<HickoryResolver, HickoryError> {
-        let servers = match self.nameservers {
-            Some(addresses) => addresses.into_iter().map(nameserver).collect(),
-            None => system_nameservers()?,
+        let (servers, system_trusts) = match self.nameservers {
+            Some(addresses) => (addresses, false),
+            None => system::nameservers()?,
         };
-        let upstream = Upstream::new(servers, self.timeout, self.attempts)?;
+        let are_here = servers.iter().all(|server| server.ip().to_canonical().is_loopback());
+        let trusts_ad = self.trust_ad.unwrap_or(are_here || system_trusts);
+        let upstream = Upstream::new(&servers, self.timeout, self.attempts, trusts_ad)?;
         let clock = self.clock.unwrap_or_else(Clock::system);
         Ok(HickoryResolver { cache: CachingResolver::with_options(upstream, clock, self.cache) })
     }
-}
-
-fn nameserver(address: SocketAddr) -> NameServerConfig {
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
-    let connections = connections.map(|mut connection| {
-        connection.port = address.port();
-        connection
-    });
-    NameServerConfig::new(address.ip(), true, connections.into())
-}
-
-#[cfg(any(unix, windows))]
-fn system_nameservers() -> Result<Vec<NameServerConfig>, HickoryError> {
-    let (config, _) = hickory_resolver::system_conf::read_system_conf()
-        .map_err(|error| HickoryError::System(error.into()))?;
-    Ok(config.name_servers)
-}
-
-#[cfg(not(any(unix, windows)))]
-fn system_nameservers() -> Result<Vec<NameServerConfig>, HickoryError> {
-    Err(HickoryError::System("not known how to read it on this system".into()))
 }
 
 #[async_trait]
@@ -176,6 +181,14 @@ impl Resolver for HickoryResolver {
 
     async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
         self.cache.txt(name, freshness).await
+    }
+
+    async fn tlsa(&self, name: &str, freshness: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        self.cache.tlsa(name, freshness).await
+    }
+
+    async fn cname(&self, name: &str, freshness: Freshness) -> Result<Answer<Arc<str>>, DnsError> {
+        self.cache.cname(name, freshness).await
     }
 }
 

@@ -5,13 +5,13 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, NS, SOA, TXT};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, NS, SOA, TLSA, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::*;
-use crate::dns::DnsErrorKind;
+use crate::dns::{Data, DnsErrorKind};
 
 /// What the server does with questions for one name.
 #[derive(Clone, Default)]
@@ -22,6 +22,8 @@ struct Say {
     truncated_over_udp: bool,
     silent: bool,
     garbage: bool,
+    /// Sets AD where it is asked for.
+    authentic: bool,
 }
 
 struct Server {
@@ -66,6 +68,7 @@ fn reply(
     }
     let mut message = Message::response(request.metadata.id, OpCode::Query);
     message.metadata.recursion_available = true;
+    message.metadata.authentic_data = say.authentic && request.metadata.authentic_data;
     message.metadata.response_code = say.code.unwrap_or(ResponseCode::NoError);
     message.add_query(query.clone());
     if say.truncated_over_udp && transport == "udp" {
@@ -150,7 +153,7 @@ fn answers(answers: Vec<(&'static str, u32, RData)>) -> Say {
 fn records(ttl: u64, list: &[(u16, &str)]) -> Answer<MxRecord> {
     let records =
         list.iter().map(|&(preference, host)| MxRecord { preference, exchange: host.to_owned() }).collect();
-    Answer::Records { records, ttl: Duration::from_secs(ttl) }
+    Answer::records(records, Duration::from_secs(ttl))
 }
 
 #[tokio::test]
@@ -213,14 +216,19 @@ async fn answers_are_told_apart() {
     for (domain, expected) in [
         ("two.example", Ok(records(60, &[(10, "mx1.example"), (20, "mx2.example")]))),
         ("null.example", Ok(records(300, &[(0, "")]))),
-        ("empty.example", Ok(Answer::NoData { ttl: seconds(77) })),
-        ("short.example", Ok(Answer::NoData { ttl: seconds(33) })),
-        ("nosoa.example", Ok(Answer::NoData { ttl: seconds(0) })),
+        ("empty.example", Ok(Answer::no_data(seconds(77)))),
+        ("short.example", Ok(Answer::no_data(seconds(33)))),
+        ("nosoa.example", Ok(Answer::no_data(seconds(0)))),
         ("referral.example", Err(DnsErrorKind::ServFail)),
-        ("nowhere.example", Ok(Answer::NxDomain { ttl: seconds(120) })),
-        ("alias.example", Ok(records(20, &[(10, "mx1.example")]))),
-        ("short-alias.example", Ok(records(25, &[(10, "mx1.example"), (20, "mx2.example")]))),
-        ("dangling.example", Ok(Answer::NxDomain { ttl: seconds(120) })),
+        ("nowhere.example", Ok(Answer::nx_domain(seconds(120)))),
+        ("alias.example", Ok(records(20, &[(10, "mx1.example")]).at(Some("two.example".into())))),
+        (
+            "short-alias.example",
+            Ok(records(25, &[(10, "mx1.example"), (20, "mx2.example")]).at(Some("two.example".into()))),
+        ),
+        ("dangling.example", Ok(Answer::nx_domain(seconds(25)).at(Some("nowhere.example".into())))),
+        ("localhost", Ok(Answer::no_data(seconds(0)))),
+        ("a.invalid", Ok(Answer::nx_domain(seconds(0)))),
         ("loop1.example", Err(DnsErrorKind::ServFail)),
         ("servfail.example", Err(DnsErrorKind::ServFail)),
         ("refused.example", Err(DnsErrorKind::Refused)),
@@ -233,8 +241,7 @@ async fn answers_are_told_apart() {
         assert_eq!(answer, expected, "{domain}");
     }
 
-    let Answer::Records { records, .. } = resolver.ipv4("big.example", Freshness::Cached).await.unwrap()
-    else {
+    let Data::Records(records) = resolver.ipv4("big.example", Freshness::Cached).await.unwrap().data else {
         panic!()
     };
     assert_eq!(records.len(), 60);
@@ -248,7 +255,7 @@ async fn answers_are_told_apart() {
         .collect::<Vec<_>>();
     assert_eq!(asked, ["udp A big.example.", "tcp A big.example."]);
 
-    let expected = Answer::Records { records: vec!["2001:db8::1".parse().unwrap()], ttl: seconds(60) };
+    let expected = Answer::records(vec!["2001:db8::1".parse().unwrap()], seconds(60));
     assert_eq!(resolver.ipv6("six.example", Freshness::Cached).await.unwrap(), expected);
 }
 
@@ -272,17 +279,111 @@ async fn text_is_joined_and_bounded() {
     let resolver = HickoryResolver::with_nameservers(&[server.address]).unwrap();
     let ask = async |name: &str| resolver.txt(name, Freshness::Cached).await;
     let mut answer = ask("text.example").await.unwrap();
-    if let Answer::Records { records, .. } = &mut answer {
+    if let Data::Records(records) = &mut answer.data {
         records.sort();
     }
     let expected = vec![TxtRecord::from("other"), TxtRecord::from("v=STSv1; id=1;")];
-    assert_eq!(answer, Answer::Records { records: expected, ttl: Duration::from_secs(60) });
+    assert_eq!(answer, Answer::records(expected, Duration::from_secs(60)));
     ask("text.example").await.unwrap();
     assert_eq!(server.asked.lock().unwrap().len(), 1, "kept");
-    assert_eq!(ask("none.example").await.unwrap(), Answer::NoData { ttl: Duration::from_secs(120) });
-    assert!(matches!(ask("gone.example").await.unwrap(), Answer::NxDomain { .. }));
+    assert_eq!(ask("none.example").await.unwrap(), Answer::no_data(Duration::from_secs(120)));
+    assert_eq!(ask("gone.example").await.unwrap().data, Data::NxDomain);
     let error = ask("long.example").await.unwrap_err();
     assert_eq!(error.kind(), DnsErrorKind::Malformed, "{error}");
+}
+
+/// RFC 4035 §3.2.3: authentic is what the server says of each message, and only if its word counts.
+#[tokio::test]
+async fn what_is_authentic_is_told() {
+    let cname = |owner, target| (owner, 60, RData::CNAME(CNAME(name(target))));
+    let signed = |say: Say| Say { authentic: true, ..say };
+    let server = serve(vec![
+        ("two.example.", signed(answers(vec![("two.example.", 60, mx(10, "mx.example."))]))),
+        ("plain.example.", answers(vec![("plain.example.", 60, mx(10, "mx.example."))])),
+        ("empty.example.", signed(Say { authorities: vec![(60, soa(60))], ..Say::default() })),
+        ("gone.example.", signed(Say { authorities: vec![(60, soa(60))], ..code(ResponseCode::NXDomain) })),
+        ("to-two.example.", signed(answers(vec![cname("to-two.example.", "two.example.")]))),
+        ("to-plain.example.", signed(answers(vec![cname("to-plain.example.", "plain.example.")]))),
+        ("from-plain.example.", answers(vec![cname("from-plain.example.", "two.example.")])),
+    ])
+    .await;
+    let trusting = resolver(&[server.address]);
+    let wary = HickoryResolver::builder().nameservers(&[server.address]).trust_ad(false).build().unwrap();
+    for (domain, authentic) in [
+        ("two.example", true),
+        ("plain.example", false),
+        ("empty.example", true),
+        ("gone.example", true),
+        ("nowhere.example", false),
+        ("to-two.example", true),
+        ("to-plain.example", false),
+        ("from-plain.example", false),
+        ("a.invalid", false),
+    ] {
+        for (resolver, authentic) in [(&trusting, authentic), (&trusting, authentic), (&wary, false)] {
+            let answer = resolver.mx(domain, Freshness::Cached).await.unwrap();
+            assert_eq!(answer.authentic, authentic, "{domain}");
+        }
+    }
+    let answer = trusting.cname("to-plain.example", Freshness::Cached).await.unwrap();
+    let target = Answer::records(vec!["plain.example".into()], Duration::from_secs(60));
+    assert_eq!(answer, target.authenticated(true));
+    assert_eq!(trusting.cname("two.example", Freshness::Fresh).await.unwrap().data, Data::NoData);
+}
+
+/// A mixture would believe of the second what the first found bogus.
+#[test]
+fn trust_is_for_all_servers_or_for_none() {
+    let trusts = |servers: &[&str], said: Option<bool>| {
+        let servers: Vec<SocketAddr> = servers.iter().map(|server| server.parse().unwrap()).collect();
+        let builder = HickoryResolver::builder().nameservers(&servers);
+        let builder = said.map_or(builder.clone(), |said| builder.trust_ad(said));
+        builder.build().unwrap().cache.get_ref().trusts_ad()
+    };
+    for (servers, said, expected) in [
+        (&["127.0.0.1:53"][..], None, true),
+        (&["[::1]:53", "127.0.0.53:5353"], None, true),
+        (&["[::ffff:127.0.0.1]:53"], None, true),
+        (&["192.0.2.1:53"], None, false),
+        (&["127.0.0.1:53", "192.0.2.1:53"], None, false),
+        (&["127.0.0.1:53", "192.0.2.1:53"], Some(true), true),
+        (&["127.0.0.1:53"], Some(false), false),
+    ] {
+        assert_eq!(trusts(servers, said), expected, "{servers:?} {said:?}");
+    }
+}
+
+#[tokio::test]
+async fn tlsa_records_are_read_and_bounded() {
+    let tlsa = |usage: u8, octets: Vec<u8>| RData::TLSA(TLSA::new(usage.into(), 1.into(), 2.into(), octets));
+    let owner = "_25._tcp.mx.example.";
+    let many = |count: u8, octets| (0..count).map(|n| (owner, 60, tlsa(n, vec![n; octets]))).collect();
+    let odd = vec![
+        (owner, 60, tlsa(3, vec![1, 2])),
+        (owner, 30, tlsa(255, vec![])),
+        (owner, 60, tlsa(77, vec![3])),
+    ];
+    for (records, expected) in [
+        (odd, Ok(vec!["255 1 2 ", "3 1 2 0102", "77 1 2 03"])),
+        (many(32, 1), Ok(vec![""; 32])),
+        (many(33, 1), Err(DnsErrorKind::Malformed)),
+        (many(9, 2000), Err(DnsErrorKind::Malformed)),
+    ] {
+        let server = serve(vec![(owner, Say { truncated_over_udp: true, ..answers(records) })]).await;
+        let resolver = resolver(&[server.address]);
+        let answer = resolver.tlsa("_25._tcp.mx.example", Freshness::Cached).await;
+        let found = answer.map_err(|error| error.kind()).map(|answer| {
+            let Data::Records(records) = answer.data else { panic!() };
+            let mut shown: Vec<String> = records.iter().map(ToString::to_string).collect();
+            shown.sort();
+            shown
+        });
+        match (found, expected) {
+            (Ok(found), Ok(expected)) if found.len() == 32 => assert_eq!(found.len(), expected.len()),
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (found, expected) => assert_eq!(found.err(), expected.err()),
+        }
+    }
 }
 
 #[tokio::test]
@@ -375,7 +476,7 @@ async fn an_answer_is_kept_in_bounds() {
     let most = (0..1000).map(|n| ("many.example.", 60, mx(1000 - n, &format!("mx{n}.example.")))).collect();
     let server = serve(vec![("many.example.", Say { truncated_over_udp: true, ..answers(most) })]).await;
     let answer = resolver(&[server.address]).mx("many.example", Freshness::Cached).await.unwrap();
-    let Answer::Records { records, .. } = answer else { panic!() };
+    let Data::Records(records) = answer.data else { panic!() };
     assert_eq!((records.len(), records[0].preference, records[127].preference), (128, 1, 128));
 }
 

@@ -2,57 +2,60 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError as HickoryDnsError, NetError, NoRecords};
-use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::net::NetError;
+use hickory_resolver::proto::op::{DnsResponse, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
 use super::HickoryError;
-use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TxtRecord};
+use super::server::Server;
+use crate::dns::{
+    Answer, Data, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord,
+};
 
 /// Kept of one answer: several times what a route uses.
 const MAX_RECORDS: usize = 128;
 /// Octets of text in one answer. One that is cut could mean something else.
 const MAX_TEXT: usize = 8 * 1024;
+/// TLSA records in one answer, and octets of their data, likewise.
+const MAX_TLSA: usize = 32;
+const MAX_TLSA_DATA: usize = 16 * 1024;
+/// CNAMEs followed before the chain counts as one without end.
+const MAX_CNAMES: usize = 8;
 
-/// Name servers, each with a resolver of its own: hickory's pool takes one server's SERVFAIL or REFUSED for the
-/// last word while the next server may well have an answer.
+/// What a name server's answer failed by.
+type Failure = (DnsErrorKind, String);
+
+/// Name servers, asked one after the other. One server's SERVFAIL or REFUSED is not the last word while the next may well
+/// have an answer.
 pub(super) struct Upstream {
-    servers: Vec<TokioResolver>,
+    servers: Vec<Server>,
     /// The server that answered last.
     good: AtomicUsize,
     names: String,
     timeout: Duration,
     attempts: u32,
+    /// Their AD bit counts.
+    trusts_ad: bool,
 }
 
 impl Upstream {
     pub(super) fn new(
-        servers: Vec<NameServerConfig>,
+        servers: &[SocketAddr],
         timeout: Duration,
         attempts: u32,
+        trusts_ad: bool,
     ) -> Result<Self, HickoryError> {
         if servers.is_empty() {
             return Err(HickoryError::NoNameserver);
         }
-        let names: Vec<String> = servers.iter().map(address).collect();
-        let servers = servers
-            .into_iter()
-            .map(|server| {
-                let config = ResolverConfig::from_name_servers(vec![server]);
-                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-                    .with_options(options(timeout))
-                    .build()
-            })
-            .collect::<Result<_, _>>()
-            .map_err(|error| HickoryError::SetUp(error.into()))?;
-        Ok(Self { servers, good: AtomicUsize::new(0), names: names.join(", "), timeout, attempts })
+        let names: Vec<String> = servers.iter().map(shown).collect();
+        let servers = servers.iter().map(|&address| Server { address, timeout }).collect();
+        Ok(Self { servers, good: AtomicUsize::new(0), names: names.join(", "), timeout, attempts, trusts_ad })
     }
 
     async fn ask<T>(
@@ -60,6 +63,7 @@ impl Upstream {
         name: &str,
         rtype: RecordType,
         read: fn(&RData) -> Option<T>,
+        rank: fn(&T) -> u16,
     ) -> Result<Answer<T>, DnsError> {
         let describe = |kind: DnsErrorKind, detail: &str| {
             DnsError::new(
@@ -85,7 +89,8 @@ impl Upstream {
                 match answer {
                     Ok(answer) => {
                         self.good.store(index, Ordering::Relaxed);
-                        return Ok(answer);
+                        let authentic = answer.authentic && self.trusts_ad;
+                        return Ok(bounded(answer.authenticated(authentic), rank));
                     }
                     Err(error) if worst.as_ref().is_none_or(|w| telling(error.0) > telling(w.0)) => {
                         worst = Some(error);
@@ -101,28 +106,49 @@ impl Upstream {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn trusts_ad(&self) -> bool {
+        self.trusts_ad
+    }
+
+    /// An answer that must not be cut, or a failure.
+    fn whole<T>(
+        &self,
+        rtype: &str,
+        name: &str,
+        answer: Answer<T>,
+        most: usize,
+        most_octets: usize,
+        size: fn(&[T]) -> usize,
+    ) -> Result<Answer<T>, DnsError> {
+        match &answer.data {
+            Data::Records(records) if records.len() > most || size(records) > most_octets => {
+                let message =
+                    format!("{rtype} of {name}: more than is read of one answer (asked {})", self.names);
+                Err(DnsError::new(DnsErrorKind::Malformed, message))
+            }
+            _ => Ok(answer),
+        }
+    }
+
     /// Silence may be the domain's servers' or our own name server's. Asked for the root, one that is there has
     /// something to say, if only a refusal.
     async fn answers_anything(&self) -> bool {
         let probes = self.servers.iter().map(|server| async {
-            let answer =
-                tokio::time::timeout(self.timeout, server.lookup(Name::root(), RecordType::SOA)).await;
-            matches!(answer, Ok(Ok(_) | Err(NetError::Dns(_))))
+            let answer = tokio::time::timeout(self.timeout, server.ask(&Name::root(), RecordType::SOA)).await;
+            matches!(answer, Ok(Ok(_)))
         });
         futures::future::join_all(probes).await.contains(&true)
     }
 }
 
-fn address(server: &NameServerConfig) -> String {
-    match server.connections.first().map(|connection| connection.port) {
-        Some(port) if port != 53 => SocketAddr::new(server.ip, port).to_string(),
-        _ => server.ip.to_string(),
-    }
+fn shown(server: &SocketAddr) -> String {
+    if server.port() == 53 { server.ip().to_string() } else { server.to_string() }
 }
 
 /// Names are compressed in a message and whole in the cache: unbounded, one answer could grow to a megabyte.
 fn bounded<T>(mut answer: Answer<T>, rank: fn(&T) -> u16) -> Answer<T> {
-    if let Answer::Records { records, .. } = &mut answer
+    if let Data::Records(records) = &mut answer.data
         && records.len() > MAX_RECORDS
     {
         records.sort_by_key(rank);
@@ -142,117 +168,128 @@ fn telling(kind: DnsErrorKind) -> u8 {
     }
 }
 
-fn options(timeout: Duration) -> ResolverOpts {
-    let mut options = ResolverOpts::default();
-    options.timeout = timeout;
-    // Attempts are counted here, over all servers.
-    options.attempts = 0;
-    options.edns0 = true;
-    options.use_hosts_file = ResolveHosts::Never;
-    // Zero switches hickory's cache off: ours stands in front.
-    options.cache_size = 0;
-    options.preserve_intermediates = true;
-    // Of one TCP connection. The bound on look-ups is the cache's; this only must not be lower.
-    options.max_active_requests = 1024;
-    options
-}
-
-/// Asks one server.
+/// Asks one server, again for what it leaves out of a chain of CNAMEs.
 async fn one<T>(
-    server: &TokioResolver,
+    server: &Server,
     question: &Name,
     rtype: RecordType,
     read: fn(&RData) -> Option<T>,
-) -> Result<Answer<T>, (DnsErrorKind, String)> {
-    let error = match server.lookup(question.clone(), rtype).await {
-        Ok(lookup) => {
-            let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or(0);
-            let records: Vec<T> = lookup.answers().iter().filter_map(|record| read(&record.data)).collect();
-            if records.is_empty() {
-                return Err((DnsErrorKind::Malformed, ": records of another type".to_owned()));
+) -> Result<Answer<T>, Failure> {
+    if let Some(answer) = special(question, rtype, read) {
+        return Ok(answer);
+    }
+    let mut name = question.clone();
+    let (mut ttl, mut authentic, mut cnames) = (u32::MAX, true, 0);
+    loop {
+        let asked = name.clone();
+        let response = server.ask(&name, rtype).await.map_err(|error| failure(&error))?;
+        if !matches!(response.response_code, ResponseCode::NoError | ResponseCode::NXDomain) {
+            return Err(refusal(response.response_code));
+        }
+        authentic &= response.authentic_data;
+        while let Some((target, cname_ttl)) = alias(&response, &name).filter(|_| rtype != RecordType::CNAME) {
+            cnames += 1;
+            if cnames > MAX_CNAMES {
+                return Err((DnsErrorKind::ServFail, ": the chain of CNAMEs does not end".to_owned()));
             }
-            return Ok(Answer::Records { records, ttl: Duration::from_secs(u64::from(ttl)) });
+            (name, ttl) = (target, ttl.min(cname_ttl));
         }
-        Err(error) => error,
+        let of_name = || response.answers.iter().filter(|record| record.name == name);
+        let records: Vec<T> = of_name().filter_map(|record| read(&record.data)).collect();
+        let least = of_name().filter(|record| record.record_type() == rtype).map(|record| record.ttl).min();
+        let has_soa = response.soa().is_some();
+        // RFC 2308 §5: the lesser of the SOA's TTL and its minimum; without SOA not to be kept.
+        let negative = || seconds(ttl.min(response.negative_ttl().unwrap_or(0)));
+        let answer = if !records.is_empty() {
+            Answer::records(records, seconds(ttl.min(least.unwrap_or(0))))
+        } else if response.response_code == ResponseCode::NXDomain {
+            Answer::nx_domain(negative())
+        } else if has_soa {
+            Answer::no_data(negative())
+        } else if response.authorities.iter().any(|record| record.record_type() == RecordType::NS) {
+            return Err((DnsErrorKind::ServFail, ": a referral instead of an answer".to_owned()));
+        } else if name != asked {
+            continue;
+        } else if response.answers.is_empty() {
+            // NODATA of a sloppy server (RFC 2308 §2.2).
+            Answer::no_data(negative())
+        } else {
+            return Err((DnsErrorKind::Malformed, ": records of another type".to_owned()));
+        };
+        let canonical = (name != *question).then(|| normal(&name).into());
+        return Ok(answer.authenticated(authentic).at(canonical));
+    }
+}
+
+/// Names that are not asked for (RFC 6761 §6.3, §6.4, RFC 7686).
+fn special<T>(name: &Name, rtype: RecordType, read: fn(&RData) -> Option<T>) -> Option<Answer<T>> {
+    const DAY: u32 = 86_400;
+    let top = name.iter().next_back()?.to_ascii_lowercase();
+    let data = match (top.as_slice(), rtype) {
+        (b"localhost", RecordType::A) => RData::A(Ipv4Addr::LOCALHOST.into()),
+        (b"localhost", RecordType::AAAA) => RData::AAAA(Ipv6Addr::LOCALHOST.into()),
+        (b"localhost", _) => return Some(Answer::no_data(Duration::ZERO)),
+        (b"invalid" | b"onion", _) => return Some(Answer::nx_domain(Duration::ZERO)),
+        _ => return None,
     };
-    let NetError::Dns(HickoryDnsError::NoRecordsFound(none)) = error else {
-        return Err(failure(&error));
-    };
-    match (none.response_code, &none.soa) {
-        (ResponseCode::NXDomain, _) => Ok(Answer::NxDomain { ttl: negative_ttl(&none) }),
-        (ResponseCode::NoError, Some(_)) => Ok(Answer::NoData { ttl: negative_ttl(&none) }),
-        (ResponseCode::NoError, None) => without_soa(server, question, &none).await,
-        (code, _) => Err((DnsErrorKind::ServFail, format!(": {code}"))),
+    Some(Answer::records(vec![read(&data)?], seconds(DAY)))
+}
+
+/// Where a name leads by a CNAME in this message, and its TTL.
+fn alias(response: &DnsResponse, name: &Name) -> Option<(Name, u32)> {
+    response.answers.iter().filter(|record| record.name == *name).find_map(|record| match &record.data {
+        RData::CNAME(target) => Some((target.0.clone(), record.ttl)),
+        _ => None,
+    })
+}
+
+fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(u64::from(seconds))
+}
+
+/// Lower case, A-labels, without trailing dot.
+fn normal(name: &Name) -> String {
+    let name = name.to_ascii().to_ascii_lowercase();
+    name.strip_suffix('.').unwrap_or(&name).to_owned()
+}
+
+fn refusal(code: ResponseCode) -> Failure {
+    match code {
+        ResponseCode::ServFail => (DnsErrorKind::ServFail, String::new()),
+        ResponseCode::Refused => (DnsErrorKind::Refused, String::new()),
+        ResponseCode::FormErr => (DnsErrorKind::Malformed, ": FORMERR".to_owned()),
+        code => (DnsErrorKind::ServFail, format!(": {code}")),
     }
 }
 
-/// No record and no SOA: may be NODATA of a sloppy server (RFC 2308 §2.2), a referral, or a chain of CNAMEs that
-/// hickory gave up on. Only the first may count as "no such record".
-async fn without_soa<T>(
-    server: &TokioResolver,
-    question: &Name,
-    none: &NoRecords,
-) -> Result<Answer<T>, (DnsErrorKind, String)> {
-    if none.ns.is_some() {
-        return Err((DnsErrorKind::ServFail, ": a referral instead of an answer".to_owned()));
-    }
-    match server.lookup(question.clone(), RecordType::CNAME).await {
-        Ok(_) => Err((DnsErrorKind::ServFail, ": the chain of CNAMEs does not end".to_owned())),
-        Err(NetError::Dns(HickoryDnsError::NoRecordsFound(_))) => {
-            Ok(Answer::NoData { ttl: negative_ttl(none) })
-        }
-        Err(error) => Err(failure(&error)),
-    }
-}
-
-/// The lesser of the SOA's TTL and its minimum (RFC 2308 §5); without SOA not to be kept.
-fn negative_ttl(none: &NoRecords) -> Duration {
-    Duration::from_secs(u64::from(none.negative_ttl.unwrap_or(0)))
-}
-
-fn failure(error: &NetError) -> (DnsErrorKind, String) {
-    use HickoryDnsError::{DnssecBogus, ResponseCode as Code};
+fn failure(error: &NetError) -> Failure {
     match error {
-        NetError::Dns(Code(ResponseCode::ServFail)) => (DnsErrorKind::ServFail, String::new()),
-        NetError::Dns(Code(ResponseCode::Refused)) => (DnsErrorKind::Refused, String::new()),
-        NetError::Dns(Code(ResponseCode::FormErr)) => (DnsErrorKind::Malformed, ": FORMERR".to_owned()),
-        NetError::Dns(Code(code)) => (DnsErrorKind::ServFail, format!(": {code}")),
-        NetError::Dns(DnssecBogus) => (DnsErrorKind::ServFail, ": bogus (DNSSEC)".to_owned()),
         NetError::Timeout => (DnsErrorKind::Timeout, String::new()),
         NetError::Io(_) | NetError::NoConnections | NetError::Busy => {
             (DnsErrorKind::Unreachable, format!(": {error}"))
         }
-        NetError::Proto(_)
-        | NetError::Truncated
-        | NetError::QueryCaseMismatch
-        | NetError::ForeignClassRecord { .. } => (DnsErrorKind::Malformed, format!(": {error}")),
-        _ => (DnsErrorKind::ServFail, format!(": {error}")),
+        _ => (DnsErrorKind::Malformed, format!(": {error}")),
     }
 }
 
 #[async_trait]
 impl Resolver for Upstream {
     async fn mx(&self, domain: &str, _: Freshness) -> Result<Answer<MxRecord>, DnsError> {
-        let answer = self.ask(domain, RecordType::MX, |data| match data {
-            RData::MX(mx) => {
-                let exchange = mx.exchange.to_ascii().to_ascii_lowercase();
-                let exchange = exchange.strip_suffix('.').unwrap_or(&exchange).to_owned();
-                Some(MxRecord { preference: mx.preference, exchange })
-            }
+        let read = |data: &RData| match data {
+            RData::MX(mx) => Some(MxRecord { preference: mx.preference, exchange: normal(&mx.exchange) }),
             _ => None,
-        });
-        answer.await.map(|answer| bounded(answer, |mx| mx.preference))
+        };
+        self.ask(domain, RecordType::MX, read, |mx| mx.preference).await
     }
 
     async fn ipv4(&self, host: &str, _: Freshness) -> Result<Answer<Ipv4Addr>, DnsError> {
-        let answer =
-            self.ask(host, RecordType::A, |data| if let RData::A(a) = data { Some(a.0) } else { None });
-        answer.await.map(|answer| bounded(answer, |_| 0))
+        let read = |data: &RData| if let RData::A(a) = data { Some(a.0) } else { None };
+        self.ask(host, RecordType::A, read, |_| 0).await
     }
 
     async fn ipv6(&self, host: &str, _: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
-        self.ask(host, RecordType::AAAA, |data| if let RData::AAAA(a) = data { Some(a.0) } else { None })
-            .await
+        let read = |data: &RData| if let RData::AAAA(a) = data { Some(a.0) } else { None };
+        self.ask(host, RecordType::AAAA, read, |_| 0).await
     }
 
     async fn txt(&self, name: &str, _: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
@@ -260,15 +297,32 @@ impl Resolver for Upstream {
             RData::TXT(txt) => Some(TxtRecord::new(txt.txt_data.concat())),
             _ => None,
         };
-        let answer = self.ask(name, RecordType::TXT, read).await?;
-        if let Answer::Records { records, .. } = &answer
-            && records.iter().map(|record| record.octets().len()).sum::<usize>() > MAX_TEXT
-        {
-            let message =
-                format!("TXT of {name}: more than {MAX_TEXT} octets of text (asked {})", self.names);
-            return Err(DnsError::new(DnsErrorKind::Malformed, message));
-        }
-        Ok(bounded(answer, |_| 0))
+        let answer = self.ask(name, RecordType::TXT, read, |_| 0).await?;
+        let size = |records: &[TxtRecord]| records.iter().map(|record| record.octets().len()).sum();
+        self.whole("TXT", name, answer, usize::MAX, MAX_TEXT, size)
+    }
+
+    async fn tlsa(&self, name: &str, _: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        let read = |data: &RData| match data {
+            RData::TLSA(tlsa) => Some(TlsaRecord::new(
+                tlsa.cert_usage.into(),
+                tlsa.selector.into(),
+                tlsa.matching.into(),
+                tlsa.cert_data.as_slice(),
+            )),
+            _ => None,
+        };
+        let answer = self.ask(name, RecordType::TLSA, read, |_| 0).await?;
+        let size = |records: &[TlsaRecord]| records.iter().map(|record| record.data.len()).sum();
+        self.whole("TLSA", name, answer, MAX_TLSA, MAX_TLSA_DATA, size)
+    }
+
+    async fn cname(&self, name: &str, _: Freshness) -> Result<Answer<Arc<str>>, DnsError> {
+        let read = |data: &RData| match data {
+            RData::CNAME(target) => Some(normal(&target.0).into()),
+            _ => None,
+        };
+        self.ask(name, RecordType::CNAME, read, |_| 0).await
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::RouteOptions;
-use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, Resolver};
+use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness, Resolver};
 use crate::message::is_host_name;
 
 /// Of each family, so of one host twice as many at most.
@@ -157,14 +157,14 @@ impl Hosts<'_> {
         found: &mut Found,
     ) {
         match answer {
-            Some(Ok(Answer::Records { records, ttl })) => {
+            Some(Ok(Answer { data: Data::Records(records), ttl, .. })) => {
                 found.ttl = found.ttl.min(ttl);
                 for address in records {
                     found.address(address.into(), port, self.options, self.obeys_prohibition);
                 }
             }
             Some(Err(error)) => found.failed(error),
-            Some(Ok(Answer::NoData { .. } | Answer::NxDomain { .. })) | None => {}
+            Some(Ok(_)) | None => {}
         }
     }
 }

@@ -15,7 +15,7 @@ pub use failure::{RouteFailure, RouteFailureKind};
 pub use options::RouteOptions;
 
 use self::addresses::{Found, Hosts};
-use super::{Answer, Freshness, MailExchangers, Resolver};
+use super::{Freshness, MailExchangers, Resolver};
 use crate::message::Domain;
 use crate::mta_sts::{KnownPolicy, Mode};
 use crate::policy::{FixedHost, HostName};
@@ -180,7 +180,7 @@ async fn find_by_mx(
             return fail(RouteFailureKind::LookUp(error.kind()), &format!("look-up of MX failed: {error}"));
         }
     };
-    let (Answer::Records { ttl, .. } | Answer::NoData { ttl } | Answer::NxDomain { ttl }) = answer;
+    let ttl = answer.ttl;
     let (kind, groups) = match MailExchangers::new(&answer, &options.own_names) {
         MailExchangers::Hosts(groups) => (RouteKind::Mx, groups),
         MailExchangers::Implicit => (RouteKind::Implicit, vec![vec![domain.to_owned()]]),

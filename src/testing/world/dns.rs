@@ -11,7 +11,10 @@ use async_trait::async_trait;
 use super::WorldError;
 use super::book::Book;
 use super::builder::{check_chance, check_times};
-use crate::dns::{Answer, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver, TxtRecord};
+use crate::dns::{
+    Answer, Data, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, StaticResolver, TlsaRecord,
+    TxtRecord,
+};
 use crate::message::Domain;
 use crate::testing::conversation::pause;
 
@@ -161,9 +164,9 @@ impl LyingResolver {
                 return None;
             }
             DnsLie::Fails(kind) => Err(DnsError::new(kind, format!("{name}: {}", kind.as_str()))),
-            DnsLie::NxDomain => Ok(Answer::NxDomain { ttl: TTL }),
-            DnsLie::NoData => Ok(Answer::NoData { ttl: TTL }),
-            lie => Ok(Answer::Records { records: vec![record(lie)?], ttl: TTL }),
+            DnsLie::NxDomain => Ok(Answer::nx_domain(TTL)),
+            DnsLie::NoData => Ok(Answer::no_data(TTL)),
+            lie => Ok(Answer::records(vec![record(lie)?], TTL)),
         })
     }
 }
@@ -217,11 +220,21 @@ impl Resolver for LyingResolver {
     async fn txt(&self, name: &str, freshness: Freshness) -> Result<Answer<TxtRecord>, DnsError> {
         self.zone.txt(name, freshness).await
     }
+
+    /// Never a lie.
+    async fn tlsa(&self, name: &str, freshness: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        self.zone.tlsa(name, freshness).await
+    }
+
+    /// Never a lie.
+    async fn cname(&self, name: &str, freshness: Freshness) -> Result<Answer<Arc<str>>, DnsError> {
+        self.zone.cname(name, freshness).await
+    }
 }
 
 fn records<T>(answer: &Result<Answer<T>, DnsError>) -> &[T] {
     match answer {
-        Ok(Answer::Records { records, .. }) => records,
+        Ok(Answer { data: Data::Records(records), .. }) => records,
         _ => &[],
     }
 }
