@@ -413,6 +413,9 @@ words! {
         /// The domain's MTA-STS policy can not be kept: it permits none of the hosts, or those have no TLS, or none with a
         /// certificate that is valid for the host.
         MtaSts = "mta-sts",
+        /// What the host demands by its TLSA records can not be had: it has no TLS, or no certificate that matches; or the
+        /// records can not be looked up.
+        Dane = "dane",
     }
 }
 

@@ -62,6 +62,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod dane;
 pub mod dns;
 pub mod engine;
 pub mod event;

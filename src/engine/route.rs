@@ -38,6 +38,7 @@ impl LookUp<'_> {
             port: self.policy.smtp().port,
             ipv4_source: any_family || ipv4.is_some(),
             ipv6_source: any_family || ipv6.is_some(),
+            dane: false,
         };
         if !settings.smtp_hosts.is_empty() {
             return find_fixed_route(self.resolver, &settings.smtp_hosts, &options).await.map(Arc::new);

@@ -16,7 +16,7 @@ use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy,
 use crate::clock::{Clock, Timestamp};
 use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness};
 use crate::storage::{Change, StateRow};
-use crate::transport::{ConnectError, Target};
+use crate::transport::{CertificateBy, ConnectError, Target};
 
 /// For all of a fetch, whoever makes it (RFC 8461 §3.3).
 const LIMIT: Duration = Duration::from_secs(60);
@@ -182,9 +182,11 @@ impl Policies {
         }
     }
 
-    /// A connection for a domain that has a policy, and what it came to.
+    /// A connection for a domain that has a policy, and what it came to. Where the host's TLSA records decide, that says nothing
+    /// of the policy (RFC 8461 §2).
     pub(crate) fn count_session(&self, target: &Target, session: Result<SessionTls, &ConnectError>) {
-        if let Some(policy) = &target.mta_sts {
+        let is_judged_otherwise = matches!(target.certificate_by(), CertificateBy::Tlsa(_));
+        if let Some(policy) = target.mta_sts.as_ref().filter(|_| !is_judged_otherwise) {
             self.counts().session(policy, target, session);
         }
     }

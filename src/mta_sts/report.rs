@@ -15,8 +15,8 @@ const MOST_FAILURES: usize = 32;
 
 /// What happened to sessions of domains with an MTA-STS policy since the last report was taken.
 ///
-/// A session counts for the domain whose mail opened it, once, whatever else is sent over it. Nothing of it outlives
-/// the engine.
+/// A session counts for the domain whose mail opened it, once, whatever else is sent over it. Sessions with hosts that are
+/// known by their TLSA records (DANE) are not counted. Nothing of it outlives the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsReport {
@@ -109,7 +109,7 @@ impl From<CertificateProblem> for TlsResult {
             CertificateProblem::OtherHost => Self::CertificateHostMismatch,
             CertificateProblem::Expired => Self::CertificateExpired,
             CertificateProblem::NotTrusted => Self::CertificateNotTrusted,
-            CertificateProblem::Invalid => Self::ValidationFailure,
+            CertificateProblem::TlsaMismatch | CertificateProblem::Invalid => Self::ValidationFailure,
         }
     }
 }

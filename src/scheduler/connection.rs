@@ -41,6 +41,7 @@ impl Scheduler {
             source: queue.source.clone(),
             protocol: connection.wish.protocol,
             tls: connection.wish.tls,
+            tlsa: None,
             credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),
             mta_sts: destination.known_route().and_then(|route| route.mta_sts.clone()),

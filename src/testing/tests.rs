@@ -25,6 +25,7 @@ fn target(peer: &str) -> Target {
         credentials: None,
         timeouts: Arc::default(),
         mta_sts: None,
+        tlsa: None,
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::dane::TlsaSet;
 use crate::message::{Address, MessageDsn, MessageId, RecipientDsn, ReversePath};
 use crate::mta_sts::{KnownPolicy, Mode};
 use crate::policy::{Credentials, StartTls};
@@ -24,7 +25,8 @@ use crate::reply::{EnhancedStatus, Reply, Stage};
 #[async_trait]
 pub trait Transport: Debug + Display + Send + Sync + 'static {
     /// Connects to one address, waits for the greeting and introduces itself (EHLO, else HELO), with the TLS that
-    /// [`Target::tls`] wishes, and authenticates as [`Target::credentials`]. At no time is more than one connection open for it.
+    /// [`Target::starttls`], or [`TlsWish::implicit`], and [`Target::certificate_by`] want, and authenticates as
+    /// [`Target::credentials`]. At no time is more than one connection open for it.
     ///
     /// # Errors
     /// [`ConnectError`]: no session; everything that was opened is closed.
@@ -54,8 +56,8 @@ pub trait Session: Debug + Send {
         None
     }
 
-    /// The server's certificate, if it was verified. Mail for other hosts at the same address goes over the session
-    /// only if it is valid for them too; `None`: for no other name.
+    /// The server's certificate, if it was verified, by roots or by the host's TLSA records. Mail for other hosts at the same
+    /// address goes over the session only if it is valid for them too; `None`: for no other name.
     fn certificate(&self) -> Option<PeerCertificate> {
         None
     }
@@ -130,8 +132,11 @@ pub struct Target {
     pub source: Arc<str>,
     /// What is spoken there.
     pub protocol: Protocol,
-    /// The TLS the session is to have.
+    /// The TLS the session is to have, beside what [`Target::tlsa`] demands.
     pub tls: TlsWish,
+    /// The host's TLSA records, if it has any that are authentic (RFC 7672): the session has TLS, with a certificate that they
+    /// know.
+    pub tlsa: Option<Arc<TlsaSet>>,
     /// Whom to authenticate as before the first transaction (RFC 4954); `None`: not at all.
     pub credentials: Option<Credentials>,
     /// How long to wait for what. The same for all of an engine's connections.
@@ -145,8 +150,37 @@ impl Target {
     /// tests its MTA-STS policy, and wants to know.
     pub fn tests_certificate(&self) -> bool {
         let is_tested = |known: &Arc<KnownPolicy>| known.policy().mode() == Mode::Testing;
-        !self.tls.is_verified() && self.mta_sts.as_ref().is_some_and(is_tested)
+        matches!(self.certificate_by(), CertificateBy::Nobody) && self.mta_sts.as_ref().is_some_and(is_tested)
     }
+
+    /// Whether to use STARTTLS: as wished, and never less than required where the host has TLSA records (RFC 7672 §2.2).
+    pub fn starttls(&self) -> StartTls {
+        match self.tls.level {
+            StartTls::Off | StartTls::Opportunistic if self.tlsa.is_some() => StartTls::Required,
+            level => level,
+        }
+    }
+
+    /// Who says that the server's certificate is right. Usable TLSA records do in place of roots.
+    pub fn certificate_by(&self) -> CertificateBy<'_> {
+        match &self.tlsa {
+            Some(set) if set.authenticates() => CertificateBy::Tlsa(set),
+            _ if self.tls.is_verified() => CertificateBy::Roots,
+            _ => CertificateBy::Nobody,
+        }
+    }
+}
+
+/// Who says that a server's certificate is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "a transport must know each")]
+pub enum CertificateBy<'a> {
+    /// Any certificate will do.
+    Nobody,
+    /// It must be valid for [`Target::host`] by roots that are trusted.
+    Roots,
+    /// It must match one of these records.
+    Tlsa(&'a Arc<TlsaSet>),
 }
 
 /// What is spoken with a host.
@@ -417,6 +451,8 @@ pub enum CertificateProblem {
     Expired,
     /// It does not lead to a root that is trusted.
     NotTrusted,
+    /// It matches none of the host's TLSA records.
+    TlsaMismatch,
     /// Anything else.
     Invalid,
 }

@@ -50,6 +50,7 @@ impl Server {
             credentials: None,
             timeouts: Timeouts::default().into(),
             mta_sts: None,
+            tlsa: None,
         }
     }
 }

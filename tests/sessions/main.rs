@@ -94,6 +94,7 @@ async fn a_thousand_idle_sessions_take_less_than_50_mb() {
         credentials: None,
         timeouts: Arc::new(Timeouts::default()),
         mta_sts: None,
+        tlsa: None,
     };
     let transaction = transaction();
     let open = async || {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::RouteOptions;
+use super::dane::{Demand, Origin};
 use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness, Resolver};
 use crate::message::is_host_name;
 
@@ -28,6 +29,10 @@ pub(super) struct Found {
     pub(super) prohibited: Option<IpAddr>,
     /// A look-up that failed.
     pub(super) error: Option<DnsError>,
+    /// What is known of the name.
+    origin: Origin,
+    /// What the host demands by DANE, if it has an address.
+    pub(super) demand: Demand,
 }
 
 impl Default for Found {
@@ -39,6 +44,8 @@ impl Default for Found {
             unusable: None,
             prohibited: None,
             error: None,
+            origin: Origin::default(),
+            demand: Demand::Nothing,
         }
     }
 }
@@ -105,6 +112,8 @@ pub(super) struct Hosts<'a> {
     pub(super) options: &'a RouteOptions,
     pub(super) freshness: Freshness,
     pub(super) obeys_prohibition: bool,
+    /// TLSA records are looked for, and these are names of the domain whose hosts they are.
+    pub(super) dane: Option<&'a [Arc<str>]>,
 }
 
 impl Hosts<'_> {
@@ -117,6 +126,10 @@ impl Hosts<'_> {
                 match address {
                     Some(address) => found.address(address, port, self.options, self.obeys_prohibition),
                     None => self.ask(&name, port, ipv4, ipv6, &mut found).await,
+                }
+                if found.has_address() {
+                    let (demand, ttl) = self.demand(&name, port, &found.origin).await;
+                    (found.demand, found.ttl) = (demand, found.ttl.min(ttl));
                 }
                 (name, found)
             })
@@ -150,21 +163,23 @@ impl Hosts<'_> {
         self.take(ipv6, port, found);
     }
 
-    fn take<T: Into<IpAddr>>(
+    fn take<T: Into<IpAddr> + Clone>(
         self,
         answer: Option<Result<Answer<T>, DnsError>>,
         port: u16,
         found: &mut Found,
     ) {
         match answer {
-            Some(Ok(Answer { data: Data::Records(records), ttl, .. })) => {
-                found.ttl = found.ttl.min(ttl);
-                for address in records {
+            Some(Ok(answer)) => {
+                let Data::Records(records) = &answer.data else { return };
+                found.ttl = found.ttl.min(answer.ttl);
+                found.origin.learn(&answer);
+                for address in records.iter().cloned() {
                     found.address(address.into(), port, self.options, self.obeys_prohibition);
                 }
             }
             Some(Err(error)) => found.failed(error),
-            Some(Ok(_)) | None => {}
+            None => {}
         }
     }
 }

@@ -38,6 +38,9 @@ pub enum RouteFailureKind {
     /// The domain's MTA-STS policy permits no host that has an address (RFC 8461 §5). Transient: either of both may be
     /// put right, and somebody in between may have changed what DNS says.
     MtaSts,
+    /// What the hosts with addresses demand by TLSA records can not be found out (RFC 7672 §2.1.2): a look-up failed, or its
+    /// answer is bogus. Transient.
+    Dane,
 }
 
 impl RouteFailureKind {
@@ -55,7 +58,7 @@ impl RouteFailureKind {
             Self::MailLoop => EnhancedStatus::new(5, 4, 6),
             Self::NoAddress | Self::Prohibited | Self::NoRouteForFamily => EnhancedStatus::new(4, 4, 4),
             Self::LookUp(_) => EnhancedStatus::new(4, 4, 3),
-            Self::MtaSts => EnhancedStatus::new(4, 7, 0),
+            Self::MtaSts | Self::Dane => EnhancedStatus::new(4, 7, 0),
         }
     }
 
@@ -63,7 +66,7 @@ impl RouteFailureKind {
     pub const fn category(self) -> Category {
         match self {
             Self::NxDomain | Self::NoHost => Category::BadDomain,
-            Self::MtaSts => Category::PolicyRelated,
+            Self::MtaSts | Self::Dane => Category::PolicyRelated,
             _ => Category::RoutingErrors,
         }
     }
@@ -79,6 +82,7 @@ impl RouteFailureKind {
             Self::MailLoop => Reason::MailLoop,
             Self::NoRouteForFamily => Reason::NoRouteForFamily,
             Self::MtaSts => Reason::MtaSts,
+            Self::Dane => Reason::Dane,
             Self::LookUp(_) => return None,
         })
     }

@@ -1,6 +1,7 @@
 //! From a domain to the addresses its mail goes to: [`find_route`].
 
 mod addresses;
+mod dane;
 mod failure;
 mod mta_sts;
 mod options;
@@ -15,7 +16,9 @@ pub use failure::{RouteFailure, RouteFailureKind};
 pub use options::RouteOptions;
 
 use self::addresses::{Found, Hosts};
-use super::{Freshness, MailExchangers, Resolver};
+use self::dane::Demand;
+use super::{DnsErrorKind, Freshness, MailExchangers, Resolver};
+use crate::dane::TlsaSet;
 use crate::message::Domain;
 use crate::mta_sts::{KnownPolicy, Mode};
 use crate::policy::{FixedHost, HostName};
@@ -63,8 +66,11 @@ pub struct RouteHost {
     pub preference: u32,
     /// At most 32, the families alternating; none if it has no usable one. IPv4-mapped IPv6 addresses are IPv4 here.
     pub addresses: Vec<SocketAddr>,
-    /// Barred by the domain's MTA-STS policy: then it has no addresses here.
+    /// Barred by the domain's MTA-STS policy, or since its TLSA records could not be found out: then it has no addresses
+    /// here.
     pub barred: bool,
+    /// Its TLSA records, if it has any that are authentic: what sessions with it must have (RFC 7672).
+    pub tlsa: Option<Arc<TlsaSet>>,
 }
 
 impl Route {
@@ -103,6 +109,10 @@ impl RouteHost {
 ///
 /// MX is asked first, then A and AAAA of all hosts (of at most [`MAX_MAIL_EXCHANGERS`](super::MAX_MAIL_EXCHANGERS)),
 /// several at a time. A family that is not used is only asked to tell "no address" from "none that we can use".
+///
+/// With [`RouteOptions::dane`] TLSA records are asked for, where MX and addresses are authentic (RFC 7672 §2.2). A host of
+/// which they can not be found out keeps its place without addresses; so does none whose records are not authentic, or that has
+/// none: it demands nothing.
 ///
 /// Before a permanent failure is returned, everything is asked once more past any cache. An
 /// [`Implicit`](RouteKind::Implicit) route is not one: a caller that bounces for it asks with [`Freshness::Fresh`]
@@ -148,7 +158,8 @@ pub async fn find_fixed_route(
     groups: &[Vec<FixedHost>],
     options: &RouteOptions,
 ) -> Result<Route, RouteFailure> {
-    let lookup = Hosts { resolver, options, freshness: Freshness::Cached, obeys_prohibition: false };
+    let dane = options.dane.then_some(&[][..]);
+    let lookup = Hosts { resolver, options, freshness: Freshness::Cached, obeys_prohibition: false, dane };
     let mut preferences = Vec::with_capacity(groups.len());
     for group in groups {
         let hosts = group.iter().take(super::MAX_MAIL_EXCHANGERS).map(|host| {
@@ -195,7 +206,11 @@ async fn find_by_mx(
         }
     };
 
-    let lookup = Hosts { resolver, options, freshness, obeys_prohibition: true };
+    // RFC 7672 §2.2.1: hosts that anybody may have put there prove nothing by their records.
+    let names: Vec<Arc<str>> =
+        [Some(domain.into()), answer.canonical.clone()].into_iter().flatten().collect();
+    let dane = (options.dane && answer.authentic).then_some(names.as_slice());
+    let lookup = Hosts { resolver, options, freshness, obeys_prohibition: true, dane };
     let widths: Vec<usize> = groups.iter().map(Vec::len).collect();
     let hosts = groups.into_iter().flatten().map(|name| (Arc::from(name), None, options.port)).collect();
     // All preferences at once: a look-up costs less than a wait for it when the first host turns out to be dead.
@@ -215,22 +230,39 @@ fn finish(
     mut ttl: Duration,
 ) -> Result<Route, RouteFailure> {
     let (mut hosts, mut sum) = (Vec::new(), Found::default());
+    let mut unknown_demand = None;
     for (preference, group) in (0..).zip(preferences) {
-        for (name, found) in group {
+        for (name, mut found) in group {
             sum.add(&found);
             if found.has_address() {
                 ttl = ttl.min(found.ttl);
             }
-            hosts.push(RouteHost { name, preference, addresses: found.into_addresses(), barred: false });
+            let (tlsa, error) = match std::mem::take(&mut found.demand) {
+                Demand::Nothing => (None, None),
+                Demand::Tlsa(set) => (Some(set), None),
+                Demand::Unknown(error) => (None, Some(error)),
+            };
+            let barred = error.is_some();
+            let addresses = if barred { Vec::new() } else { found.into_addresses() };
+            unknown_demand = unknown_demand.or(error);
+            hosts.push(RouteHost { name, preference, addresses, barred, tlsa });
         }
     }
     if hosts.iter().any(RouteHost::has_address) {
         const SOON: Duration = Duration::from_secs(60);
-        let ttl = if sum.error.is_some() { ttl.min(SOON) } else { ttl };
+        let is_known = sum.error.is_none() && unknown_demand.is_none();
+        let ttl = if is_known { ttl } else { ttl.min(SOON) };
         return Ok(Route { hosts, kind, ttl, mta_sts: None });
     }
     let fail = |kind, why: String| Err(RouteFailure::new(kind, format!("{what}: {why}")));
     // What is not known comes first: with it, the rest might not be true.
+    if let Some(error) = unknown_demand {
+        let kind = match error.kind() {
+            DnsErrorKind::Unreachable => RouteFailureKind::LookUp(error.kind()),
+            _ => RouteFailureKind::Dane,
+        };
+        return fail(kind, format!("DANE: what its hosts demand is not known: {error}"));
+    }
     if let Some(error) = &sum.error {
         let kind = RouteFailureKind::LookUp(error.kind());
         return fail(kind, format!("no address found, and a look-up failed: {error}"));

@@ -36,7 +36,7 @@ impl Route {
     }
 
     fn fails(&self, domain: &str, policy: &KnownPolicy) -> RouteFailure {
-        let permitted = self.hosts.iter().any(|host| !host.barred);
+        let permitted = self.hosts.iter().any(|host| policy.policy().permits(&host.name));
         let why =
             if permitted { "the hosts it permits have no address" } else { "it permits none of the hosts" };
         let mut names: Vec<&str> = self.hosts.iter().take(NAMED).map(|host| &*host.name).collect();
@@ -61,6 +61,7 @@ mod tests {
             preference: 0,
             addresses: (0..addresses).map(|n| format!("192.0.2.{n}:25").parse().unwrap()).collect(),
             barred: false,
+            tlsa: None,
         };
         let hosts = hosts.iter().map(host).collect();
         Route { hosts, kind: RouteKind::Mx, ttl: Duration::from_secs(60), mta_sts: None }

@@ -24,6 +24,9 @@ pub struct RouteOptions {
     pub ipv4_source: bool,
     /// This machine can send from an IPv6 address. Default: true.
     pub ipv6_source: bool,
+    /// TLSA records of hosts are looked for (RFC 7672). Default: false.
+    #[doc(alias = "use-dane")]
+    pub dane: bool,
 }
 
 impl Default for RouteOptions {
@@ -35,6 +38,7 @@ impl Default for RouteOptions {
             port: 25,
             ipv4_source: true,
             ipv6_source: true,
+            dane: false,
         }
     }
 }

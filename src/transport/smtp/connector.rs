@@ -124,6 +124,7 @@ mod tests {
             credentials: None,
             timeouts: Arc::default(),
             mta_sts: None,
+            tlsa: None,
         }
     }
 

@@ -7,6 +7,8 @@
 mod auth;
 mod commands;
 mod connector;
+#[cfg(feature = "tls")]
+mod dane;
 mod data;
 mod ehlo;
 mod opening;
@@ -53,6 +55,19 @@ use crate::reply::{Reply, Stage};
 ///
 /// Verified certificates must be valid for [`Target::host`] by the platform's roots, or by those of
 /// `with_root_certificates`. Sessions are resumed where the server gives tickets; those of 1,024 names are kept.
+///
+/// # DANE
+///
+/// With [`Target::tlsa`] TLS is required, the server is told the TLSA base domain (SNI, RFC 7672 §8.1), and if a record is
+/// usable its certificate must match one, in place of being valid by any roots (RFC 7672 §3):
+///
+/// - DANE-EE: the certificate, or its key, is the one. Names, dates and who has signed it do not count.
+/// - DANE-TA: it is signed, maybe through others that the server sends, by the certificate or key that the record names, and
+///   valid now for one of [`TlsaSet::names`](crate::dane::TlsaSet::names). The certificate that signs is one that the server
+///   sends, beside its own, or in the record itself; a key in full need not come with a certificate at all. As with any trust anchor,
+///   its own dates do not count.
+///
+/// Else the host is given up with [`EndCause::Certificate`]. Such sessions are not resumed: each proves anew what is demanded now.
 ///
 /// # AUTH
 ///
@@ -127,10 +142,11 @@ impl Transport for SmtpTransport {
                 EndCause::Local(format!("`{name}` can not stand in EHLO: one word of visible ASCII can"));
             return Err(ConnectError { stage: Stage::Ehlo, cause });
         }
-        let may_be_plain = target.tls.level == StartTls::Opportunistic
+        let wished = target.starttls();
+        let may_be_plain = wished == StartTls::Opportunistic
             && !target.tls.implicit
             && target.credentials.as_ref().is_none_or(|credentials| credentials.unencrypted);
-        let level = if may_be_plain && self.plain.has(target) { StartTls::Off } else { target.tls.level };
+        let level = if may_be_plain && self.plain.has(target) { StartTls::Off } else { wished };
         match self.open(target, level).await {
             Ok(session) => Ok(Box::new(session)),
             Err(failed) if failed.by_starttls && may_be_plain => {

@@ -20,7 +20,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::connector::Stream;
-use crate::transport::{CertificateProblem, EndCause, PeerCertificate, Target};
+use super::dane::{NoMatch, TlsaVerifier};
+use crate::dane::TlsaSet;
+use crate::transport::{CertificateBy, CertificateProblem, EndCause, PeerCertificate, Target};
 
 /// Host names whose session tickets are kept, of each kind of session.
 const MOST_NAMES: usize = 1_024;
@@ -38,7 +40,7 @@ pub enum RootsError {
 }
 
 /// How handshakes are made. Sessions that were not verified are never resumed as verified ones: each kind has a
-/// configuration and tickets of its own.
+/// configuration and tickets of its own, and those that are held to TLSA records have none.
 #[derive(Debug, Default)]
 pub(super) struct Tls {
     /// The host's own roots, in place of the platform's.
@@ -72,7 +74,11 @@ impl Tls {
         stream: Box<dyn Stream>,
         target: &Target,
     ) -> Result<(Box<dyn Stream>, Secured), EndCause> {
-        let config = if target.tls.is_verified() { self.verified().await } else { self.any() }?;
+        let config = match target.certificate_by() {
+            CertificateBy::Tlsa(set) => by_tlsa(set)?,
+            CertificateBy::Roots => self.verified().await?,
+            CertificateBy::Nobody => self.any()?,
+        };
         let name = server_name(target)?;
         let limit = target.timeouts.starttls;
         let handshake = TlsConnector::from(config).connect(name.clone(), stream);
@@ -82,9 +88,11 @@ impl Tls {
         };
         let (_, connection) = stream.get_ref();
         let what = describe(connection.protocol_version(), connection.negotiated_cipher_suite());
-        let certificate = match target.tls.is_verified() {
-            true => connection.peer_certificates().and_then(|chain| chain.first()).map(names_of),
-            false => None,
+        let certificate = match target.certificate_by() {
+            CertificateBy::Roots | CertificateBy::Tlsa(_) => {
+                connection.peer_certificates().and_then(|chain| chain.first()).map(names_of)
+            }
+            CertificateBy::Nobody => None,
         };
         let problem = match target.tests_certificate() {
             true => self.problem(connection.peer_certificates().unwrap_or_default(), &name).await,
@@ -150,6 +158,15 @@ pub(crate) fn parse_roots(pem: &[u8]) -> Result<RootCertStore, RootsError> {
     if roots.is_empty() { Err(RootsError::None) } else { Ok(roots) }
 }
 
+/// For one handshake. Without roots: the verifier knows what counts.
+fn by_tlsa(set: &Arc<TlsaSet>) -> Result<Arc<ClientConfig>, EndCause> {
+    let mut config = configure(RootCertStore::empty())?;
+    let verifier = TlsaVerifier::new(set.clone(), config.crypto_provider());
+    config.dangerous().set_certificate_verifier(Arc::new(verifier));
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
 /// TLS 1.2 and 1.3.
 pub(crate) fn configure(roots: RootCertStore) -> Result<ClientConfig, EndCause> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -175,16 +192,20 @@ pub(crate) async fn platform_roots() -> Result<RootCertStore, EndCause> {
 
 /// Who the server is to be: also SNI, unless it is an address (RFC 6066 §3).
 fn server_name(target: &Target) -> Result<ServerName<'static>, EndCause> {
-    let literal = target.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    // RFC 7672 §8.1.
+    let host = target.tlsa.as_ref().map_or(&target.host, |set| set.base());
+    let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     if let Some(address) = literal.and_then(|address| address.parse::<IpAddr>().ok()) {
         return Ok(ServerName::IpAddress(address.into()));
     }
-    match ServerName::try_from(target.host.to_string()) {
+    match ServerName::try_from(host.to_string()) {
         Ok(name) => Ok(name),
         // Nothing is verified: a name that no certificate can have is no hindrance.
-        Err(_) if !target.tls.is_verified() => Ok(ServerName::IpAddress(target.peer.ip().into())),
+        Err(_) if matches!(target.certificate_by(), CertificateBy::Nobody) => {
+            Ok(ServerName::IpAddress(target.peer.ip().into()))
+        }
         Err(_) => {
-            let host = target.host.escape_debug();
+            let host = host.escape_debug();
             Err(EndCause::Tls(format!("no certificate can be for a host called `{host}`")))
         }
     }
@@ -197,6 +218,11 @@ fn failed(error: &io::Error) -> EndCause {
     // Parts of it are the server's words.
     let text: String = error.to_string().chars().take(200).flat_map(char::escape_debug).collect();
     match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(other)))
+            if other.0.is::<NoMatch>() =>
+        {
+            EndCause::Certificate(CertificateProblem::TlsaMismatch, NoMatch.to_string())
+        }
         Some(rustls::Error::InvalidCertificate(error)) => EndCause::Certificate(problem_of(error), text),
         _ => EndCause::Tls(text),
     }

@@ -4,6 +4,8 @@
 
 mod auth;
 mod content;
+#[cfg(feature = "tls")]
+mod dane;
 mod envelope;
 mod faults;
 mod injection;
@@ -53,6 +55,7 @@ fn target() -> Target {
         credentials: None,
         timeouts: Arc::default(),
         mta_sts: None,
+        tlsa: None,
     }
 }
 
