@@ -70,6 +70,21 @@ impl TlsaSet {
     pub fn authenticates(&self) -> bool {
         !self.records.is_empty()
     }
+
+    /// What the host demands whatever domain the mail is for: certificates are for the base domain alone.
+    pub(crate) fn for_any_domain(&self) -> Self {
+        Self { names: Vec::new(), ..self.clone() }
+    }
+
+    /// Whether a session that was opened as this set demands is as `other` demands, too. `is_valid_for` tells of its
+    /// certificate, beside who has signed it.
+    pub(crate) fn proves(&self, other: &Self, is_valid_for: impl Fn(&str) -> bool) -> bool {
+        let is_known_anyhow = || self.records.iter().all(|record| record.usage == DANE_EE);
+        let is_for_other = || self.names == other.names && self.base == other.base;
+        !other.authenticates()
+            || self.records == other.records
+                && (is_known_anyhow() || is_for_other() || other.names().any(|name| is_valid_for(name)))
+    }
 }
 
 /// RFC 7672 §3.1, RFC 6698 §2.1.
@@ -168,8 +183,48 @@ mod tests {
         assert_eq!(both, turned);
         let names = |set: &TlsaSet| set.names().cloned().collect::<Vec<_>>();
         assert_eq!(names(&both), ["mx.example", "example.net"].map(Into::into));
+        assert_eq!(names(&both.for_any_domain()), ["mx.example".into()]);
         let by_key = set("mx.example", &["example.net"], std::slice::from_ref(&two));
         assert_eq!(names(&by_key), ["mx.example".into()]);
+    }
+
+    #[test]
+    fn a_session_proves_what_was_demanded_of_it() {
+        let (key, other_key) = (record(3, 1, 1, &[1; 32]), record(3, 1, 1, &[2; 32]));
+        let root = record(2, 1, 1, &[3; 32]);
+        let of = |base: &str, records: &[&TlsaRecord]| {
+            set(base, &[], &records.iter().map(|&record| record.clone()).collect::<Vec<_>>())
+        };
+        let for_domain = |domain: &str| set("a.example", &[domain], std::slice::from_ref(&root));
+        for (opened, wanted, expected) in [
+            (of("a.example", &[&key]), of("a.example", &[&key]), true),
+            // A key is known whatever the host is called.
+            (of("a.example", &[&key]), of("b.example", &[&key]), true),
+            (of("a.example", &[&key]), of("a.example", &[&other_key]), false),
+            (of("a.example", &[&key, &other_key]), of("a.example", &[&key]), false),
+            (of("a.example", &[&key]), of("a.example", &[&key, &other_key]), false),
+            (of("a.example", &[&root]), of("a.example", &[&root]), true),
+            (of("a.example", &[&root]), of("b.example", &[&root]), false),
+            (of("a.example", &[&root, &key]), of("b.example", &[&root, &key]), false),
+            (for_domain("x.example"), for_domain("y.example"), false),
+            // Any TLS will do.
+            (of("a.example", &[&key]), of("b.example", &[]), true),
+            (of("a.example", &[]), of("b.example", &[]), true),
+            (of("a.example", &[]), of("a.example", &[&key]), false),
+        ] {
+            assert_eq!(opened.proves(&wanted, |_| false), expected, "{opened:?} {wanted:?}");
+        }
+        // Who has signed it is known, and what it is for can be seen.
+        for (wanted, expected) in [
+            (of("b.example", &[&root]), true),
+            (for_domain("y.example"), true),
+            (of("c.example", &[&root]), false),
+            (of("b.example", &[&key]), false),
+        ] {
+            let opened = for_domain("x.example");
+            let is_valid_for = |name: &str| ["b.example", "y.example"].contains(&name);
+            assert_eq!(opened.proves(&wanted, is_valid_for), expected, "{wanted:?}");
+        }
     }
 
     proptest! {

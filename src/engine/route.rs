@@ -1,4 +1,5 @@
-//! A destination's route: by MX, or to the fixed hosts of its queue; and what the domain's MTA-STS policy makes of it.
+//! A destination's route: by MX, or to the fixed hosts of its queue, with the hosts' TLSA records; and what the domain's
+//! MTA-STS policy makes of it.
 
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use crate::dns::{Freshness, Resolver, Route, RouteFailure, RouteOptions, find_fi
 use crate::message::Domain;
 use crate::mta_sts::{FoundPolicy, Policies, PolicyRequest};
 use crate::policy::{Policy, QueueSettings, StartTls};
+use crate::transport::Protocol;
 
 /// Whom to ask.
 pub(super) struct LookUp<'a> {
@@ -38,7 +40,9 @@ impl LookUp<'_> {
             port: self.policy.smtp().port,
             ipv4_source: any_family || ipv4.is_some(),
             ipv6_source: any_family || ipv6.is_some(),
-            dane: false,
+            dane: settings.use_dane
+                && settings.use_starttls != StartTls::Off
+                && settings.protocol() == Protocol::Smtp,
         };
         if !settings.smtp_hosts.is_empty() {
             return find_fixed_route(self.resolver, &settings.smtp_hosts, &options).await.map(Arc::new);

@@ -165,8 +165,11 @@ settings! {
     /// waits. The setting of the domain counts, also if it lies in a rollup. Without effect where `use-starttls` is "off", and for
     /// fixed hosts and address literals. Default: true with the feature `mta-sts`.
     "use-mta-sts" use_mta_sts, with_use_mta_sts: bool = unbuilt::DEFAULT_MTA_STS, read::boolean, any;
-    /// DANE (RFC 7672). Default: no, it needs a validating resolver.
-    "use-dane" use_dane, with_use_dane: bool = false, read::boolean, any;
+    /// DANE (RFC 7672): hosts with TLSA records are spoken to over TLS alone, with a certificate that matches one, whatever
+    /// `use-starttls` says; else the next host is tried, and without one mail waits. Only where the resolver says that MX,
+    /// addresses and records are authentic. The setting of the domain counts, also if it lies in a rollup. Fixed hosts have
+    /// records for their own port. Without effect where `use-starttls` is "off" and over LMTP. Default: true with the feature `tls`.
+    "use-dane" use_dane, with_use_dane: bool = unbuilt::DEFAULT_DANE, read::boolean, any;
     /// `retry-after` while in backoff. Default: 1 hour, always.
     "backoff-retry-after" backoff_retry_after, with_backoff_retry_after: RetryAfter = RetryAfter::every(HOUR),
         read::retry_after, any;
@@ -341,7 +344,7 @@ mod tests {
         assert_eq!((got.use_starttls, StartTls::default()), (starttls, starttls));
         assert_eq!(
             (got.use_implicit_tls, got.use_mta_sts, got.use_dane),
-            (false, cfg!(feature = "mta-sts"), false)
+            (false, cfg!(feature = "mta-sts"), cfg!(feature = "tls"))
         );
         assert_eq!(
             (&got.auth_username, &got.auth_password, got.use_unencrypted_plain_auth),

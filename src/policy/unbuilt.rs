@@ -14,6 +14,8 @@ pub(super) const DEFAULT_STARTTLS: StartTls =
     if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
 /// The default of `use-mta-sts`.
 pub(super) const DEFAULT_MTA_STS: bool = cfg!(feature = "mta-sts");
+/// The default of `use-dane`.
+pub(super) const DEFAULT_DANE: bool = cfg!(feature = "tls");
 
 /// A setting that is refused for some of its values.
 struct Setting {
@@ -26,7 +28,7 @@ struct Setting {
 /// A feature, and what to write meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Feature {
-    /// What is missing: "DANE is not built yet".
+    /// What is missing: "recommended settings are not built yet".
     missing: &'static str,
     instead: &'static str,
 }
@@ -57,10 +59,11 @@ const SETTINGS: &[Setting] = &[
         on: |s| s.use_mta_sts == Some(true),
         feature: Feature { missing: NO_MTA_STS, instead: "write false or leave the key out" },
     },
+    #[cfg(not(feature = "tls"))]
     Setting {
         key: "use-dane",
         on: |s| s.use_dane == Some(true),
-        feature: Feature { missing: "DANE is not built yet", instead: "write false or leave the key out" },
+        feature: Feature { missing: NO_TLS, instead: "write false or leave the key out" },
     },
 ];
 

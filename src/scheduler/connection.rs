@@ -7,7 +7,7 @@ use super::command::Command;
 use super::destination::{Destination, Refusal, RouteState};
 use super::event::Opened;
 use super::fault::Fault;
-use super::mta_sts::{connect_diagnosis, leads};
+use super::mta_sts::{Demander, connect_diagnosis, leads};
 use super::outcome::KEPT_OF_REPLIES;
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, engine_diagnosis, route_diagnosis};
@@ -31,6 +31,7 @@ impl Scheduler {
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let source = self.policy.source(&queue.source);
         connection.wish = wish;
+        connection.tlsa.clone_from(&connection.current.tlsa);
         let candidate = &connection.current;
         let target = Target {
             peer: candidate.peer,
@@ -41,7 +42,7 @@ impl Scheduler {
             source: queue.source.clone(),
             protocol: connection.wish.protocol,
             tls: connection.wish.tls,
-            tlsa: None,
+            tlsa: candidate.tlsa.clone(),
             credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),
             mta_sts: destination.known_route().and_then(|route| route.mta_sts.clone()),
@@ -146,9 +147,11 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        // Its attempt may be older than the policy that bars the host.
-        let is_barred = destination.is_enforced()
-            && destination.known_route().is_some_and(|route| !leads(route, connection));
+        // Its attempt may be older than the policy that bars the host, or than the host's TLSA records.
+        let is_enforced = destination.is_enforced();
+        let demands = |route: &Route| is_enforced || route.hosts.iter().any(|host| host.tlsa.is_some());
+        let is_barred =
+            destination.known_route().is_some_and(|route| demands(route) && !leads(route, connection));
         let one = u32::from(Fault::OneMessageMore.is_there());
         let most = [
             queue.settings.max_msg_per_connection,
@@ -238,10 +241,15 @@ impl Scheduler {
         };
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let is_local = matches!(cause, EndCause::Local(_));
-        let enforced = self.destinations.get(key).is_some_and(Destination::is_enforced);
+        let demander = match &connection.tlsa {
+            Some(_) => Demander::Dane,
+            None if self.destinations.get(key).is_some_and(Destination::is_enforced) => Demander::MtaSts,
+            None => Demander::Nobody,
+        };
+        let is_demanded = demander != Demander::Nobody;
         let code = match cause {
             // That our credentials are refused says nothing of the mail; nor, that TLS is. It may be STARTTLS that was.
-            EndCause::Reply(reply) if stage != Stage::Auth && !(enforced && stage == Stage::Ehlo) => {
+            EndCause::Reply(reply) if stage != Stage::Auth && !(is_demanded && stage == Stage::Ehlo) => {
                 Some(reply.code())
             }
             _ => None,
@@ -253,7 +261,7 @@ impl Scheduler {
         attempt.all_local &= is_local;
         attempt.all_ipv6 &= failed.peer.is_ipv6();
         if !is_local || attempt.last.is_none() || attempt.all_local {
-            let mut diagnosis = connect_diagnosis(stage, cause, enforced);
+            let mut diagnosis = connect_diagnosis(stage, cause, demander);
             diagnosis.rule = decision.rule().cloned();
             attempt.last = Some(Box::new((failed.clone(), diagnosis)));
         }
@@ -261,7 +269,7 @@ impl Scheduler {
             Some((Fate::SkipMx, _)) => attempt.skip(&failed.host),
             Some((Fate::RetryRecipient, _)) => (attempt.all_521, attempt.all_5xx) = (false, false),
             Some((fate @ (Fate::BounceRecipient | Fate::BounceQueue), _)) => {
-                let mut diagnosis = connect_diagnosis(stage, cause, enforced);
+                let mut diagnosis = connect_diagnosis(stage, cause, demander);
                 diagnosis.rule = decision.rule().cloned();
                 let fate = *fate;
                 self.on_connection_gone(now, id);

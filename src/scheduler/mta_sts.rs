@@ -14,7 +14,7 @@ use super::session::{Connection, Wish};
 use super::timers::earliest;
 use super::{DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
-use crate::dns::{Freshness, Route};
+use crate::dns::{Freshness, Route, RouteHost};
 use crate::event::{Diagnosis, Failure, Reason};
 use crate::policy::StartTls;
 use crate::reply::Stage;
@@ -122,15 +122,31 @@ impl Scheduler {
 /// Whether a route leads to where a session was opened, and to a host that its server has proved to be.
 pub(super) fn leads(route: &Route, connection: &Connection) -> bool {
     let peer = &connection.current.peer;
-    route.hosts.iter().any(|host| host.addresses.contains(peer) && connection.is_verified_for(&host.name))
+    let serves = |host: &RouteHost| connection.serves(&host.name, host.tlsa.as_deref());
+    route.hosts.iter().any(|host| host.addresses.contains(peer) && serves(host))
+}
+
+/// Who demands TLS of a session beside the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Demander {
+    Nobody,
+    /// The MTA-STS policy of the mail's domain.
+    MtaSts,
+    /// The host's TLSA records. They go before the policy.
+    Dane,
 }
 
 /// Why there was no session.
-pub(super) fn connect_diagnosis(stage: Stage, cause: &EndCause, enforced: bool) -> Diagnosis {
+pub(super) fn connect_diagnosis(stage: Stage, cause: &EndCause, demander: Demander) -> Diagnosis {
     let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
-    if enforced && matches!(cause, EndCause::TlsNotOffered | EndCause::Tls(_) | EndCause::Certificate(..)) {
-        diagnosis.reason = Some(Reason::MtaSts);
-        diagnosis.failure = Failure::Engine(format!("MTA-STS: {cause}"));
+    let (reason, name) = match demander {
+        Demander::Nobody => return diagnosis,
+        Demander::MtaSts => (Reason::MtaSts, "MTA-STS"),
+        Demander::Dane => (Reason::Dane, "DANE"),
+    };
+    if matches!(cause, EndCause::TlsNotOffered | EndCause::Tls(_) | EndCause::Certificate(..)) {
+        diagnosis.reason = Some(reason);
+        diagnosis.failure = Failure::Engine(format!("{name}: {cause}"));
     }
     diagnosis
 }

@@ -622,7 +622,8 @@ impl Scheduler {
             failure,
             rule: None,
         };
-        let candidate = last.and_then(|last| Some(Candidate { host: last.mx.clone()?, peer: last.peer? }));
+        let candidate =
+            last.and_then(|last| Some(Candidate { host: last.mx.clone()?, peer: last.peer?, tlsa: None }));
         self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
     }
 

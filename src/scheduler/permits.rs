@@ -248,6 +248,7 @@ impl Scheduler {
                 retired: false,
                 listed: false,
                 wish: Wish::default(),
+                tlsa: None,
                 opened: Opened::default(),
                 timer: None,
             },
@@ -326,7 +327,7 @@ impl Scheduler {
                 let start = self.rng.usize(..host.addresses.len().max(1));
                 let rotated = host.addresses.iter().cycle().skip(start).take(host.addresses.len());
                 for &peer in rotated.filter(|peer| can_reach(peer)).take(left) {
-                    let candidate = Candidate { host: host.name.clone(), peer };
+                    let candidate = Candidate { host: host.name.clone(), peer, tlsa: host.tlsa.clone() };
                     if self.health.is_dead(now, &source, peer) {
                         dead.push((u32::MAX, candidate));
                     } else {
@@ -366,7 +367,7 @@ impl Scheduler {
                 self.connections.get(id).is_some_and(|connection| {
                     connection.destination != key
                         && most.is_none_or(|most| connection.used < most)
-                        && connection.is_verified_for(&candidate.host)
+                        && connection.serves(&candidate.host, candidate.tlsa.as_deref())
                 })
             });
             if let Some(id) = usable

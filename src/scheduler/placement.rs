@@ -5,7 +5,7 @@
 //! destination of the rollup, one for each set of hosts, shared by all domains with the same set. When what DNS
 //! said of the domain runs out, it goes home before its next attempt, and is decided anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use super::lane::LaneState;
 use super::queue::Queue;
 use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
+use crate::dane::TlsaSet;
 use crate::dns::{Route, RouteHost, RouteKind};
 use crate::message::{Domain, MessageId, is_host_name};
 use crate::policy::{Policy, QueueSettings, RollupRule, UnknownSource};
@@ -221,7 +222,7 @@ impl Scheduler {
         }
         if *queue.name != *destination.domain.as_str() {
             // Rolled up by `queue-to`.
-            return Some((queue.name.clone(), Site::of(route), route.clone()));
+            return Some((queue.name.clone(), Site::of(route), for_any_domain(route)));
         }
         if !self.policy.may_roll_up(&queue.settings) {
             return None;
@@ -232,7 +233,7 @@ impl Scheduler {
         if !settings.smtp_hosts.is_empty() {
             return Some((name, Site::Fixed, route.clone()));
         }
-        let route = rolled_up(rule, route);
+        let route = for_any_domain(&rolled_up(rule, route));
         Some((name, Site::of(&route), route))
     }
 
@@ -443,16 +444,21 @@ impl Site {
 }
 
 /// A route's hosts by preference. Domains with the same hosts that an MTA-STS policy holds to others of them, or to TLS,
-/// are kept apart: they share neither a retry clock nor what follows from one's route.
+/// are kept apart, and so are those whose MX records are authentic, so that DANE holds for the hosts, from those whose are
+/// not: they share neither a retry clock nor what follows from one's route.
 pub(super) fn hosts_of(route: &Route) -> String {
     let names = |group: &[RouteHost]| {
-        let mut names: Vec<(&str, bool)> = group.iter().map(|host| (&*host.name, host.barred)).collect();
+        let mark = |host: &RouteHost| match (host.barred, &host.tlsa) {
+            (true, _) => "!",
+            (false, Some(_)) => "=",
+            (false, None) => "",
+        };
+        let mut names: Vec<(&str, &str)> = group.iter().map(|host| (&*host.name, mark(host))).collect();
         names.sort_unstable();
         names.dedup();
         // What is no host name has no address either. Nothing of it can pass for a mark.
         let shown = |name: &str| if is_host_name(name) { name.to_owned() } else { "?".to_owned() };
-        let marked =
-            |(name, barred): (&str, bool)| format!("{}{}", if barred { "!" } else { "" }, shown(name));
+        let marked = |(name, mark): (&str, &str)| format!("{mark}{}", shown(name));
         names.into_iter().map(marked).collect::<Vec<_>>().join(",")
     };
     let mut hosts = route.preferences().map(names).collect::<Vec<_>>().join(";");
@@ -468,13 +474,31 @@ const ENFORCED: &str = ";!";
 /// Whether two answers of DNS lead to the same hosts at the same addresses. Its order is no news: it changes from one
 /// answer to the next.
 fn leads_alike(one: &Route, other: &Route) -> bool {
-    type Hosts = BTreeSet<(Arc<str>, BTreeSet<SocketAddr>)>;
-    let sorted = |route: &Route| -> Vec<Hosts> {
-        let host = |host: &RouteHost| (host.name.clone(), host.addresses.iter().copied().collect());
-        let hosts = |hosts: &[RouteHost]| hosts.iter().filter(|host| host.has_address()).map(host).collect();
-        route.preferences().map(hosts).filter(|hosts: &Hosts| !hosts.is_empty()).collect()
-    };
+    type Addresses = BTreeSet<SocketAddr>;
+    type Hosts<'a> = BTreeMap<&'a str, (Addresses, Option<&'a TlsaSet>)>;
+    fn host(host: &RouteHost) -> (&str, (Addresses, Option<&TlsaSet>)) {
+        (&host.name, (host.addresses.iter().copied().collect(), host.tlsa.as_deref()))
+    }
+    fn sorted(route: &Route) -> Vec<Hosts<'_>> {
+        let hosts = |hosts| -> Hosts<'_> {
+            <[RouteHost]>::iter(hosts).filter(|host| host.has_address()).map(host).collect()
+        };
+        route.preferences().map(hosts).filter(|hosts| !hosts.is_empty()).collect()
+    }
     one.is_enforced() == other.is_enforced() && (one.hosts == other.hosts || sorted(one) == sorted(other))
+}
+
+/// The route for mail of other domains too. One domain's name in a certificate says nothing of what is sent for another.
+fn for_any_domain(route: &Arc<Route>) -> Arc<Route> {
+    let is_so = |set: &Arc<TlsaSet>| set.names().count() == 1;
+    if route.hosts.iter().filter_map(|host| host.tlsa.as_ref()).all(is_so) {
+        return route.clone();
+    }
+    let mut route = (**route).clone();
+    for set in route.hosts.iter_mut().filter_map(|host| host.tlsa.as_mut()) {
+        *set = Arc::new(set.for_any_domain());
+    }
+    Arc::new(route)
 }
 
 /// The route as a rule has it: a rule that names hosts delivers to these first, and to the domain's others when none of

@@ -10,6 +10,7 @@ use super::event::Opened;
 use super::fault::Fault;
 use super::holds::Holds;
 use crate::clock::Timestamp;
+use crate::dane::TlsaSet;
 use crate::event::Diagnosis;
 use crate::policy::{Credentials, QueueSettings};
 use crate::storage::ItemId;
@@ -20,6 +21,8 @@ use crate::transport::{Protocol, TlsWish};
 pub(super) struct Candidate {
     pub(super) host: Arc<str>,
     pub(super) peer: SocketAddr,
+    /// What the host demands by its TLSA records.
+    pub(super) tlsa: Option<Arc<TlsaSet>>,
 }
 
 /// One attempt to reach a destination: its addresses in order, until one takes us.
@@ -103,6 +106,8 @@ pub(super) struct Connection {
     pub(super) listed: bool,
     /// What it was opened with.
     pub(super) wish: Wish,
+    /// The TLSA records that were demanded of it.
+    pub(super) tlsa: Option<Arc<TlsaSet>>,
     pub(super) opened: Opened,
     pub(super) timer: Option<Timestamp>,
 }
@@ -112,11 +117,21 @@ impl Connection {
         Meeting::new(self.source.clone(), &self.current, self.wish.clone())
     }
 
-    /// Whether its server has proved to be the host of this name, if it is to.
-    pub(super) fn is_verified_for(&self, host: &str) -> bool {
-        !self.wish.tls.is_verified()
-            || *self.current.host == *host
-            || self.opened.certificate.as_ref().is_some_and(|certificate| certificate.is_valid_for(host))
+    /// Whether its server has proved to be the host of this name, with these TLSA records, as far as it is to.
+    pub(super) fn serves(&self, host: &str, tlsa: Option<&TlsaSet>) -> bool {
+        let proved = self.tlsa.as_deref();
+        let certificate = self.opened.certificate.as_ref();
+        let is_valid_for = |host: &str| certificate.is_some_and(|certificate| certificate.is_valid_for(host));
+        if let Some(demanded) = tlsa
+            && !proved.is_some_and(|proved| proved.proves(demanded, is_valid_for))
+            && (demanded.authenticates() || self.opened.tls.is_none())
+        {
+            return false;
+        }
+        // Usable records do in place of roots, and roots were not asked where they did.
+        let needs_roots = self.wish.tls.is_verified() && !tlsa.is_some_and(TlsaSet::authenticates);
+        let asked_roots = !proved.is_some_and(TlsaSet::authenticates);
+        !needs_roots || (asked_roots && (*self.current.host == *host || is_valid_for(host)))
     }
 }
 

@@ -6,6 +6,8 @@
 mod auth;
 mod basics;
 mod controls;
+#[cfg(feature = "mta-sts")]
+mod dane;
 mod dsn;
 mod failures;
 #[cfg(feature = "tls")]

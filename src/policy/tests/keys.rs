@@ -45,7 +45,7 @@ fn every_setting_is_read_and_checked() {
         ("auth-password", |s| format!("{:?}", s.auth_password), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),
         ("use-unencrypted-plain-auth", |s| s.use_unencrypted_plain_auth.to_string(), &[("true", "true")], &["\"no\"", "1"]),
         ("use-mta-sts", |s| s.use_mta_sts.to_string(), &[("false", "false"), #[cfg(feature = "mta-sts")] ("true", "true")], &["\"no\""]),
-        ("use-dane", |s| s.use_dane.to_string(), &[("false", "false")], &["0"]),
+        ("use-dane", |s| s.use_dane.to_string(), &[("false", "false"), #[cfg(feature = "tls")] ("true", "true")], &["0"]),
         ("backoff-retry-after", |s| format!("{:?}", s.backoff_retry_after.intervals()), &[(r#"["2h"]"#, "[7200s]")], &["[]", "\"0s\""]),
         ("backoff-max-smtp-out", |s| format!("{:?}", s.backoff_max_smtp_out), &[("2", "Some(2)")], &["0"]),
         ("backoff-max-msg-rate", |s| format!("{}", s.backoff_max_msg_rate.unwrap()), &[("\"5/m\"", "5/m")], &["5"]),

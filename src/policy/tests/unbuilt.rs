@@ -21,7 +21,8 @@ const UNBUILT_SETTINGS: &[(&str, &str)] = &[
     ("use-starttls = \"required\"", "TLS is not in this build, which lacks the feature `tls`: write \"off\""),
     #[cfg(not(feature = "mta-sts"))]
     ("use-mta-sts = true", "MTA-STS is not in this build, which lacks the feature `mta-sts`: write false"),
-    ("use-dane = true", "DANE is not built yet: write false"),
+    #[cfg(not(feature = "tls"))]
+    ("use-dane = true", "TLS is not in this build, which lacks the feature `tls`: write false"),
 ];
 
 #[test]
@@ -46,12 +47,14 @@ fn unbuilt_parts_are_refused_by_name() {
 
 #[test]
 fn mistakes_come_before_refusals() {
-    let text = domain("use-dane = true\nbounce-after = \"x\"");
-    assert!(message(&text).starts_with("line 3: domain.\"*\".bounce-after: \"x\" is not a duration"));
-    let text = "[engine]\nhostname = \"a\"\n".to_owned() + &domain("use-dane = true\nuse-starttls = \"off\"");
-    assert!(message(&text).starts_with("line 4: domain.\"*\".use-dane: true: DANE"));
+    let base = "[policy]\nbase = \"recommended\"\n".to_owned();
+    let text = base.clone() + &domain("bounce-after = \"x\"");
+    assert!(message(&text).starts_with("line 4: domain.\"*\".bounce-after: \"x\" is not a duration"));
+    let text = "[engine]\nhostname = \"a\"\n".to_owned() + &base + &domain("use-starttls = \"off\"");
+    assert!(message(&text).starts_with("line 4: policy.base: \"recommended\": recommended settings"));
 }
 
+#[cfg(not(feature = "tls"))]
 #[test]
 fn unbuilt_parts_are_refused_in_rust_too() {
     let settings = || DomainSettings::new().with_use_dane(true);

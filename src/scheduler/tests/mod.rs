@@ -6,6 +6,7 @@ mod bounce_queue;
 mod cancel;
 mod consistency;
 mod control;
+mod dane;
 mod expiry;
 mod harness;
 mod hosts;
