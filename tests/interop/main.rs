@@ -1,6 +1,6 @@
 //! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink, Exim,
-//! aiosmtpd) and one that keeps what it gets octet for octet, all on loopback. And parts of it, against OpenSSL: the
-//! transport, the engine with MTA-STS policies from a web server.
+//! aiosmtpd) and one that keeps what it gets octet for octet, all on loopback. And parts of it: the transport against
+//! OpenSSL, the engine with MTA-STS policies from a web server, and DANE with zones that knotd signs and Unbound validates.
 //!
 //! Where a server is missing its tests skip and say so; with `POSTRIDER_INTEROP=require` they fail. `.ci/run` installs
 //! all of them; Exim it unpacks into the target folder, and `POSTRIDER_EXIM` names one that lies elsewhere.
@@ -20,6 +20,7 @@ mod controls_modes;
 mod controls_outcomes;
 mod controls_rollup;
 mod controls_rules;
+mod dane;
 mod delivery;
 mod example;
 mod exim;

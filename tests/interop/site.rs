@@ -123,25 +123,31 @@ impl Site {
              zone:\n  - domain: example\n    file: example.zone\n",
         );
         std::fs::write(&config, text).unwrap();
-        let mut child = Command::new(program("knotd").unwrap())
-            .arg("-c")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        self.serve_until_said(
+            DNS,
+            Command::new(program("knotd").unwrap()).arg("-c").arg(&config),
+            "server started",
+        );
+    }
+
+    /// A server that is ready when this stands in a line of its log, stderr.
+    pub(crate) fn serve_until_said(&mut self, host: u8, command: &mut Command, ready: &str) {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap());
-        self.servers.push((DNS, Server(child)));
+        self.servers.push((host, Server(child)));
         let (line, lines) = channel();
-        // Reads to the end even after the test listens no more, so that knotd never blocks on its log.
+        // Reads to the end even after the test listens no more, so that the server never blocks on its log.
         std::thread::spawn(move || {
             log.lines().map_while(Result::ok).for_each(|text| line.send(text).unwrap_or(()))
         });
         let mut said = Vec::new();
-        while !said.last().is_some_and(|line: &String| line.contains("server started")) {
+        while !said.last().is_some_and(|line: &String| line.contains(ready)) {
             match lines.recv_timeout(START) {
                 Ok(line) => said.push(line),
-                Err(error) => panic!("knotd does not start: {error}\n{}", said.join("\n")),
+                Err(error) => {
+                    let program = command.get_program().display();
+                    panic!("{program} does not start: {error}\n{}", said.join("\n"))
+                }
             }
         }
     }
