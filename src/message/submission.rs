@@ -202,8 +202,8 @@ impl Message {
     /// offer REQUIRETLS as 5.7.30.
     ///
     /// Verified is a host by its certificate, and by its name: a fixed host's (`smtp-hosts`), one that the domain's MTA-STS policy
-    /// permits, or the domain itself. So its queue needs `use-starttls = "verify"`, or its domain such a policy in
-    /// mode `enforce`.
+    /// permits or that has TLSA records (DANE), or the domain itself. So its queue needs `use-starttls = "verify"`, or its
+    /// domain such a policy in mode `enforce` or DANE.
     pub fn with_require_tls(mut self) -> Self {
         self.require_tls = true;
         self

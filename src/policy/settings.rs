@@ -169,7 +169,7 @@ settings! {
     /// `use-starttls` says; else the next host is tried, and without one mail waits. Only where the resolver says that MX,
     /// addresses and records are authentic. The setting of the domain counts, also if it lies in a rollup. Fixed hosts have
     /// records for their own port. Without effect where `use-starttls` is "off" and over LMTP. Default: true with the feature `tls`.
-    "use-dane" use_dane, with_use_dane: bool = unbuilt::DEFAULT_DANE, read::boolean, any;
+    "use-dane" use_dane, with_use_dane: bool = false, read::boolean, any;
     /// `retry-after` while in backoff. Default: 1 hour, always.
     "backoff-retry-after" backoff_retry_after, with_backoff_retry_after: RetryAfter = RetryAfter::every(HOUR),
         read::retry_after, any;
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!((got.use_starttls, StartTls::default()), (starttls, starttls));
         assert_eq!(
             (got.use_implicit_tls, got.use_mta_sts, got.use_dane),
-            (false, cfg!(feature = "mta-sts"), cfg!(feature = "tls"))
+            (false, cfg!(feature = "mta-sts"), false)
         );
         assert_eq!(
             (&got.auth_username, &got.auth_password, got.use_unencrypted_plain_auth),

@@ -14,8 +14,6 @@ pub(super) const DEFAULT_STARTTLS: StartTls =
     if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
 /// The default of `use-mta-sts`.
 pub(super) const DEFAULT_MTA_STS: bool = cfg!(feature = "mta-sts");
-/// The default of `use-dane`.
-pub(super) const DEFAULT_DANE: bool = cfg!(feature = "tls");
 
 /// A setting that is refused for some of its values.
 struct Setting {

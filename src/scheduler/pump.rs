@@ -280,9 +280,12 @@ impl Scheduler {
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
-        let host_is_authentic = destination.known_route().is_some_and(|route| route.has_authentic_hosts());
+        let hosts_are_authentic = destination.known_route().is_some_and(|route| route.has_authentic_hosts());
         destination.work.grant = None;
         let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
+        // TLSA records are looked for only where DNSSEC says that the host is the domain's.
+        let host_is_authentic =
+            hosts_are_authentic || connection.tlsa.as_ref().is_some_and(|tlsa| tlsa.authenticates());
         if let State::Idle { since } = connection.state {
             connection.has_idled |= since < now;
             destination.work.idle.remove(&(since, connection_id));

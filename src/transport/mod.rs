@@ -283,7 +283,8 @@ pub struct Transaction {
     /// To be sent only in a session whose server's certificate was verified, to an authentic host, with REQUIRETLS
     /// (RFC 8689 §4.2.1); else [`Unsendable`].
     pub require_tls: bool,
-    /// The host's name is that of the receiver for certain: it was configured, or an MTA-STS policy permits it.
+    /// The host is the receiver's for certain: it was configured, or an MTA-STS policy or DNSSEC says so; and a certificate that was
+    /// verified was verified for it.
     pub host_is_authentic: bool,
     /// What is to be reported, if the sender asked for anything (RFC 3461). Told to servers that offer DSN alone.
     pub dsn: Option<Box<TransactionDsn>>,

@@ -43,13 +43,20 @@ impl Rig {
         self.world.zone.set_zone(&format!("{HOSTS}{records}{more}")).unwrap();
     }
 
+    /// All domains have DANE, if it is not said otherwise.
     async fn engine(&self, policy: &str) -> DeliveryEngine {
+        const ALL: &str = "[domain.'*']\n";
+        let policy = match policy.split_once(ALL) {
+            Some(_) if policy.contains("use-dane") => policy.to_owned(),
+            Some((before, after)) => format!("{before}{ALL}use-dane = true\n{after}"),
+            None => format!("{policy}\n{ALL}use-dane = true\n"),
+        };
         DeliveryEngine::builder("mta.example.org")
             .storage(MemoryStorage::new())
             .resolver(self.world.zone.clone())
             .transport(SmtpTransport::over(self.world.network.clone()))
             .policy_fetcher(self.files.clone())
-            .policy(Policy::from_toml(policy).unwrap())
+            .policy(Policy::from_toml(&policy).unwrap())
             .event_sink(self.world.seen.clone())
             .clock(self.world.clock.clone())
             .seed(1)
@@ -446,5 +453,26 @@ async fn fixed_hosts_have_records_too() {
         rig.world.server(&format!("192.0.2.1:{port}"), &server);
         rig.send(&format!("{settings}\nbounce-after = '5m'")).await;
         assert_eq!(server.message_count() == 1, right, "{settings}");
+    }
+}
+
+/// RFC 8689: DNSSEC says that the host is the receiver's, and the record which certificate is the host's.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_requires_tls_goes_to_hosts_with_records() {
+    let certificate = certificate(&["elsewhere.example"]);
+    for (record, expected) in [
+        (certificate.tlsa(3, 1, 1), "0 delivered b@example.net"),
+        // None that is usable: any certificate would do.
+        (certificate.tlsa(1, 1, 1), "0 bounced b@example.net 5.7.10"),
+    ] {
+        let rig = Rig::new(&[record]);
+        let server = SmtpServer::new().starttls(&certificate).ehlo(["REQUIRETLS"]);
+        rig.world.server(MX, &server);
+        let engine = rig.engine("").await;
+        engine.submit(message(&["b@example.net"]).with_require_tls()).await.unwrap();
+        idle(&engine).await;
+        assert_eq!(rig.world.seen.timeline(), [expected]);
+        let told = server.commands().iter().any(|line| line.ends_with(" REQUIRETLS"));
+        assert_eq!(told, expected.contains("delivered"));
     }
 }

@@ -125,7 +125,8 @@ async fn listen(address: SocketAddr, server: &SmtpServer) {
 /// A message to each domain by an engine that asks this name server; what has come of each first.
 async fn send(site: &Site, dns: u8, domains: &[&str]) -> Vec<String> {
     let (seen, mut lines) = channel(100);
-    let policy = format!("[smtp]\nport = {}\nprohibited-addresses = []", site.port);
+    let policy =
+        format!("[smtp]\nport = {}\nprohibited-addresses = []\n[domain.'*']\nuse-dane = true", site.port);
     let engine = DeliveryEngine::builder("mta.sender.example")
         .storage(MemoryStorage::new())
         .resolver(HickoryResolver::with_nameservers(&[site.smtp(dns)]).unwrap())

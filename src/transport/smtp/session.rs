@@ -128,8 +128,7 @@ impl SmtpSession {
         let limit = self.extensions.size.and_then(|size| size.limit).filter(|&limit| size > limit);
         let utf8_path = transaction.reverse_path.as_ref().is_some_and(|path| path.needs_smtputf8());
         let utf8 = |needed: bool| (needed && !self.extensions.smtputf8).then_some(Unsendable::Utf8Address);
-        let is_verified = transaction.host_is_authentic
-            && self.certificate().is_some_and(|certificate| certificate.is_valid_for(&transaction.host));
+        let is_verified = transaction.host_is_authentic && self.certificate().is_some();
         let for_all = if data::has_bare_line_ending(&transaction.body) {
             Some(Unsendable::BareLineEnding)
         } else if transaction.require_tls && !is_verified {

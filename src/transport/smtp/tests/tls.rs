@@ -517,16 +517,3 @@ async fn a_message_that_requires_tls_goes_to_verified_hosts_that_offer_it() {
         );
     }
 }
-
-/// A session is shared among hosts; the message goes to the one that its certificate is for.
-#[tokio::test(start_paused = true)]
-async fn what_requires_tls_needs_a_certificate_for_its_own_host() {
-    let certificate = certificate();
-    let server = SmtpServer::new().starttls(&certificate).ehlo(["REQUIRETLS"]);
-    let transport = network(&server).1.with_root_certificates(certificate.pem()).unwrap();
-    let mut session = transport.connect(&wishing(StartTls::Verify)).await.unwrap();
-    let host = "mx.elsewhere.example".into();
-    let message = Transaction { require_tls: true, host_is_authentic: true, host, ..simple() };
-    let report = session.transact(&message).await;
-    assert_eq!(report.recipients, [RecipientReport::Unsendable(Unsendable::HostNotVerified)]);
-}
