@@ -61,6 +61,10 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.route = RouteState::Unknown;
         let asked = std::mem::replace(&mut destination.work.asked, Freshness::Cached);
+        if std::mem::take(&mut destination.work.outdated) {
+            destination.work.wants_fresh |= asked == Freshness::Fresh;
+            return;
+        }
         match result {
             Ok(route) => {
                 self.release_if_policy_changed(key, &route);
@@ -147,9 +151,10 @@ impl Scheduler {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
-        // Its attempt may be older than the policy that bars the host, or than the host's TLSA records.
+        // Its attempt may be older than what bars the host, or than the host's TLSA records.
         let is_enforced = destination.is_enforced();
-        let demands = |route: &Route| is_enforced || route.hosts.iter().any(|host| host.tlsa.is_some());
+        let demands =
+            |route: &Route| is_enforced || route.hosts.iter().any(|host| host.barred || host.tlsa.is_some());
         let is_barred =
             destination.known_route().is_some_and(|route| demands(route) && !leads(route, connection));
         let one = u32::from(Fault::OneMessageMore.is_there());

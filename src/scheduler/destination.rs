@@ -49,6 +49,8 @@ pub(crate) struct Work {
     pub(super) wants_fresh: bool,
     /// How it is being looked up.
     pub(super) asked: Freshness,
+    /// The policy was replaced meanwhile: what is being found was asked for by the one before.
+    pub(super) outdated: bool,
     pub(super) ring: Ring,
     pub(super) doubts: Rare<Doubts>,
     /// An attempt failed and others are still opening: they decide whether the destination works.
@@ -80,6 +82,7 @@ impl AtRest for Work {
     const NEW: Self = Self {
         wants_fresh: false,
         asked: Freshness::Cached,
+        outdated: false,
         ring: Ring { levels: [const { Level { lanes: FewDeque::new(), credit: 0 } }; 3] },
         doubts: Rare::new(),
         in_doubt: false,
@@ -110,6 +113,7 @@ impl AtRest for Work {
         let Self {
             wants_fresh,
             asked,
+            outdated,
             ring,
             doubts,
             in_doubt,
@@ -127,7 +131,7 @@ impl AtRest for Work {
             waits,
         } = self;
         (*opening, *connections, *claimed, *ready) == (0, 0, 0, 0)
-            && !(*wants_fresh || *in_doubt || *claiming || *asked == Freshness::Fresh)
+            && !(*wants_fresh || *in_doubt || *claiming || *outdated || *asked == Freshness::Fresh)
             && ring.is_empty()
             && [hungry.is_empty(), expiring.is_empty(), idle.is_empty(), working.is_empty()] == [true; 4]
             && (doubts.is_at_rest() && suspended.is_none() && grant.is_none())

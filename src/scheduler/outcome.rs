@@ -622,8 +622,9 @@ impl Scheduler {
             failure,
             rule: None,
         };
-        let candidate =
-            last.and_then(|last| Some(Candidate { host: last.mx.clone()?, peer: last.peer?, tlsa: None }));
+        let candidate = last.and_then(|last| {
+            Some(Candidate { host: last.mx.clone()?, peer: last.peer?, tlsa: None, vouched_for: false })
+        });
         self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
     }
 

@@ -316,6 +316,7 @@ impl Scheduler {
         };
         let (mut alive, mut dead) = (Vec::new(), Vec::new());
         let mut left = MOST_CANDIDATES;
+        let vouched_for = route.has_authentic_hosts();
         for hosts in route.preferences() {
             let mut order: SmallVec<[&RouteHost; 4]> =
                 hosts.iter().filter(|host| host.has_address()).collect();
@@ -327,7 +328,8 @@ impl Scheduler {
                 let start = self.rng.usize(..host.addresses.len().max(1));
                 let rotated = host.addresses.iter().cycle().skip(start).take(host.addresses.len());
                 for &peer in rotated.filter(|peer| can_reach(peer)).take(left) {
-                    let candidate = Candidate { host: host.name.clone(), peer, tlsa: host.tlsa.clone() };
+                    let (name, tlsa) = (host.name.clone(), host.tlsa.clone());
+                    let candidate = Candidate { host: name, peer, tlsa, vouched_for };
                     if self.health.is_dead(now, &source, peer) {
                         dead.push((u32::MAX, candidate));
                     } else {

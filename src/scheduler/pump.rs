@@ -159,7 +159,8 @@ impl Scheduler {
             let Some(&(_, connection)) = destination.work.idle.last() else { return };
             // Its sessions lead to where the mail went when DNS was asked. That may have changed.
             let is_known = destination.route_within(now, Duration::ZERO).is_some();
-            if !is_known && !destination.site.is_shared() && self.resolver_rests.is_none() {
+            let can_ask = self.resolver_rests.is_none_or(|until| until <= now);
+            if !is_known && !destination.site.is_shared() && can_ask {
                 self.look_up_if_possible(key, Freshness::Cached);
                 return;
             }
@@ -280,12 +281,9 @@ impl Scheduler {
         let (lane_key, deadline) = (item.lane, item.deadline);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
-        let hosts_are_authentic = destination.known_route().is_some_and(|route| route.has_authentic_hosts());
         destination.work.grant = None;
         let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
-        // TLSA records are looked for only where DNSSEC says that the host is the domain's.
-        let host_is_authentic =
-            hosts_are_authentic || connection.tlsa.as_ref().is_some_and(|tlsa| tlsa.authenticates());
+        let host_is_authentic = connection.is_authentic();
         if let State::Idle { since } = connection.state {
             connection.has_idled |= since < now;
             destination.work.idle.remove(&(since, connection_id));

@@ -77,8 +77,9 @@ impl Scheduler {
         let Some(destination) = self.destinations.get_mut(key) else { return };
         destination.work.suspended = None;
         destination.refusal = None;
-        if !matches!(destination.route, RouteState::LookingUp) {
-            destination.route = RouteState::Unknown;
+        match destination.route {
+            RouteState::LookingUp => destination.work.outdated = true,
+            _ => destination.route = RouteState::Unknown,
         }
         if destination.missing.is_some() {
             destination.work.wants_fresh = true;

@@ -23,6 +23,10 @@ pub(super) struct Candidate {
     pub(super) peer: SocketAddr,
     /// What the host demands by its TLSA records.
     pub(super) tlsa: Option<Arc<TlsaSet>>,
+    /// The host is the domain's by more than plain DNS, TLSA records apart ([`Route::has_authentic_hosts`]).
+    ///
+    /// [`Route::has_authentic_hosts`]: crate::dns::Route::has_authentic_hosts
+    pub(super) vouched_for: bool,
 }
 
 /// One attempt to reach a destination: its addresses in order, until one takes us.
@@ -115,6 +119,13 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn meeting(&self) -> Meeting {
         Meeting::new(self.source.clone(), &self.current, self.wish.clone())
+    }
+
+    /// Whether a certificate proved that its server is that of the domain whose mail it carries now. Who is known by TLSA records
+    /// is known as the host that has them, and no roots were asked.
+    pub(super) fn is_authentic(&self) -> bool {
+        let by_records = |tlsa: &Option<Arc<TlsaSet>>| tlsa.as_ref().is_some_and(|tlsa| tlsa.authenticates());
+        by_records(&self.current.tlsa) || self.current.vouched_for && !by_records(&self.tlsa)
     }
 
     /// Whether its server has proved to be the host of this name, with these TLSA records, as far as it is to.

@@ -334,3 +334,21 @@ fn a_new_policy_decides_anew_where_mail_goes() {
     rig.pass(HOUR);
     rig.scheduler.assert_empty();
 }
+
+/// What an older policy wanted to know is no answer to a newer one: that may ask for TLSA records, or another family.
+#[test]
+fn a_look_up_that_began_under_the_policy_before_is_made_anew() {
+    let mut rig = Rig::new(SETTINGS);
+    rig.by_hand.resolve = true;
+    rig.answer_with("x.example", Ok(route(&[&[("old.x.example", &["198.51.100.1:25"])]])));
+    rig.submit("a@x.example");
+    assert_eq!(rig.resolves.len(), 1);
+    let policy = format!("[domain.'*']\n{SETTINGS}");
+    rig.tell(Event::Policy(Box::new(Policy::from_toml(&policy).unwrap())));
+    rig.resolve();
+    assert!(rig.connects.is_empty());
+    rig.answer_with("x.example", Ok(route(&[&[("new.x.example", &["198.51.100.2:25"])]])));
+    rig.resolve();
+    assert_eq!(rig.opening().1.peer.to_string(), "198.51.100.2:25");
+    assert!(rig.resolves.is_empty());
+}

@@ -257,6 +257,7 @@ fn in_a_rollup_a_host_is_barred_for_whom_it_is() {
     for n in 0..4 {
         for domain in ["plain.example", "x.example"] {
             rig.submit(&format!("u{n}@{domain}"));
+            rig.submit(&format!("v{n}@{domain}"));
         }
         while !(rig.connects.is_empty() && rig.transacts.is_empty()) {
             if rig.connects.is_empty() {
@@ -271,7 +272,7 @@ fn in_a_rollup_a_host_is_barred_for_whom_it_is() {
         let is_barred = offer.recipients[0].domain().as_str() == "x.example";
         assert_eq!(offer.peer.to_string() == OTHER, is_barred, "{offer:?}");
     }
-    assert_eq!(rig.offered.len(), 8);
+    assert_eq!(rig.offered.len(), 16);
 }
 
 /// One name in a certificate is that of one domain: for mail of others it says nothing.
@@ -293,4 +294,85 @@ fn in_a_rollup_certificates_are_for_the_host() {
     assert_eq!(open(&mut rig).tlsa, None);
     rig.accept_all();
     assert_eq!(rig.last_line(), "60 delivered a@plain.example");
+}
+
+/// RFC 8689: what a session has proved of its own host says nothing of another domain's.
+#[test]
+fn a_shared_session_vouches_for_its_own_host_alone() {
+    for implicit in [false, true] {
+        let mut rig = Rig::new("");
+        rig.answer_with("x.example", Ok(with(&route(&TWO[..1]), Some(set("mx1.x.example", 3, 1)))));
+        let mut other = (*route(&[&[("y.example", &[ONE])]])).clone();
+        if implicit {
+            other.kind = crate::dns::RouteKind::Implicit;
+        }
+        rig.answer_with("y.example", Ok(Arc::new(other)));
+        rig.submit("a@x.example");
+        let (connection, _) = rig.opening();
+        let opened = in_tls(Some(PeerCertificate::new(|_| false)));
+        rig.tell(Event::Connected { connection, opened });
+        assert!(rig.transacts[0].1.host_is_authentic);
+        rig.accept_all();
+        rig.pass(Duration::from_secs(1));
+        rig.submit("a@y.example");
+        assert_eq!(rig.dialled.len(), 1, "shared");
+        assert!(!rig.transacts[0].1.host_is_authentic);
+    }
+}
+
+/// A name server that was away once is no reason to believe a route for ever.
+#[test]
+fn routes_run_out_after_an_outage_too() {
+    let hosts = short(&route(&TWO[..1]));
+    let mut rig = Rig::new("connection-idle-timeout = \"10m\"");
+    let away = crate::dns::RouteFailureKind::LookUp(crate::dns::DnsErrorKind::Unreachable);
+    rig.answer_with("other.example", no_route(away));
+    rig.submit("a@other.example");
+    rig.answer_with("other.example", Ok(route(&[&[("mx.other.example", &[OTHER])]])));
+    rig.pass(MINUTE);
+    open(&mut rig);
+    rig.accept_all();
+    rig.answer_with("x.example", Ok(hosts.clone()));
+    rig.submit("a@x.example");
+    open(&mut rig);
+    rig.accept_all();
+    rig.answer_with("x.example", Ok(with(&hosts, Some(set("mx1.x.example", 3, 1)))));
+    rig.pass(2 * MINUTE);
+    rig.submit("b@x.example");
+    assert!(open(&mut rig).tlsa.is_some());
+}
+
+/// Whose records can not be found out is barred, for attempts too that are older than that.
+#[test]
+fn an_attempt_older_than_a_bar_brings_no_session() {
+    let hosts = short(&route(TWO));
+    let mut rig = Rig::new("connection-idle-timeout = \"10m\"\nmax-msg-per-connection = 2");
+    rig.answer_with("x.example", Ok(hosts.clone()));
+    rig.submit("a@x.example");
+    let (first, _) = rig.opening();
+    rig.tell(Event::Connected { connection: first, opened: in_tls(None) });
+    rig.submit("b@x.example");
+    rig.submit("c@x.example");
+    let mut barred = (*hosts).clone();
+    barred.hosts[0].barred = true;
+    barred.hosts[0].addresses.clear();
+    rig.answer_with("x.example", Ok(Arc::new(barred)));
+    rig.pass(2 * MINUTE);
+    let (old, target) = rig.opening();
+    assert_eq!(target.peer.to_string(), ONE);
+    rig.accept();
+    rig.submit("d@x.example");
+    rig.tell(Event::Connected { connection: old, opened: in_tls(None) });
+    let mut barred = vec![old];
+    for _ in 0..4 {
+        while !rig.connects.is_empty() {
+            let (connection, target) = rig.opening();
+            barred.extend((target.peer.to_string() == ONE).then_some(connection));
+            rig.tell(Event::Connected { connection, opened: in_tls(None) });
+        }
+        rig.accept_all();
+        rig.pass(MINUTE);
+    }
+    assert!(rig.offered.iter().all(|offer| !barred.contains(&offer.connection)), "{:?}", rig.offered);
+    assert!(rig.last_line().contains("delivered"));
 }

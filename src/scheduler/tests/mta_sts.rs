@@ -234,7 +234,9 @@ fn a_rollup_holds_each_domain_to_its_own_policy() {
     for n in 0..40 {
         // At a time, so that all are there while one is sent to.
         for domain in ["one.example", "both.example", "free.example"] {
+            // Two, so that one waits for a connection while the next domain's hosts are found.
             rig.submit(&format!("u{n}@{domain}"));
+            rig.submit(&format!("v{n}@{domain}"));
         }
         while !(rig.connects.is_empty() && rig.transacts.is_empty()) {
             if rig.connects.is_empty() {
@@ -258,7 +260,7 @@ fn a_rollup_holds_each_domain_to_its_own_policy() {
         }
     }
     assert!(to_other.iter().all(|&count| count > 0), "{to_other:?}");
-    assert_eq!(rig.offered.len(), 120);
+    assert_eq!(rig.offered.len(), 240);
     rig.pass(HOUR);
     rig.scheduler.assert_empty();
 }
@@ -373,4 +375,17 @@ fn testing_and_failures_of_other_kinds_change_nothing() {
     rig.submit("a@x.example");
     rig.pass(25 * HOUR);
     assert!(rig.fresh_look_ups().is_empty());
+}
+
+/// Which hosts it bars is part of what a policy says.
+#[test]
+fn a_policy_that_permits_another_host_is_news() {
+    let hosts: &[&[(&str, &[&str])]] = &[&[("mx1.x.example", &[ONE]), ("mx2.x.example", &[OTHER])]];
+    let mut rig = Rig::new("bounce-after = \"1d\"\nretry-after = [\"30h\"]");
+    rig.answer_with("x.example", enforced(hosts, &["mx1.x.example"]));
+    rig.submit("a@x.example");
+    rig.fail_connect(tls_failed());
+    rig.answer_with("x.example", enforced(hosts, &["mx2.x.example"]));
+    rig.pass(Duration::from_secs(86_400 - 600));
+    assert_eq!(rig.opening().1.peer.to_string(), OTHER);
 }

@@ -192,8 +192,12 @@ pub(crate) async fn platform_roots() -> Result<RootCertStore, EndCause> {
 
 /// Who the server is to be: also SNI, unless it is an address (RFC 6066 §3).
 fn server_name(target: &Target) -> Result<ServerName<'static>, EndCause> {
-    // RFC 7672 §8.1.
-    let host = target.tlsa.as_ref().map_or(&target.host, |set| set.base());
+    let host = match (target.certificate_by(), &target.tlsa) {
+        // RFC 7672 §8.1.
+        (CertificateBy::Tlsa(_) | CertificateBy::Nobody, Some(set)) => set.base(),
+        // What roots vouch for is the host's own name.
+        _ => &target.host,
+    };
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     if let Some(address) = literal.and_then(|address| address.parse::<IpAddr>().ok()) {
         return Ok(ServerName::IpAddress(address.into()));
