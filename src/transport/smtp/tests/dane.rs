@@ -81,6 +81,25 @@ async fn no_session_is_resumed() {
     assert_eq!(server.tls_resumptions(), 1);
 }
 
+/// Roots vouch for the host that mail is for, and not for where its name leads.
+#[tokio::test(start_paused = true)]
+async fn unusable_records_leave_the_name_to_the_host() {
+    for (name, is_valid) in [(HOST, true), (BASE, false)] {
+        let own = TestCertificate::new([name]).unwrap();
+        let network = MemoryNetwork::new();
+        network.listen(peer(), &SmtpServer::new().starttls(&own));
+        let transport = SmtpTransport::over(network).with_root_certificates(own.pem()).unwrap();
+        let target = Target { host: HOST.into(), ..demanding(own.tlsa(1, 1, 1), StartTls::Verify) };
+        match transport.connect(&target).await {
+            Ok(_) => assert!(is_valid, "{name}"),
+            Err(ConnectError { cause: EndCause::Certificate(CertificateProblem::OtherHost, _), .. }) => {
+                assert!(!is_valid, "{name}");
+            }
+            Err(error) => panic!("{name}: {error:?}"),
+        }
+    }
+}
+
 /// Without a usable record any certificate will do, unless it is to be verified in any case.
 #[tokio::test(start_paused = true)]
 async fn unusable_records_leave_certificates_to_the_wish() {
