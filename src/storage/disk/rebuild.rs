@@ -59,7 +59,7 @@ pub(super) fn finish(path: &Path, files: &dyn FileSystem) -> Result<()> {
 
 /// Writes the metadata file of the store in `path` anew over `why`. The damaged file is kept beside it.
 ///
-/// Takes memory in proportion to the items stored, some dozen octets each.
+/// Takes memory in proportion to the items stored, some dozen octets each; where the root of a table is damaged, for its rows.
 ///
 /// # Errors
 /// `Corrupt` if nothing of it can be read, one of its tables is not to be found, or the bodies are not those of it; the inner
