@@ -209,38 +209,55 @@ fn sessions_end_when_records_come_or_change() {
     }
 }
 
-/// An attempt that began before the records were there brings no session without them.
-#[test]
-fn an_attempt_older_than_the_records_brings_no_session() {
-    let hosts = short(&route(&TWO[..1]));
+/// Messages while a route runs out and the next look-up leads to another. Sessions that are opened once that is known are used
+/// only if `fits` says so of their targets.
+fn a_route_changes_under_attempts(first: &Arc<Route>, then: Arc<Route>, fits: fn(&Target) -> bool) {
     let mut rig = Rig::new("connection-idle-timeout = \"10m\"\nmax-msg-per-connection = 2");
-    rig.answer_with("x.example", Ok(hosts.clone()));
+    rig.answer_with("x.example", Ok(first.clone()));
     rig.submit("a@x.example");
-    let (first, _) = rig.opening();
-    rig.tell(Event::Connected { connection: first, opened: in_tls(None) });
+    let (connection, _) = rig.opening();
+    rig.tell(Event::Connected { connection, opened: in_tls(None) });
     rig.submit("b@x.example");
     rig.submit("c@x.example");
     // One is sending, another opening, when the route runs out.
-    rig.answer_with("x.example", Ok(with(&hosts, Some(set("mx1.x.example", 3, 1)))));
+    rig.answer_with("x.example", Ok(then));
     rig.pass(2 * MINUTE);
     let (old, target) = rig.opening();
-    assert_eq!(target.tlsa, None);
+    assert!(!fits(&target), "{target:?}");
     rig.accept();
     rig.submit("d@x.example");
-    // The records are known by now.
+    // What has changed is known by now.
     rig.tell(Event::Connected { connection: old, opened: in_tls(None) });
-    let mut unproved = vec![old];
+    let mut unfit = vec![old];
     for _ in 0..4 {
         while !rig.connects.is_empty() {
             let (connection, target) = rig.opening();
-            unproved.extend(target.tlsa.is_none().then_some(connection));
+            unfit.extend((!fits(&target)).then_some(connection));
             rig.tell(Event::Connected { connection, opened: in_tls(None) });
         }
         rig.accept_all();
         rig.pass(MINUTE);
     }
-    assert!(rig.offered.iter().all(|offer| !unproved.contains(&offer.connection)), "{:?}", rig.offered);
+    assert!(rig.offered.iter().all(|offer| !unfit.contains(&offer.connection)), "{:?}", rig.offered);
     assert_eq!(rig.timeline().iter().filter(|line| line.contains("delivered")).count(), 4);
+}
+
+/// An attempt that began before the records were there brings no session without them.
+#[test]
+fn an_attempt_older_than_the_records_brings_no_session() {
+    let hosts = short(&route(&TWO[..1]));
+    let then = with(&hosts, Some(set("mx1.x.example", 3, 1)));
+    a_route_changes_under_attempts(&hosts, then, |target| target.tlsa.is_some());
+}
+
+/// Whose records can not be found out is barred, for attempts too that are older than that.
+#[test]
+fn an_attempt_older_than_a_bar_brings_no_session() {
+    let hosts = short(&route(TWO));
+    let mut then = (*hosts).clone();
+    then.hosts[0].barred = true;
+    then.hosts[0].addresses.clear();
+    a_route_changes_under_attempts(&hosts, Arc::new(then), |target| target.peer.to_string() == OTHER);
 }
 
 /// A host whose records can not be found out gets none of that domain's mail, whatever leads others there.
@@ -340,39 +357,4 @@ fn routes_run_out_after_an_outage_too() {
     rig.pass(2 * MINUTE);
     rig.submit("b@x.example");
     assert!(open(&mut rig).tlsa.is_some());
-}
-
-/// Whose records can not be found out is barred, for attempts too that are older than that.
-#[test]
-fn an_attempt_older_than_a_bar_brings_no_session() {
-    let hosts = short(&route(TWO));
-    let mut rig = Rig::new("connection-idle-timeout = \"10m\"\nmax-msg-per-connection = 2");
-    rig.answer_with("x.example", Ok(hosts.clone()));
-    rig.submit("a@x.example");
-    let (first, _) = rig.opening();
-    rig.tell(Event::Connected { connection: first, opened: in_tls(None) });
-    rig.submit("b@x.example");
-    rig.submit("c@x.example");
-    let mut barred = (*hosts).clone();
-    barred.hosts[0].barred = true;
-    barred.hosts[0].addresses.clear();
-    rig.answer_with("x.example", Ok(Arc::new(barred)));
-    rig.pass(2 * MINUTE);
-    let (old, target) = rig.opening();
-    assert_eq!(target.peer.to_string(), ONE);
-    rig.accept();
-    rig.submit("d@x.example");
-    rig.tell(Event::Connected { connection: old, opened: in_tls(None) });
-    let mut barred = vec![old];
-    for _ in 0..4 {
-        while !rig.connects.is_empty() {
-            let (connection, target) = rig.opening();
-            barred.extend((target.peer.to_string() == ONE).then_some(connection));
-            rig.tell(Event::Connected { connection, opened: in_tls(None) });
-        }
-        rig.accept_all();
-        rig.pass(MINUTE);
-    }
-    assert!(rig.offered.iter().all(|offer| !barred.contains(&offer.connection)), "{:?}", rig.offered);
-    assert!(rig.last_line().contains("delivered"));
 }

@@ -13,6 +13,20 @@ async fn goes_on(rig: &Rig, store: DiskStorage) {
     }
 }
 
+/// Nothing is acknowledged while the file of this name is not as it was, and the error says so.
+#[cfg(unix)]
+async fn refuses(store: &DiskStorage, path: &Path, what: &str) {
+    for error in [
+        store.insert(vec![large(2)]).await.unwrap_err(),
+        store.commit(Vec::new()).await.unwrap_err(),
+        store.maintain(at(5)).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+        let words = error.to_string();
+        assert!(words.contains(&path.display().to_string()) && words.contains(what), "{words}");
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
@@ -117,16 +131,7 @@ async fn nothing_is_acknowledged_into_a_file_that_was_removed_or_replaced() {
         if replaced {
             fs::copy(&elsewhere, path).unwrap();
         }
-        for error in [
-            store.insert(vec![large(2)]).await.unwrap_err(),
-            store.commit(Vec::new()).await.unwrap_err(),
-            store.maintain(at(5)).await.unwrap_err(),
-        ] {
-            assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
-            let words = error.to_string();
-            let name = path.display().to_string();
-            assert!(words.contains(&name) && words.contains("removed, renamed or replaced"), "{words}");
-        }
+        refuses(&store, path, "removed, renamed or replaced").await;
         // What is claimed is sent, and could not be settled.
         assert_eq!(store.heads(None, 9).await.is_err(), which == 0);
         fs::rename(&elsewhere, path).unwrap();
@@ -168,16 +173,7 @@ async fn nothing_is_acknowledged_into_a_file_that_was_cut_short() {
         let content = fs::read(path).unwrap();
         for length in [0, content.len() as u64 - 1] {
             OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
-            for error in [
-                store.insert(vec![large(2)]).await.unwrap_err(),
-                store.commit(Vec::new()).await.unwrap_err(),
-                store.maintain(at(5)).await.unwrap_err(),
-            ] {
-                assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
-                let words = error.to_string();
-                let name = path.display().to_string();
-                assert!(words.contains(&name) && words.contains("cut short"), "{words}");
-            }
+            refuses(&store, path, "cut short").await;
             assert_eq!(store.heads(None, 9).await.is_err(), which == 0);
             // In place: it stays the file that it is.
             OpenOptions::new().write(true).open(path).unwrap().write_all(&content).unwrap();
