@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use super::codec::Location;
 use super::damage::guarded;
 use super::error::{self, db};
 use super::files::Mode;
-use super::open::{self, METADATA, UNFINISHED};
+use super::open::{self, Folder, METADATA, UNFINISHED};
 use super::overlay::Overlay;
 use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
@@ -136,7 +137,7 @@ pub(super) fn run(
         let message = format!("there is no store in {}", path.display());
         return Err(StorageError::new(StorageErrorKind::NotFound, message));
     }
-    let _lock = open::locked(path, files)?;
+    let _folder = Folder::lock(path, files)?;
     let mut report = CheckReport { octets: metadata()?.unwrap_or_default(), ..CheckReport::default() };
     let folder = path.join("bodies");
     let body_files = match files.list(&folder) {
@@ -166,9 +167,16 @@ pub(super) fn run(
         report.tell(METADATA, damage);
     }
     let mut is_broken = false;
+    let mut panicked = None;
+    // A panic while pages are read is damage; one of the visitor is the visitor's.
+    let mut visit = |message| {
+        if panicked.is_none() {
+            panicked = catch_unwind(AssertUnwindSafe(|| visit(message))).err();
+        }
+    };
     let read = guarded(METADATA, || {
         shared.with(|rows| {
-            is_broken = Check::new(rows, &shared.bodies, &mut report, visit).run(&body_files);
+            is_broken = Check::new(rows, &shared.bodies, &mut report, &mut visit).run(&body_files);
             Ok(())
         })
     });
@@ -181,7 +189,7 @@ pub(super) fn run(
         // stays is one cache and what was written over the file, once for each such check.
         std::mem::forget(shared);
     }
-    Ok(report)
+    panicked.map_or(Ok(report), |panicked| resume_unwind(panicked))
 }
 
 struct Check<'r> {
@@ -281,7 +289,8 @@ impl<'r> Check<'r> {
         match self.bodies.read(id, body) {
             Ok(Some(_)) => {}
             Ok(None) => {
-                self.report.tell(place, format_args!("its body file {:016x} is missing", body.segment))
+                let damage = format_args!("its body file {:016x} is missing or cut short", body.segment);
+                self.report.tell(place, damage);
             }
             Err(error) => self.report.tell(place, error),
         }

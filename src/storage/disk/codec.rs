@@ -22,7 +22,7 @@ const ROW_VERSION: u8 = 1;
 const ROW_START: usize = 5;
 
 /// Where a body is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Location {
     pub(super) segment: u64,
     /// Of its record.

@@ -66,9 +66,11 @@ use super::{
 };
 use backend::Tracked;
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
+use codec::Location;
 use damage::{Damage, guarded};
 use error::db;
-use files::{FolderLock, OpenFile};
+use files::OpenFile;
+use open::Folder;
 pub use options::DiskOptions;
 use reserve::Reserve;
 use segment::Bodies;
@@ -127,8 +129,8 @@ struct Shared {
     reserve: Arc<Reserve>,
     poisoned: OnceLock<String>,
     damage: Arc<Damage>,
-    /// Held while the store is open. Declared last: released last.
-    folder_lock: Box<dyn FolderLock>,
+    /// Its own, and that of bodies in it. Declared last: released last.
+    folders: [Folder; 2],
 }
 
 impl DiskStorage {
@@ -170,8 +172,14 @@ impl DiskStorage {
     /// As [`DiskStorage::check`], and hands out each message whose items can be read, in order of ids; last those whose own rows
     /// are damaged.
     ///
+    /// Where a table is damaged so that it can not be read to its end, the memory of this check (the cache and what was written
+    /// over the file) is not given back to the process: redb could end it as that is dropped.
+    ///
     /// # Errors
     /// As [`DiskStorage::check`].
+    ///
+    /// # Panics
+    /// If `visit` does.
     pub async fn check_each(
         path: impl AsRef<Path>,
         mut visit: impl FnMut(StoredMessage) + Send + 'static,
@@ -179,7 +187,10 @@ impl DiskStorage {
         let path = path.as_ref().to_owned();
         let checked =
             tokio::task::spawn_blocking(move || check::run(&path, &DiskOptions::default(), &mut visit)).await;
-        checked.unwrap_or_else(|error| Err(broken(error)))
+        checked.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panicked) => std::panic::resume_unwind(panicked),
+            Err(ended) => Err(broken(ended)),
+        })
     }
 
     /// Runs `read` on a blocking thread.
@@ -343,7 +354,7 @@ impl Shared {
     }
 
     fn body(&self, key: BodyKey) -> Result<Bytes> {
-        let mut segment = 0;
+        let mut location = Location::default();
         // It may be moved while it is looked for; twice in so short a time is not to be expected.
         for _ in 0..3 {
             let Some(row) = self.with(|rows| rows.message(key.0))? else {
@@ -352,21 +363,20 @@ impl Shared {
             if let Some(body) = self.bodies.read(key.0, row.body)? {
                 return Ok(body);
             }
-            segment = row.body.segment;
+            location = row.body;
         }
-        if !self.bodies.has_folder() {
-            let message = "the folder of bodies is missing: nothing is read or sent until it is put back";
-            return Err(StorageError::new(StorageErrorKind::Temporary, message));
-        }
-        if self.bodies.is_lost(segment) {
-            return Err(error::corrupt(format!("the body file of message {} is missing", key.0)));
+        let path = self.bodies.path_of(location.segment);
+        let path = path.display();
+        if self.bodies.is_lost(location) {
+            return Err(error::corrupt(format!(
+                "{path}, where the body of message {} was, is missing or cut short",
+                key.0
+            )));
         }
         // It may come back as long as nobody has opened the store without it.
-        let path = self.bodies.path_of(segment);
-        let path = path.display();
         let message = format!(
-            "{path} is missing: it was removed or renamed while the store was open. If you have it, put it back: mail whose \
-             content lies in it waits until then, and bounces once the store is opened without it"
+            "{path} is missing or cut short: it was removed, renamed or cut while the store was open. If you have it, put it \
+             back: mail whose content lies in it waits until then, and bounces once the store is opened without it"
         );
         Err(StorageError::new(StorageErrorKind::Temporary, message))
     }
@@ -382,15 +392,10 @@ impl Shared {
         Err(StorageError::new(StorageErrorKind::Poisoned, message))
     }
 
-    /// Refuses, too, as long as its folder or its metadata has another name, or was cut short. Asks the file system.
+    /// Refuses, too, as long as one of its folders or its metadata has another name, or that was cut short. Asks the file system.
     fn check(&self) -> Result<()> {
         self.works()?;
-        if !self.folder_lock.holds(&self.path) {
-            let path = self.path.display();
-            let message =
-                format!("{path} is not the folder that was opened: it was renamed or replaced, put it back");
-            return Err(StorageError::new(StorageErrorKind::Temporary, message));
-        }
+        self.folders.iter().try_for_each(Folder::check)?;
         let name = self.path.join(open::METADATA);
         error::as_written(&*self.metadata, &name, self.metadata.written())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -52,7 +52,7 @@ impl Shared {
             _ => Err(error),
         })?;
         files.create_folder(&folder).map_err(|error| error::io("creating", &folder, error))?;
-        let folder_lock = locked(path, &**files)?;
+        let folders = [Folder::lock(path, &**files)?, Folder::lock(&folder, &**files)?];
         let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
         if !reserve.ensure() {
             let refusal = reserve.refusal();
@@ -116,22 +116,42 @@ impl Shared {
             reserve,
             poisoned: OnceLock::new(),
             damage,
-            folder_lock,
+            folders,
         }))
     }
 }
 
-/// Locks the folder of a store.
-pub(super) fn locked(path: &Path, files: &dyn FileSystem) -> Result<Box<dyn FolderLock>> {
-    match files.lock(path) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let message = format!(
-                "the store in {} is in use: one process, and one handle in it, at a time",
-                path.display()
-            );
-            Err(StorageError::new(StorageErrorKind::Locked, message))
+/// A folder of a store, which nobody else has while it is held.
+pub(super) struct Folder {
+    path: PathBuf,
+    lock: Box<dyn FolderLock>,
+}
+
+impl Folder {
+    pub(super) fn lock(path: &Path, files: &dyn FileSystem) -> Result<Self> {
+        match files.lock(path) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), lock }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let message = format!(
+                    "the store in {} is in use: one process, and one handle in it, at a time",
+                    path.display()
+                );
+                Err(StorageError::new(StorageErrorKind::Locked, message))
+            }
+            Err(error) => Err(error::io("locking", path, error)),
         }
-        locked => locked.map_err(|error| error::io("locking", path, error)),
+    }
+
+    /// Refuses if its path leads elsewhere by now. Asks the file system.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.lock.holds(&self.path) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} is not the folder that was opened: it was removed, renamed or replaced, put it back",
+            self.path.display()
+        );
+        Err(StorageError::new(StorageErrorKind::Temporary, message))
     }
 }
 

@@ -5,7 +5,7 @@
 //! body (u32), the number of the commit it was written for (u64), CRC-32 of these (u32), body.
 //! Which records are alive is known to the metadata alone; what a crash left behind in a file is just never alive.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -370,16 +370,15 @@ pub(super) struct Bodies {
     folder: PathBuf,
     /// The last used first.
     open: Mutex<VecDeque<(u64, Arc<dyn OpenFile>)>>,
-    /// Files that were there at opening.
-    there: BTreeSet<u64>,
+    /// Files that were there at opening, and how many octets they had.
+    there: BTreeMap<u64, u64>,
     /// Files from this number on were made since.
     made: AtomicU64,
 }
 
 impl Bodies {
     pub(super) fn new(files: Arc<dyn FileSystem>, folder: PathBuf, there: &BTreeMap<u64, u64>) -> Self {
-        let there = there.keys().copied().collect();
-        Self { files, folder, open: Mutex::default(), there, made: AtomicU64::default() }
+        Self { files, folder, open: Mutex::default(), there: there.clone(), made: AtomicU64::default() }
     }
 
     /// From this number on files are made.
@@ -387,12 +386,13 @@ impl Bodies {
         self.made.store(made, Ordering::Release);
     }
 
-    /// A file that was not there at opening, when its bodies were told to be lost.
-    pub(super) fn is_lost(&self, segment: u64) -> bool {
-        segment < self.made.load(Ordering::Acquire) && !self.there.contains(&segment)
+    /// It was not there at opening.
+    pub(super) fn is_lost(&self, body: Location) -> bool {
+        let had = self.there.get(&body.segment).copied().unwrap_or_default();
+        body.segment < self.made.load(Ordering::Acquire) && had < body.end()
     }
 
-    /// Reads and checks a body. `None`: its file is gone, so it has moved or died.
+    /// Reads and checks a body. `None`: its file is gone or ends before it does, so it has moved or died.
     pub(super) fn read(&self, id: MessageId, location: Location) -> Result<Option<Bytes>> {
         let octets = RECORD_HEADER + location.length as usize;
         let Some(mut record) = self.read_at(location.segment, location.offset, octets)? else {
@@ -407,11 +407,6 @@ impl Bodies {
                 Err(corrupt(format!("the body of message {id} in {} at {offset} is damaged", path.display())))
             }
         }
-    }
-
-    /// A folder that is gone says nothing of its files.
-    pub(super) fn has_folder(&self) -> bool {
-        !matches!(self.files.list(&self.folder), Err(error) if error.kind() == io::ErrorKind::NotFound)
     }
 
     /// The records of a file from an offset on, with their offsets, up to what is none or the file's `size`. Only their
@@ -444,7 +439,7 @@ impl Bodies {
         path_of(&self.folder, segment)
     }
 
-    /// Octets as they are. `None`: the file is gone.
+    /// Octets as they are. `None`: the file is gone, or ends before they do.
     pub(super) fn read_at(&self, segment: u64, offset: u64, octets: usize) -> Result<Option<Bytes>> {
         let path = self.path_of(segment);
         let file = match self.file(segment, &path) {
@@ -456,7 +451,9 @@ impl Bodies {
         match file.read_exact_at(&mut read, offset) {
             Ok(()) => Ok(Some(read.freeze())),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(corrupt(format!("{} ends before what begins at {offset} does", path.display())))
+                // A whole one may be put in its place.
+                self.close(segment);
+                Ok(None)
             }
             Err(error) => Err(error::io("reading", &path, error)),
         }

@@ -99,17 +99,34 @@ async fn a_folder_that_was_moved_away_is_not_followed_by_its_name() {
     insert_each(&store, 3..=3).await;
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
-async fn a_folder_of_bodies_that_is_missing_for_a_while_costs_no_mail() {
-    let rig = Rig::new();
-    let store = rig.open().await;
-    insert_each(&store, 1..=1).await;
-    let (bodies, elsewhere) = (rig.folder.path().join("bodies"), rig.folder.path().join("elsewhere"));
-    fs::rename(&bodies, &elsewhere).unwrap();
-    let error = body(&store, 1).await.unwrap_err();
-    assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
-    fs::rename(&elsewhere, &bodies).unwrap();
-    body(&store, 1).await.unwrap();
+async fn a_folder_of_bodies_that_is_missing_or_another_for_a_while_costs_no_mail() {
+    for (is_written, is_replaced) in [(false, false), (false, true), (true, false), (true, true)] {
+        let rig = Rig::new();
+        let mut store = rig.open().await;
+        insert_each(&store, 1..=1).await;
+        if !is_written {
+            drop(store);
+            store = rig.open().await;
+        }
+        let (bodies, elsewhere) = (rig.folder.path().join("bodies"), rig.folder.path().join("elsewhere"));
+        fs::rename(&bodies, &elsewhere).unwrap();
+        if is_replaced {
+            fs::create_dir(&bodies).unwrap();
+        }
+        refuses(&store, &bodies, "removed, renamed or replaced").await;
+        // What is claimed waits for its body.
+        let bodies_of = vec![BodyKey(id(1))];
+        for error in [store.bodies(bodies_of).await.unwrap_err(), store.heads(None, 9).await.unwrap_err()] {
+            assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+        }
+        if is_replaced {
+            fs::remove_dir(&bodies).expect("nothing is written there");
+        }
+        fs::rename(&elsewhere, &bodies).unwrap();
+        goes_on(&rig, store).await;
+    }
 }
 
 /// The files that are written while the store is open.
@@ -198,7 +215,7 @@ async fn a_file_cut_short_during_the_commit_leaves_its_outcome_unknown() {
 
 /// Whether it was there at opening or was made since, and is written or not.
 #[tokio::test(start_paused = true)]
-async fn a_body_file_that_is_missing_for_a_while_costs_no_mail() {
+async fn a_body_file_that_is_missing_or_cut_short_for_a_while_costs_no_mail() {
     let rig = Rig::new();
     // More files than are kept open: opening reads the first octets of each.
     insert_each(&rig.open().await, 1..=70).await;
@@ -216,6 +233,12 @@ async fn a_body_file_that_is_missing_for_a_while_costs_no_mail() {
             let words = error.to_string();
             assert!(words.contains(&file.display().to_string()) && words.contains("put it back"), "{words}");
         }
+        fs::copy(&elsewhere, file).unwrap();
+        assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
+        OpenOptions::new().write(true).open(file).unwrap().set_len(500).unwrap();
+        let error = body(&store, number).await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Temporary, "{error}");
+        assert!(error.to_string().contains("cut short"), "{error}");
         fs::rename(&elsewhere, file).unwrap();
         assert_eq!(body(&store, number).await.unwrap(), vec![number as u8; 2048]);
     }

@@ -71,3 +71,11 @@ async fn a_body_file_in_which_nothing_was_is_not_missed() {
     let told = rig.open().await.take_damage().await;
     assert!(told.is_empty(), "{told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "the visitor's own")]
+async fn a_panic_of_the_visitor_is_no_damage() {
+    let rig = Rig::new();
+    insert_each(&rig.open().await, 1..=2).await;
+    DiskStorage::check_each(rig.folder.path(), |_| panic!("the visitor's own")).await.unwrap();
+}
