@@ -10,12 +10,33 @@ use super::domain::{Domain, DomainError};
 
 /// A mailbox, `local-part@domain`, safe to put on an SMTP command line.
 ///
-/// It holds no control character, no space and no angle bracket, so it can not end or extend a command. The
+/// It holds no control character and no angle bracket, and a space only within quotes, so it can not end or extend a command. The
 /// domain is sent as A-labels; the local part is never changed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Stored")]
 pub struct Address {
     text: Arc<str>,
     domain: Domain,
+}
+
+/// As a store gives it back, whatever that holds.
+#[derive(Deserialize)]
+#[serde(rename = "Address")]
+struct Stored {
+    text: Arc<str>,
+    domain: Domain,
+}
+
+impl TryFrom<Stored> for Address {
+    type Error = AddressError;
+
+    fn try_from(Stored { text, domain }: Stored) -> Result<Self, AddressError> {
+        match parts(&text)? {
+            (local, after) if after == domain.as_str() => check(&text, local)?,
+            _ => return Err(AddressError::Incomplete(escaped(&text))),
+        }
+        Ok(Self { text, domain })
+    }
 }
 
 /// Where bounces go: a mailbox, or nothing (`<>`, RFC 5321 §4.5.5).
@@ -53,19 +74,10 @@ impl Address {
     /// # Errors
     /// [`AddressError`], naming what is wrong.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
-        let escaped = || text.chars().take(300).collect::<String>().escape_debug().to_string();
-        let (local, domain) = text.rsplit_once('@').ok_or_else(|| AddressError::Incomplete(escaped()))?;
-        if local.is_empty() || domain.is_empty() {
-            return Err(AddressError::Incomplete(escaped()));
-        }
-        if let Some(found) = forbidden_in_local_part(local) {
-            return Err(AddressError::LocalPart { address: escaped(), found });
-        }
+        let (local, domain) = parts(text)?;
         let domain = Domain::parse(domain)?;
         let text: Arc<str> = format!("{local}@{domain}").into();
-        if text.len() > Self::MAX_LENGTH {
-            return Err(AddressError::TooLong(text.len()));
-        }
+        check(&text, local)?;
         Ok(Self { text, domain })
     }
 
@@ -85,6 +97,23 @@ impl Address {
     }
 }
 
+/// Local part and domain, neither of them empty.
+fn parts(text: &str) -> Result<(&str, &str), AddressError> {
+    let parts = text.rsplit_once('@').filter(|(local, domain)| !local.is_empty() && !domain.is_empty());
+    parts.ok_or_else(|| AddressError::Incomplete(escaped(text)))
+}
+
+fn check(text: &str, local: &str) -> Result<(), AddressError> {
+    if let Some(found) = forbidden_in_local_part(local) {
+        return Err(AddressError::LocalPart { address: escaped(text), found });
+    }
+    if text.len() > Address::MAX_LENGTH { Err(AddressError::TooLong(text.len())) } else { Ok(()) }
+}
+
+fn escaped(text: &str) -> String {
+    text.chars().take(300).collect::<String>().escape_debug().to_string()
+}
+
 /// The first character that may not stand there. Dots are not policed: mailboxes such as `a..b@` exist.
 fn forbidden_in_local_part(local: &str) -> Option<char> {
     let quoted = local.len() >= 2 && local.starts_with('"') && local.ends_with('"');
@@ -94,7 +123,8 @@ fn forbidden_in_local_part(local: &str) -> Option<char> {
     let mut escaped = false;
     let inner = local.get(1..local.len() - 1).unwrap_or_default();
     for c in inner.chars() {
-        if c.is_control() || c.is_whitespace() || c == '<' || c == '>' || (c == '"' && !escaped) {
+        // RFC 5321 §4.1.2: of white space, the space alone.
+        if c.is_control() || c.is_whitespace() && c != ' ' || c == '<' || c == '>' || (c == '"' && !escaped) {
             return Some(c);
         }
         escaped = c == '\\' && !escaped;
@@ -135,6 +165,7 @@ mod tests {
         assert!(Address::parse("jörg@example.org").unwrap().needs_smtputf8());
         assert!(!Address::parse("joe@bücher.example").unwrap().needs_smtputf8());
         assert!(Address::parse(r#""a\"b@c"@example.org"#).is_ok());
+        assert!(Address::parse("\"John Doe\"@example.org").is_ok());
         assert!(Address::parse("a..b@example.org").is_ok());
         assert!(Address::parse("postmaster@[192.0.2.1]").is_ok());
     }
@@ -151,7 +182,9 @@ mod tests {
             "a\0@c.example",
             "a@c.example\r\n",
             "a>@c.example",
-            "\"a b\"@c.example",
+            "\"a\tb\"@c.example",
+            "\"a\u{a0}b\"@c.example",
+            "\"a> b\"@c.example",
             "\"a\"b\"@c.example",
             "\"a\\\"@c.example",
             "a,b@c.example",
@@ -164,5 +197,27 @@ mod tests {
         }
         let long = format!("{}@example.org", "a".repeat(250));
         assert_eq!(Address::parse(&long), Err(AddressError::TooLong(262)));
+    }
+
+    #[test]
+    fn what_a_store_gives_back_is_checked_too() {
+        for good in ["jo@example.org", "jo@[IPv6:2001:db8::1]", "\"a@b c\"@xn--bcher-kva.example"] {
+            let address = Address::parse(good).unwrap();
+            let kept = postcard::to_stdvec(&address).unwrap();
+            assert_eq!(postcard::from_bytes(&kept), Ok(address));
+        }
+        let long = format!("{}@c.example", "a".repeat(250));
+        for (text, domain) in [
+            ("a@b.example>\r\nRCPT TO:<evil@c.example", "c.example"),
+            ("a b@c.example", "c.example"),
+            ("a@c.example", "d.example"),
+            ("a@C.example", "C.example"),
+            ("a@c.example\r\n", "c.example\r\n"),
+            ("@c.example", "c.example"),
+            (&long, "c.example"),
+        ] {
+            let forged = postcard::to_stdvec(&(text, domain)).unwrap();
+            assert!(postcard::from_bytes::<Address>(&forged).is_err(), "{text:?}");
+        }
     }
 }

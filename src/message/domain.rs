@@ -10,7 +10,21 @@ use serde::{Deserialize, Serialize};
 /// A recipient's domain: lower case, A-labels (RFC 5890), no trailing dot; or an address literal in brackets
 /// (RFC 5321 §4.1.3).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Arc<str>")]
 pub struct Domain(Arc<str>);
+
+/// As a store gives it back, whatever that holds.
+impl TryFrom<Arc<str>> for Domain {
+    type Error = DomainError;
+
+    fn try_from(text: Arc<str>) -> Result<Self, DomainError> {
+        let is_normal = match text.starts_with('[') {
+            true => Self::parse_literal(&text)?.0 == text,
+            false => is_host_name(&text) && !text.bytes().any(|octet| octet.is_ascii_uppercase()),
+        };
+        if is_normal { Ok(Self(text)) } else { Err(DomainError::Invalid(text.escape_debug().to_string())) }
+    }
+}
 
 /// Why a domain was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -111,18 +111,18 @@ pub struct OriginalRecipient {
 #[non_exhaustive]
 pub enum DsnError {
     /// Not an ENVID.
-    #[error("`{0}` is no envelope id: 1 to {max} printable ASCII characters", max = EnvelopeId::MAX)]
+    #[error("`{0}` is no envelope id: 1 to {max} printable ASCII characters, where a space, + and = count as three", max = EnvelopeId::MAX)]
     EnvelopeId(String),
     /// Not a type of address.
     #[error("`{0}` is no type of address: a word such as `rfc822`, of letters, digits and hyphens")]
     AddressType(String),
     /// Not an address that ORCPT can have.
-    #[error("`{0}` is no original recipient: 1 to {max} printable ASCII characters", max = OriginalRecipient::MAX)]
+    #[error("`{0}` is no original recipient: 1 to {max} printable ASCII characters, where a space, + and = count as three", max = OriginalRecipient::MAX)]
     OriginalRecipient(String),
 }
 
 impl EnvelopeId {
-    /// The longest, in characters.
+    /// The longest, in octets as it is sent (RFC 3461 §5.4): a space, `+` and `=` are sent as three.
     pub const MAX: usize = 100;
 
     /// An envelope id, as it shall stand in reports.
@@ -149,7 +149,8 @@ impl TryFrom<String> for EnvelopeId {
 }
 
 impl OriginalRecipient {
-    /// The longest address, in characters: RFC 3461 §5.4 has servers take a parameter of 500, with its type.
+    /// The longest address, in octets as it is sent: RFC 3461 §5.4 has servers take a parameter of 500, with its type. A space,
+    /// `+` and `=` are sent as three.
     pub const MAX: usize = 450;
     const MAX_TYPE: usize = 40;
 
@@ -203,19 +204,27 @@ impl From<OriginalRecipient> for (String, String) {
 }
 
 fn is_printable(text: &str, max: usize) -> bool {
-    (1..=max).contains(&text.len()) && text.bytes().all(|octet| octet.is_ascii_graphic() || octet == b' ')
+    let sent = |octet| if Xtext::is_escaped(octet) { 3 } else { 1 };
+    (1..=max).contains(&text.bytes().map(sent).sum())
+        && text.bytes().all(|octet| octet.is_ascii_graphic() || octet == b' ')
 }
 
 /// Printable ASCII as parameters have it (RFC 3461 §4).
 pub(crate) struct Xtext<'a>(pub(crate) &'a str);
 
+impl Xtext<'_> {
+    fn is_escaped(octet: u8) -> bool {
+        matches!(octet, b'+' | b'=') || !octet.is_ascii_graphic()
+    }
+}
+
 impl fmt::Display for Xtext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for octet in self.0.bytes() {
-            match octet {
-                b'+' | b'=' => write!(f, "+{octet:02X}")?,
-                b'!'..=b'~' => f.write_char(octet.into())?,
-                _ => write!(f, "+{octet:02X}")?,
+            if Self::is_escaped(octet) {
+                write!(f, "+{octet:02X}")?;
+            } else {
+                f.write_char(octet.into())?;
             }
         }
         Ok(())
@@ -229,7 +238,8 @@ mod tests {
     #[test]
     fn parameters_are_checked_where_they_are_made() {
         assert_eq!(EnvelopeId::new("QQ 314+159").unwrap().as_str(), "QQ 314+159");
-        for bad in ["", "a\r\nRCPT", "ü", &"a".repeat(101)] {
+        assert!(EnvelopeId::new("+".repeat(33)).is_ok());
+        for bad in ["", "a\r\nRCPT", "ü", &"a".repeat(101), &"+".repeat(34)] {
             assert_eq!(EnvelopeId::new(bad), Err(DsnError::EnvelopeId(bad.to_owned())));
         }
         let original = OriginalRecipient::new("Bob <bob@example.net>").unwrap();
@@ -238,7 +248,8 @@ mod tests {
             let refused = OriginalRecipient::with_type(bad, "bob");
             assert_eq!(refused, Err(DsnError::AddressType(bad.to_owned())));
         }
-        for bad in ["", "bob\0", "jörg", &"a".repeat(451)] {
+        assert!(OriginalRecipient::new("=".repeat(150)).is_ok());
+        for bad in ["", "bob\0", "jörg", &"a".repeat(451), &" ".repeat(151)] {
             assert_eq!(OriginalRecipient::new(bad), Err(DsnError::OriginalRecipient(bad.to_owned())));
         }
     }

@@ -12,4 +12,4 @@ pub(crate) use domain::{is_host_name, normal_name};
 pub(crate) use dsn::Xtext;
 pub use dsn::{DsnError, DsnReturn, EnvelopeId, MessageDsn, Notify, OriginalRecipient, RecipientDsn};
 pub use id::{EventId, MessageId};
-pub use submission::{Message, MessageError, Priority};
+pub use submission::{Message, MessageError, Priority, with_line_endings};

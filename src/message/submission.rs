@@ -108,7 +108,7 @@ impl Message {
     ///
     /// # Errors
     /// [`MessageError`]: a bad address, no recipient, or a body with a bare CR or LF, which could smuggle a
-    /// second message past a receiver.
+    /// second message past a receiver. [`with_line_endings`] makes a body of such lines.
     pub fn new<T: AsRef<str>>(
         from: &str,
         to: impl IntoIterator<Item = T>,
@@ -248,6 +248,37 @@ impl Message {
     }
 }
 
+/// The body with lines that end in CRLF (RFC 5321 §2.3.8): each LF without a CR before it, and each CR without an LF behind it,
+/// becomes one. For hosts that have their content with the line ends of their system; a body that has CRLF alone is given back as it
+/// is, without a copy. Signatures (DKIM) are made over what this gives.
+///
+/// ```
+/// let body = postrider::message::with_line_endings("Subject: hi\n\nHello\n");
+/// assert_eq!(body, "Subject: hi\r\n\r\nHello\r\n");
+/// ```
+pub fn with_line_endings(body: impl Into<Bytes>) -> Bytes {
+    let body = body.into();
+    if check_line_endings(&body).is_ok() {
+        return body;
+    }
+    let mut out = Vec::with_capacity(body.len() + body.len() / 32);
+    let mut rest = &body[..];
+    while let Some((line, end, after)) = next_line(rest) {
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\r\n");
+        rest = if end == b'\r' { after.strip_prefix(b"\n").unwrap_or(after) } else { after };
+    }
+    out.extend_from_slice(rest);
+    out.into()
+}
+
+/// What comes before the first CR or LF, that, and what comes behind it.
+fn next_line(body: &[u8]) -> Option<(&[u8], u8, &[u8])> {
+    let (line, rest) = body.split_at_checked(memchr::memchr2(b'\r', b'\n', body)?)?;
+    let (&end, after) = rest.split_first()?;
+    Some((line, end, after))
+}
+
 /// Every CR is followed by LF and every LF preceded by CR (RFC 5321 §2.3.8).
 fn check_line_endings(body: &[u8]) -> Result<(), MessageError> {
     let mut expected_lf = None;
@@ -284,6 +315,27 @@ mod tests {
         assert_eq!(body("a\r").err(), refused(1, true));
         assert_eq!(body("\r\n.\n\r\n").err(), refused(3, false));
         assert_eq!(body("\r\r\n").err(), refused(0, true));
+    }
+
+    #[test]
+    fn line_endings_are_made_where_that_is_asked_for() {
+        for (body, made) in [
+            ("", ""),
+            ("a", "a"),
+            ("a\nb", "a\r\nb"),
+            ("a\r", "a\r\n"),
+            ("\n\n", "\r\n\r\n"),
+            ("\r\r\n", "\r\n\r\n"),
+            ("\n\r", "\r\n\r\n"),
+            ("a\r\nb\nc\rd", "a\r\nb\r\nc\r\nd"),
+            ("a\r\n.\n.\r\n", "a\r\n.\r\n.\r\n"),
+        ] {
+            let found = with_line_endings(body);
+            assert_eq!(found, made, "{body:?}");
+            assert!(check_line_endings(&found).is_ok());
+        }
+        let whole = Bytes::from_static(b"a\r\n");
+        assert_eq!(with_line_endings(whole.clone()).as_ptr(), whole.as_ptr(), "not copied");
     }
 
     #[test]
