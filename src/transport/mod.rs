@@ -107,7 +107,7 @@ impl Debug for PeerCertificate {
 pub struct SessionLimits {
     /// Recipients of a transaction (RCPTMAX).
     pub recipients: Option<NonZeroU32>,
-    /// Transactions of the session (MAILMAX).
+    /// Transactions of the session (MAILMAX, and RCPTDOMAINMAX: each transaction is for one domain).
     pub transactions: Option<NonZeroU32>,
 }
 

@@ -40,7 +40,13 @@ pub(super) async fn authenticate(
     loop {
         wire.check_idle().await?;
         wire.send(format!("{line}\r\n").as_bytes(), limit, 1).await;
-        let reply = wire.reply(limit).await?;
+        let reply = wire.reply(limit).await.map_err(|cause| match cause {
+            // It quotes the server, who may repeat what it was sent.
+            EndCause::Protocol(_) => {
+                EndCause::Protocol("what AUTH was answered is no reply (and may repeat the password)".into())
+            }
+            cause => cause,
+        })?;
         if reply.is_positive() {
             return Ok(());
         }

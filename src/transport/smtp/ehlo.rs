@@ -82,8 +82,8 @@ impl Extensions {
     }
 }
 
-/// `NAME=value`, a number of one to six digits that does not begin with zero; of two the lower counts. RCPTDOMAINMAX is
-/// kept without being read: a transaction's recipients are of one domain.
+/// `NAME=value`, a number of one to six digits that does not begin with zero; of two the lower counts. RCPTDOMAINMAX, so many
+/// domains in a session, is kept by as many transactions: each has recipients of one domain, the next maybe of another.
 fn add_limit(limits: &mut SessionLimits, limit: &[u8]) {
     let mut parts = limit.splitn(2, |&b| b == b'=');
     let (Some(name), Some(value)) = (parts.next(), parts.next()) else { return };
@@ -91,7 +91,7 @@ fn add_limit(limits: &mut SessionLimits, limit: &[u8]) {
     let number = std::str::from_utf8(value).ok().filter(|_| is_number).and_then(|value| value.parse().ok());
     let known = match name.to_ascii_uppercase().as_slice() {
         b"RCPTMAX" => &mut limits.recipients,
-        b"MAILMAX" => &mut limits.transactions,
+        b"MAILMAX" | b"RCPTDOMAINMAX" => &mut limits.transactions,
         _ => return,
     };
     *known = [*known, number].into_iter().flatten().min();
@@ -133,7 +133,7 @@ mod tests {
         };
         let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n250-Dsn\n250-RequireTLS\n\
                     250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n\
-                    250-limits MailMax=5 RCPTMAX=20 RCPTDOMAINMAX=1\n250 SMTPUTF8";
+                    250-limits MailMax=5 RCPTMAX=20 RCPTDOMAINMAX=8\n250 SMTPUTF8";
         assert_eq!(offers(text), all);
     }
 
@@ -160,7 +160,8 @@ mod tests {
             ("LIMITS RCPTMAX=07 MAILMAX=+1", 0, 0),
             ("LIMITS RCPTMAX=1000000 MAILMAX=999999", 0, 999_999),
             ("LIMITS RCPTMAX=5=6 MAILMAX= 7", 0, 0),
-            ("LIMITS XMAX=3 RCPTDOMAINMAX=1  RCPTMAX=9", 9, 0),
+            ("LIMITS XMAX=3 RCPTDOMAINMAX=1  RCPTMAX=9", 9, 1),
+            ("LIMITS MAILMAX=5 RCPTDOMAINMAX=2", 0, 2),
             ("LIMITS RCPTMAX=9 RCPTMAX=3 RCPTMAX=7 RCPTMAX=x", 3, 0),
         ] {
             let got = offers(&format!("250-mx\n250 {line}")).limits;

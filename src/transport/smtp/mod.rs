@@ -147,14 +147,17 @@ impl Transport for SmtpTransport {
             && !target.tls.implicit
             && target.credentials.as_ref().is_none_or(|credentials| credentials.unencrypted);
         let level = if may_be_plain && self.plain.has(target) { StartTls::Off } else { wished };
+        let fell_back =
+            |session: SmtpSession| session.in_plain_for_want_of_tls(self.plain.clone(), &target.host);
         match self.open(target, level).await {
+            Ok(session) if level != wished => Ok(Box::new(fell_back(session))),
             Ok(session) => Ok(Box::new(session)),
             Err(failed) if failed.by_starttls && may_be_plain => {
                 // The first connection is closed.
                 let session = self.open(target, StartTls::Off).await.map_err(|failed| failed.error)?;
                 // Now it is known that TLS was the trouble, and not the host.
                 self.plain.add(target);
-                Ok(Box::new(session))
+                Ok(Box::new(fell_back(session)))
             }
             Err(failed) => Err(failed.error),
         }

@@ -45,6 +45,12 @@ impl PlainHosts {
         hosts.iter().any(|host| host.is(target))
     }
 
+    /// A host that says that it wants TLS is asked for it again at once.
+    pub(super) fn remove(&self, host: &str, peer: SocketAddr) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.retain(|known| (&*known.host, known.peer) != (host, peer));
+    }
+
     pub(super) fn add(&self, target: &Target) {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         hosts.retain(|host| !host.is(target));

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::commands::{self, MailParameters};
 use super::data::{self, Content};
 use super::ehlo::Extensions;
+use super::plain::PlainHosts;
 use super::tls::Secured;
 use super::wire::{LINGER, Wire};
 use super::{excerpt, is_refusal};
@@ -29,6 +30,8 @@ pub(super) struct SmtpSession {
     extensions: Extensions,
     timeouts: Arc<Timeouts>,
     tls: Option<Secured>,
+    /// Where and of which host it is remembered that it is spoken to in plain, since TLS failed with it.
+    fell_back: Option<(Arc<PlainHosts>, Arc<str>)>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
     ended: Option<SessionEnd>,
@@ -99,7 +102,11 @@ impl SmtpSession {
     pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<Secured>, target: &Target) -> Self {
         let (peer, timeouts) = (target.peer, target.timeouts.clone());
         let protocol = target.protocol;
-        Self { peer, wire, protocol, extensions, timeouts, tls, dirty: false, ended: None }
+        Self { peer, wire, protocol, extensions, timeouts, tls, fell_back: None, dirty: false, ended: None }
+    }
+
+    pub(super) fn in_plain_for_want_of_tls(self, hosts: Arc<PlainHosts>, host: &Arc<str>) -> Self {
+        Self { fell_back: Some((hosts, host.clone())), ..self }
     }
 
     async fn converse(
@@ -243,7 +250,7 @@ impl SmtpSession {
 
     /// Sends one command, unless a reply came that nobody asked for: it is never taken for this command's.
     async fn command(&mut self, line: &[u8], stage: Stage, limit: Duration) -> Result<(), SessionEnd> {
-        self.wire.check_quiet().await.map_err(|cause| ended(stage, cause))?;
+        self.wire.check_idle().await.map_err(|cause| ended(stage, cause))?;
         self.wire.send(line, limit, 1).await;
         Ok(())
     }
@@ -260,6 +267,15 @@ impl SmtpSession {
 
     async fn mail_reply(&mut self, report: &mut TransactionReport) -> Result<bool, SessionEnd> {
         let reply = self.reply(Stage::Mail, self.timeouts.mail).await?;
+        if let Some((hosts, host)) = self.fell_back.as_ref().filter(|_| reply.code() == 530) {
+            // RFC 3207 §4: it wants STARTTLS first, which failed. That says nothing of the mail.
+            hosts.remove(host, self.peer);
+            let words = format!(
+                "TLS failed with the host a while ago, and without it says: {}",
+                excerpt("MAIL", &reply)
+            );
+            return Err(ended(Stage::Mail, EndCause::Tls(words)));
+        }
         let accepted = verdict(Stage::Mail, &reply);
         self.dirty |= matches!(accepted, Ok(true));
         report.mail = said(reply);

@@ -199,7 +199,8 @@ fn server_name(target: &Target) -> Result<ServerName<'static>, EndCause> {
         _ => &target.host,
     };
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    if let Some(address) = literal.and_then(|address| address.parse::<IpAddr>().ok()) {
+    let address = literal.map(|literal| literal.strip_prefix("IPv6:").unwrap_or(literal));
+    if let Some(address) = address.and_then(|address| address.parse::<IpAddr>().ok()) {
         return Ok(ServerName::IpAddress(address.into()));
     }
     match ServerName::try_from(host.to_string()) {

@@ -200,11 +200,6 @@ impl Wire {
         if self.is_quiet() {
             self.look().await;
         }
-        self.check_quiet().await
-    }
-
-    /// The same, among what was already read.
-    pub(super) async fn check_quiet(&mut self) -> Result<(), EndCause> {
         if self.is_quiet() {
             return Ok(());
         }

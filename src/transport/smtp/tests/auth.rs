@@ -172,6 +172,11 @@ async fn a_reply_that_repeats_the_password_is_cut() {
     });
     let EndCause::Reply(reply) = refusal(&server, &as_ann()).await else { panic!() };
     assert_eq!(reply.to_string(), "500 5.5.1 (the reply repeats the password)");
+    let server = asking().on(|exchange| {
+        (exchange.command == Command::Auth).then(|| Behaviour::Raw(format!("{}\r\n", exchange.line).into()))
+    });
+    let EndCause::Protocol(words) = refusal(&server, &as_ann()).await else { panic!() };
+    assert_eq!(words, "what AUTH was answered is no reply (and may repeat the password)");
 }
 
 #[cfg(feature = "tls")]

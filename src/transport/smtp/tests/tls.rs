@@ -204,6 +204,29 @@ async fn opportunistic_tls_that_fails_goes_on_in_plain_and_is_remembered() {
     }
 }
 
+/// It wants TLS, and TLS fails: that is nothing the mail could bounce for, and TLS is tried with it again.
+#[tokio::test(start_paused = true)]
+async fn a_530_in_plain_after_tls_failed_is_the_sessions_end() {
+    let server = offering()
+        .reply(Command::StartTls, Behaviour::Close)
+        .on(|exchange| (exchange.command == Command::Mail).then(|| "530 5.7.0 STARTTLS first".into()));
+    let (network, transport) = network(&server);
+    let target = wishing(StartTls::Opportunistic);
+    for attempts in [2, 4] {
+        let mut session = transport.connect(&target).await.unwrap();
+        assert_eq!((session.tls(), network.attempts(peer())), (None, attempts), "TLS is tried first");
+        let report = session.transact(&simple()).await;
+        let Some(SessionEnd { stage: Stage::Mail, cause: EndCause::Tls(words) }) = report.end else {
+            panic!()
+        };
+        assert!(words.contains("STARTTLS first"), "{words}");
+        assert_eq!((report.mail, &report.recipients[..]), (None, &[RecipientReport::None][..]));
+    }
+    // Where TLS is not wished for it is a refusal as any other.
+    let mut session = transport.connect(&wishing(StartTls::Off)).await.unwrap();
+    assert_eq!(session.transact(&simple()).await.mail.map(|reply| reply.code()), Some(530));
+}
+
 #[tokio::test(start_paused = true)]
 async fn required_tls_that_fails_is_no_session() {
     for (name, behaviour) in failures() {
@@ -342,6 +365,7 @@ async fn certificates_are_verified_for_the_name() {
         ("wrong name", "mx2.example", good.clone(), Some(&good), "not valid for name"),
         ("expired", HOST, TestCertificate::expired([HOST]).unwrap(), None, "expired"),
         ("an address", literal, TestCertificate::new(["192.0.2.1"]).unwrap(), None, ""),
+        ("of IPv6", "[IPv6:2001:db8::1]", TestCertificate::new(["2001:db8::1"]).unwrap(), None, ""),
         (
             "another address",
             "[192.0.2.9]",
