@@ -689,9 +689,11 @@ impl Driver {
 
     /// Cuts what is still going on, lets writes end, and waits for the reporter's last round.
     async fn end(mut self, reporter: tokio::task::JoinHandle<()>, streams: Streams) {
-        let interrupted = self.scheduler.in_flight() as u64;
+        self.take_what_has_come().await;
         self.session_tasks.shutdown().await;
         self.look_ups.shutdown().await;
+        self.take_what_has_come().await;
+        let interrupted = self.scheduler.in_flight() as u64;
         self.scheduler.handle(self.parts.clock.now(), Event::Interrupted);
         // Writes are not cut: their outcome would be unknown. What they settle is taken note of.
         self.finish_writes().await;
@@ -735,12 +737,18 @@ impl Driver {
         }
     }
 
+    /// A verdict that is here counts, and so does one that waits for its turn to be told.
+    async fn take_what_has_come(&mut self) {
+        while let Ok(input) = self.results.try_recv() {
+            self.take(input);
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn finish_writes(&mut self) {
         let mut tries = 3;
         loop {
-            while let Ok(input) = self.results.try_recv() {
-                self.take(input);
-            }
+            self.take_what_has_come().await;
             while let Some(command) = self.scheduler.poll_command() {
                 // Only what is written or told: no new session, no new look-up.
                 match command {

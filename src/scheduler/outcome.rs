@@ -8,7 +8,7 @@ use super::intake::head_of;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Attempt, Candidate, Connection, InTransaction, State};
-use super::verdict::{Context, SessionVerdict, Verdict, Verdicts, judge, sent_away_by};
+use super::verdict::{Context, SessionVerdict, Verdict, Verdicts, is_broken_off, judge, sent_away_by};
 use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
@@ -83,6 +83,16 @@ impl Scheduler {
         self.settle(now, key, &carried, verdicts, ended_by, &session);
         if took_one {
             self.delivered_to(key);
+        }
+        if let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) {
+            let (source, peer) = (&queue.source, candidate.peer);
+            match &session {
+                SessionVerdict::Usable => self.health.completed(source, peer),
+                SessionVerdict::Gone if !reused && is_broken_off(report) => {
+                    self.health.broke(now, source, peer);
+                }
+                _ => {}
+            }
         }
         self.session_after_transaction(now, id, report.end.as_ref(), session);
         self.mark(key);

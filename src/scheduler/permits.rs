@@ -22,7 +22,7 @@ use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
 
-/// Addresses of one attempt.
+/// Addresses of one attempt, of which each preference has one at least.
 const MOST_CANDIDATES: usize = 32;
 /// Lines one destination stands in at a time for full addresses.
 const MOST_LINES: usize = 16;
@@ -317,7 +317,13 @@ impl Scheduler {
         let (mut alive, mut dead) = (Vec::new(), Vec::new());
         let mut left = MOST_CANDIDATES;
         let vouched_for = route.has_authentic_hosts();
-        for hosts in route.preferences() {
+        let has_address = |hosts: &&[RouteHost]| hosts.iter().any(RouteHost::has_address);
+        let mut preferences = route.preferences().filter(has_address).count();
+        for hosts in route.preferences().filter(has_address) {
+            preferences -= 1;
+            // However many addresses the most preferred hosts have, the others are reached when these fail.
+            let kept = preferences.min(left.saturating_sub(1));
+            left -= kept;
             let mut order: SmallVec<[&RouteHost; 4]> =
                 hosts.iter().filter(|host| host.has_address()).collect();
             self.rng.shuffle(&mut order);
@@ -338,6 +344,7 @@ impl Scheduler {
                     left -= 1;
                 }
             }
+            left += kept;
         }
         alive.append(&mut dead);
         Attempt::new(alive)

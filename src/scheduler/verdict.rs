@@ -145,6 +145,12 @@ pub(super) fn sent_away_by(report: &TransactionReport) -> Option<&Reply> {
     })
 }
 
+/// The session ended in the transaction, and the server did not say why.
+pub(super) fn is_broken_off(report: &TransactionReport) -> bool {
+    let cause = report.end.as_ref().map(|end| &end.cause);
+    cause.is_some_and(|cause| !matches!(cause, EndCause::Reply(_) | EndCause::Local(_)))
+}
+
 /// A session that was used before may have been closed while we wrote.
 fn ended_before_it_began(report: &TransactionReport, context: Context<'_>) -> bool {
     let closed = |end: &SessionEnd| matches!(end.cause, EndCause::Closed | EndCause::Broken(_));
@@ -191,6 +197,8 @@ fn unanswered(report: &TransactionReport) -> Verdict {
     match &report.end {
         // The server ended the session over another recipient, or this machine did.
         Some(end) if matches!(end.cause, EndCause::Reply(_) | EndCause::Local(_)) => Verdict::AtOnce,
+        // Nobody knows what the server has said: it was cut off.
+        Some(end) if report.dot_sent => lost(Stage::Dot, &end.cause, Some(Reason::PossiblyDelivered)),
         Some(end) => lost(end.stage, &end.cause, None),
         None => Verdict::AtOnce,
     }

@@ -128,6 +128,27 @@ async fn a_session_lost_before_the_dot_charges_and_tries_no_other_host() {
     }
 }
 
+/// Its sessions open each time, so it is never found dead by that.
+#[tokio::test(start_paused = true)]
+async fn a_host_that_breaks_each_transaction_is_passed_over_in_a_later_attempt() {
+    for (command, behaviour) in [
+        (Command::Mail, Behaviour::Close),
+        (Command::Rcpt, Behaviour::Reset),
+        (Command::Data, Behaviour::Silence),
+        (Command::Dot, Behaviour::Close),
+    ] {
+        let world = World::new();
+        world.zone.set_zone(TWO_HOSTS).unwrap();
+        let (first, second) = (SmtpServer::new().reply(command, behaviour), SmtpServer::new());
+        world.server(MX, &first).server(MX2, &second);
+        one_message(&world, "").await;
+        let Some(DeliveryEvent::Delivered(delivered)) = world.seen.events().pop() else { panic!() };
+        assert_eq!(delivered.record.mx.as_deref(), Some("mx2.example.net"), "{command:?}");
+        // Five minutes, ten, and then longer than the interval of ten.
+        assert_eq!((delivered.record.attempts, second.message_count()), (4, 1), "{command:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn lost_after_the_dot_is_possibly_delivered_and_waits() {
     let world = World::new();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use postrider::engine::SubmitError;
-use postrider::event::DeliveryEvent;
+use postrider::event::{DeliveryEvent, Reason};
 use postrider::message::MessageId;
 use postrider::storage::{MemoryStorage, Storage};
 use postrider::testing::{Behaviour, Command, SmtpServer};
@@ -134,6 +134,8 @@ async fn shutdown_cuts_at_its_deadline_and_says_so() {
     let report = engine.shutdown(Duration::from_secs(30)).await;
     assert_eq!((report.interrupted, report.queued), (1, 1));
     assert_eq!(world.elapsed(), 35);
+    let Some(DeliveryEvent::Deferred(deferred)) = world.seen.events().pop() else { panic!() };
+    assert_eq!(deferred.diagnosis.reason, Some(Reason::PossiblyDelivered), "the server may have taken it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -74,6 +74,31 @@ fn no_address_left_is_the_destinations_step_and_nobody_is_charged() {
     assert_eq!(deferred.record.attempts, 1, "the step charged nobody");
 }
 
+/// As many as one attempt has.
+#[test]
+fn hosts_with_many_addresses_do_not_hide_the_next_ones() {
+    let mut rig = Rig::new("");
+    let many: Vec<String> = (1..=40).map(|n| format!("192.0.2.{n}:25")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let (a, b) = many.split_at(20);
+    let hosts = route(&[
+        &[("a.x.example", a), ("b.x.example", b)],
+        &[("none.x.example", &[])],
+        &[("c.x.example", &["198.51.100.1:25"])],
+        &[("d.x.example", &["198.51.100.2:25", "198.51.100.3:25"])],
+    ]);
+    rig.routes.insert("x.example".to_owned(), Ok(hosts));
+    rig.submit("a@x.example");
+    let mut tried = Vec::new();
+    for _ in 0..32 {
+        tried.push(rig.refuse().ip().to_string());
+    }
+    assert!(tried[..30].iter().all(|address| address.starts_with("192.0.2.")), "{tried:?}");
+    assert_eq!(tried[30], "198.51.100.1");
+    assert!(["198.51.100.2", "198.51.100.3"].contains(&&*tried[31]), "{tried:?}");
+    assert_eq!(rig.timeline(), ["0 queue-deferred x.example 4.4.1"]);
+}
+
 #[test]
 fn an_attempt_is_made_again_at_addresses_that_work_first() {
     let mut rig = Rig::new("max-msg-per-connection = 1");
