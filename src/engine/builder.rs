@@ -124,8 +124,9 @@ impl EngineBuilder {
     }
 
     /// The most octets of message content in memory: one half for messages being sent, one quarter for fresh ones
-    /// that wait for their first attempt, one quarter for those being stored. A message larger than its part is
-    /// admitted alone. Default: 128 MiB.
+    /// that wait for their first attempt, one quarter for those being stored. Of the half, a quarter is for small messages alone,
+    /// those of at most a 256th of it: so receivers that take large ones slowly hold up large ones, and these go in turn. A message
+    /// larger than its part is admitted alone. Default: 128 MiB.
     pub fn body_memory(mut self, octets: usize) -> Self {
         self.bounds.transit_octets = octets / 2;
         self.bounds.held_octets = octets / 4;

@@ -101,7 +101,7 @@ impl AtRest for Work {
             connect: Vec::new(),
             rate: Vec::new(),
             look_up: false,
-            body: false,
+            body: None,
             settle: false,
             claim: false,
             window: false,
@@ -182,7 +182,7 @@ pub(super) struct Waits {
     /// For a rate to allow recipients.
     pub(super) rate: Vec<Place>,
     pub(super) look_up: bool,
-    pub(super) body: bool,
+    pub(super) body: Option<super::transit::Size>,
     pub(super) settle: bool,
     pub(super) claim: bool,
     pub(super) window: bool,
@@ -191,7 +191,7 @@ pub(super) struct Waits {
 impl Waits {
     fn is_for_nothing(&self) -> bool {
         let Self { connect, rate, look_up, body, settle, claim, window } = self;
-        connect.is_empty() && rate.is_empty() && !(*look_up || *body || *settle || *claim || *window)
+        connect.is_empty() && rate.is_empty() && !(*look_up || body.is_some() || *settle || *claim || *window)
     }
 }
 

@@ -60,7 +60,7 @@ impl Scheduler {
             taken: self.limits.taken(),
             window: self.window.len(),
             held_octets: self.window.held_octets(),
-            transit_octets: self.transit_octets,
+            transit_octets: self.transit.octets(),
             largest_body: octets.max().unwrap_or(0),
             look_ups: self.looking_up,
             claims: self.claims.len(),

@@ -54,6 +54,7 @@ mod state;
 mod sweep;
 mod timers;
 mod told;
+mod transit;
 mod unread;
 mod verdict;
 mod why;
@@ -123,7 +124,7 @@ pub(crate) struct Bounds {
     pub(crate) window_per_destination: usize,
     /// Octets of content held between submission and first attempt; past it bodies are read back.
     pub(crate) held_octets: usize,
-    /// Octets of content in transactions; one larger is admitted alone.
+    /// Octets of content in transactions, a quarter of them for small messages; see [`transit`].
     pub(crate) transit_octets: usize,
     /// Items whose outcome is not yet durable, past which no transaction starts: a crash sends them again. With fewer connections fewer, see [`Scheduler::most_unsettled`].
     pub(crate) unsettled: usize,
@@ -242,7 +243,7 @@ pub(crate) struct Scheduler {
     /// Idle connections by source, address and TLS, the longest idle first.
     idle_at: NameMap<session::Meeting, Idle>,
     looking_up: usize,
-    transit_octets: usize,
+    transit: transit::Transit,
     waiting: Waiting,
 
     dirty: VecDeque<DestinationKey>,
@@ -260,11 +261,6 @@ pub(crate) struct Scheduler {
 #[derive(Default)]
 struct Waiting {
     look_up: Turns,
-    /// For room for a body. Strictly in turn, so that small ones do not keep a large one out.
-    body: VecDeque<DestinationKey>,
-    body_called: Option<DestinationKey>,
-    /// Room was made since the first of them tried.
-    body_freed: bool,
     /// For one of the claims under way to come back.
     claim: VecDeque<DestinationKey>,
     /// For room in the window, without a connection that keeps a share of it.
@@ -347,7 +343,7 @@ impl Scheduler {
             newly_idle: VecDeque::new(),
             idle_at: NameMap::default(),
             looking_up: 0,
-            transit_octets: 0,
+            transit: transit::Transit::default(),
             waiting: Waiting::default(),
             dirty: VecDeque::new(),
             timers: Timers::new(),
@@ -514,7 +510,7 @@ impl Scheduler {
 
     /// A destination whose wait is over: what it waited for is to be had.
     fn next_waiter(&mut self) -> Option<DestinationKey> {
-        self.waiting.body_called = None;
+        self.transit.nobody_is_called();
         if self.shutting_down {
             return None;
         }
@@ -524,13 +520,9 @@ impl Scheduler {
             self.stop_waiting(key, |waits| waits.look_up = false);
             return Some(key);
         }
-        if self.waiting.body_freed {
-            if let Some(key) = self.waiting.body.pop_front() {
-                self.waiting.body_called = Some(key);
-                self.stop_waiting(key, |waits| waits.body = false);
-                return Some(key);
-            }
-            self.waiting.body_freed = false;
+        if let Some(key) = self.transit.call() {
+            self.stop_waiting(key, |waits| waits.body = None);
+            return Some(key);
         }
         if self.window.len() < self.bounds.window
             && let Some(key) = self.waiting.window.pop_front()

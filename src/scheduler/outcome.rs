@@ -659,8 +659,7 @@ impl Scheduler {
     /// A transaction ended: its content makes room.
     pub(super) fn transaction_over(&mut self, octets: usize) {
         self.busy = self.busy.saturating_sub(1);
-        self.transit_octets = self.transit_octets.saturating_sub(octets);
-        self.waiting.body_freed = true;
+        self.transit.end(octets, self.bounds.transit_octets);
     }
 
     /// An item whose transaction did not take place goes first again.

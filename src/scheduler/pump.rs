@@ -133,7 +133,7 @@ impl Scheduler {
             // One at its limit waits for more connections and sends over those it has.
             let to_connect =
                 !waits.connect.is_empty() || waits.look_up || self.is_resting(now, destination.queue);
-            let to_send = waits.body || !waits.rate.is_empty();
+            let to_send = waits.body.is_some() || !waits.rate.is_empty();
             destination.work.ready > 0 && (to_send || to_connect && destination.work.connections == 0)
         })
     }
@@ -248,17 +248,17 @@ impl Scheduler {
         }
         let Some(item) = self.window.get(id) else { return true };
         let octets = usize::try_from(item.item.envelope.size).unwrap_or(usize::MAX);
-        let fits = self.transit_octets.saturating_add(octets) <= self.bounds.transit_octets;
-        let is_called = self.waiting.body_called == Some(key);
-        let in_turn = is_called || self.waiting.body.is_empty();
-        // With nothing in transit nobody would be called.
-        if self.transit_octets > 0 && !(fits && in_turn) {
+        let room = self.bounds.transit_octets;
+        if !self.transit.admits(key, octets, room) {
             let fresh = item.is_fresh();
             self.stand_in_line(id, fresh, true);
-            self.wait_for_body(key, is_called);
+            if let Some(destination) = self.destinations.get_mut(key)
+                && destination.work.waits.body.is_none()
+            {
+                destination.work.waits.body = Some(self.transit.wait(key, octets, room));
+            }
             return false;
         }
-        self.waiting.body_called = None;
         let most = self.recipients_per_transaction(item.lane);
         let of_server =
             self.connections.get(&connection_id).and_then(|connection| connection.opened.limits.recipients);
@@ -292,7 +292,7 @@ impl Scheduler {
         connection.used += 1;
         let host = connection.current.host.clone();
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(connection_id));
-        self.transit_octets = self.transit_octets.saturating_add(octets);
+        self.transit.begin(octets, room);
         self.busy += 1;
         if let Some(lane) = self.lanes.get_mut(lane_key) {
             lane.work.deadlines.remove(&(deadline, id));
@@ -323,19 +323,6 @@ impl Scheduler {
         self.queues.get(self.destinations.get(key)?.queue)
     }
 
-    /// Who was called and still does not fit keeps its place, and the others wait with it.
-    fn wait_for_body(&mut self, key: DestinationKey, is_called: bool) {
-        let Some(destination) = self.destinations.get_mut(key) else { return };
-        if is_called {
-            self.waiting.body_called = None;
-            self.waiting.body_freed = false;
-        }
-        if !std::mem::replace(&mut destination.work.waits.body, true) {
-            let line = &mut self.waiting.body;
-            if is_called { line.push_front(key) } else { line.push_back(key) }
-        }
-    }
-
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
@@ -345,7 +332,7 @@ impl Scheduler {
                 return;
             }
             // A connection that can not send would be closed for one that waits, and that one for it, without end.
-            if destination.work.waits.body || !destination.work.waits.rate.is_empty() {
+            if destination.work.waits.body.is_some() || !destination.work.waits.rate.is_empty() {
                 return;
             }
             if !self.may_start() {

@@ -53,7 +53,7 @@ impl Scheduler {
         }
         assert!(held.is_empty(), "held of no limit");
         assert_eq!(self.idle_at.values().map(|idle| idle.len()).sum::<usize>(), listed, "listed by address");
-        assert_eq!(self.transit_octets, octets, "octets in transit");
+        assert_eq!(self.transit.octets(), octets, "octets in transit");
 
         let mut reserved = 0;
         let mut deadlines: BTreeMap<LaneKey, BTreeSet<_>> = BTreeMap::new();

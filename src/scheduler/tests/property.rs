@@ -29,7 +29,7 @@ impl World {
             window: random.usize(4..60),
             window_per_destination: random.usize(2..20),
             held_octets: random.usize(0..200),
-            transit_octets: random.usize(1..100),
+            transit_octets: if random.bool() { random.usize(1..100) } else { random.usize(1..20_000) },
             unsettled: random.usize(1..30),
             look_ups: random.usize(1..3),
             claims: 4,

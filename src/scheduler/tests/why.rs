@@ -586,7 +586,7 @@ fn waiting_for_room_in_memory() {
     let id = rig.submit("a@y.example");
     assert_eq!(rig.waits(id), "1 items are in hand, no more are taken out of the store");
 
-    let mut rig = bounded(Bounds { transit_octets: 20, ..Bounds::default() });
+    let mut rig = bounded(Bounds { transit_octets: 26, ..Bounds::default() });
     rig.submit("a@x.example");
     rig.connect();
     let id = rig.submit("a@y.example");

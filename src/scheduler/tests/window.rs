@@ -196,7 +196,7 @@ fn fresh_mail_and_due_retries_alternate() {
 
 #[test]
 fn bodies_in_transit_have_a_budget_and_a_large_one_goes_alone_in_its_turn() {
-    let bounds = Bounds { transit_octets: 100, ..Bounds::default() };
+    let bounds = Bounds { transit_octets: 133, ..Bounds::default() };
     let mut rig = Rig::with_policy("[domain.\"*\"]\nmax-smtp-out = 1", bounds);
     let send = |rig: &mut Rig, to: &str, octets: usize| {
         rig.submit_message(Message::new("", [to], vec![b'x'; octets]).unwrap());
@@ -217,6 +217,39 @@ fn bodies_in_transit_have_a_budget_and_a_large_one_goes_alone_in_its_turn() {
     rig.accept();
     assert_eq!(rig.transacts.len(), 3, "three of 30 octets fit");
     assert_eq!(rig.accept_all(), 5);
+    rig.pass(MINUTE);
+    rig.scheduler.assert_empty();
+}
+
+/// Whoever takes large messages as slowly as it can holds up none that are small.
+#[test]
+fn small_bodies_do_not_stand_in_line_behind_large_ones() {
+    let bounds = Bounds { transit_octets: 4096, ..Bounds::default() };
+    let mut rig = Rig::with_policy("[domain.\"*\"]\nmax-smtp-out = 1", bounds);
+    let send = |rig: &mut Rig, to: &str, octets: usize| {
+        rig.submit_message(Message::new("", [to], vec![b'x'; octets]).unwrap());
+        rig.connect();
+    };
+    send(&mut rig, "a@slow.example", 9_999);
+    send(&mut rig, "b@slow2.example", 17);
+    assert_eq!(rig.transacts.len(), 1, "over a 256th of the room is large");
+    for n in 0..65 {
+        send(&mut rig, &format!("a@x{n}.example"), 16);
+    }
+    assert_eq!(rig.transacts.len(), 1 + 64, "a quarter of the room");
+    let slow = rig.transacts.pop_front().unwrap();
+    rig.accept();
+    assert_eq!(rig.transacts.len(), 64, "the last of them has room now");
+    rig.transacts.push_front(slow);
+    rig.accept();
+    assert_eq!(rig.transacts.len(), 65);
+    assert_eq!(rig.accept_all(), 65);
+    // Where no large one takes the room the small ones have all of it.
+    for n in 0..257 {
+        send(&mut rig, &format!("a@y{n}.example"), 16);
+    }
+    assert_eq!(rig.transacts.len(), 256);
+    assert_eq!(rig.accept_all(), 257);
     rig.pass(MINUTE);
     rig.scheduler.assert_empty();
 }

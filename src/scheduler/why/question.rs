@@ -264,11 +264,12 @@ impl<'a> Question<'a> {
             return found.add(wait);
         }
         let scheduler = self.scheduler;
-        if destination.work.waits.body {
+        if let Some(size) = destination.work.waits.body {
+            let (octets, limit, in_line) = scheduler.transit.told(size, scheduler.bounds.transit_octets);
             found.add(Wait::BodyMemory {
-                octets: scheduler.transit_octets as u64,
-                limit: scheduler.bounds.transit_octets as u64,
-                in_line: scheduler.waiting.body.len() as u64,
+                octets: octets as u64,
+                limit: limit as u64,
+                in_line: in_line as u64,
             });
         }
         destination

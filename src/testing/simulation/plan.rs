@@ -347,6 +347,11 @@ fn other_store_fault(random: &mut fastrand::Rng) -> StoreFault {
     }
 }
 
+/// Every other time so much that small messages have a share of it.
+fn wide_at_times(octets: usize) -> usize {
+    if octets.is_multiple_of(2) { octets * 200 } else { octets }
+}
+
 /// What is held in memory: often little, so that the bounds are met.
 pub(super) fn bounds(random: &mut fastrand::Rng) -> Bounds {
     if random.bool() {
@@ -356,7 +361,7 @@ pub(super) fn bounds(random: &mut fastrand::Rng) -> Bounds {
         window: one_of(random, &[2, 4, 8, 16, 60]).unwrap_or(4),
         window_per_destination: random.usize(1..20),
         held_octets: random.usize(..2_000),
-        transit_octets: random.usize(1..1_000),
+        transit_octets: wide_at_times(random.usize(1..1_000)),
         unsettled: one_of(random, &[1, 2, 4, 16]).unwrap_or(1),
         look_ups: random.usize(1..3),
         claims: random.usize(1..5),
