@@ -24,6 +24,7 @@ pub use route::{
     Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind, RouteOptions, find_fixed_route, find_route,
 };
 pub use tlsa::TlsaRecord;
+use tlsa::is_too_much;
 pub use txt::TxtRecord;
 pub use zone::{Dnssec, StaticResolver, ZoneError, ZoneProblem};
 
@@ -64,7 +65,8 @@ pub trait Resolver: Debug + Display + Send + Sync + 'static {
         Err(DnsError::new(kind, format!("TXT of {name}: {}", kind.as_str())))
     }
 
-    /// The TLSA records of `name`, such as `_25._tcp.mx.example.net` (RFC 6698 §3). Never records past their TTL.
+    /// The TLSA records of `name`, such as `_25._tcp.mx.example.net` (RFC 6698 §3). Never records past their TTL. Of a host with
+    /// more than 32 records, or more than 16 KiB of data in them, nothing is used.
     ///
     /// Provided: fails with [`DnsErrorKind::Unsupported`], so that with a resolver that lacks it there is no DANE.
     async fn tlsa(&self, name: &str, freshness: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
@@ -116,7 +118,8 @@ pub struct Answer<T> {
     /// How long that holds: the least of the records' TTLs; of what is not there, from the SOA.
     pub ttl: Duration,
     /// All of it, every CNAME included, was found authentic by DNSSEC (RFC 4035 §3.2.3, the AD bit), by somebody whose word
-    /// counts. `false` where that is not known.
+    /// counts. `false` where that is not known. Of records that stand in past their TTL: what was so within it, so that nobody takes DANE
+    /// away by keeping DNS from answering; TLSA and CNAME records never stand in.
     pub authentic: bool,
     /// The name that CNAMEs led to; `None`: there were none.
     pub canonical: Option<Arc<str>>,

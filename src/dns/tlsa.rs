@@ -3,6 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
+/// Records of a host that are read.
+const MOST_RECORDS: usize = 32;
+/// Octets of their data together, and so of one.
+const MOST_OCTETS: usize = 16 * 1024;
+
+/// Whether it is more than is read of one answer. Part of it would be no answer: the record that counts may be in the rest.
+pub(super) fn is_too_much(records: &[TlsaRecord]) -> bool {
+    let octets: usize = records.iter().map(|record| record.data.len()).sum();
+    records.len() > MOST_RECORDS || octets > MOST_OCTETS
+}
+
 /// A TLSA record (RFC 6698 §2.1), as DNS has it: any numbers, any data.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(clippy::exhaustive_structs, reason = "four fields are the standard")]

@@ -15,7 +15,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::Semaphore;
 
-use self::store::Store;
+use self::store::{Store, Weighty};
 use super::{Answer, Data, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord};
 use crate::clock::Clock;
 
@@ -26,6 +26,10 @@ pub struct CacheOptions {
     /// Answers kept of each record type (MX, A, AAAA, TXT, TLSA, CNAME). At the bound the least recently used is forgotten. Zero: no
     /// answer is kept. Default: 32,768.
     pub capacity: usize,
+    /// Octets of memory for the answers of each record type, by a rough estimate; at the bound likewise. An answer that takes more than
+    /// that is not kept. Default: 16 MiB, so 96 MiB in all, of which answers of common size fill a part when [`capacity`](Self::capacity)
+    /// is reached.
+    pub octets: usize,
     /// Records hold at least so long, whatever their TTL. Default: zero, as DNS demands.
     pub min_ttl: Duration,
     /// Records hold at most so long. Default: a day.
@@ -44,6 +48,7 @@ impl Default for CacheOptions {
         const DAY: Duration = Duration::from_secs(86_400);
         Self {
             capacity: 32_768,
+            octets: 16 << 20,
             min_ttl: Duration::ZERO,
             max_ttl: DAY,
             max_negative_ttl: Duration::from_secs(15 * 60),
@@ -151,7 +156,7 @@ fn take_off<R: Resolver, T: Record>(
         let answer = T::ask(&inner.resolver, &landing.name).await?;
         let answer = inner.options.cut(answer);
         let now = inner.clock.now();
-        T::table(inner).lock().answers.put(&landing.name, &answer, now, inner.options.capacity);
+        T::table(inner).lock().answers.put(&landing.name, &answer, now, &inner.options);
         Ok(answer)
     };
     let lookup = lookup.boxed().shared();
@@ -191,7 +196,7 @@ impl CacheOptions {
 
 /// What is kept apart by record type.
 #[async_trait]
-trait Record: Clone + Send + Sync + Sized + 'static {
+trait Record: Weighty + Send + Sync + Sized + 'static {
     /// Records past their TTL may stand in for a look-up that failed.
     const STANDS_IN: bool;
     fn table<R>(inner: &Inner<R>) -> &Table<Self>;
@@ -199,7 +204,14 @@ trait Record: Clone + Send + Sync + Sized + 'static {
 }
 
 macro_rules! record {
-    ($record:ty, $question:ident, $stands_in:literal) => {
+    ($record:ty, $question:ident, $stands_in:literal, $octets:expr) => {
+        impl Weighty for $record {
+            fn octets(&self) -> usize {
+                let octets: fn(&Self) -> usize = $octets;
+                octets(self)
+            }
+        }
+
         #[async_trait]
         impl Record for $record {
             const STANDS_IN: bool = $stands_in;
@@ -215,13 +227,13 @@ macro_rules! record {
     };
 }
 
-record!(MxRecord, mx, true);
-record!(Ipv4Addr, ipv4, true);
-record!(Ipv6Addr, ipv6, true);
-record!(TxtRecord, txt, true);
+record!(MxRecord, mx, true, |mx| mx.exchange.capacity());
+record!(Ipv4Addr, ipv4, true, |_| 0);
+record!(Ipv6Addr, ipv6, true, |_| 0);
+record!(TxtRecord, txt, true, |txt| txt.octets().len());
 // Certificates are held to what is known to be true now (RFC 7672 §2.1).
-record!(TlsaRecord, tlsa, false);
-record!(Arc<str>, cname, false);
+record!(TlsaRecord, tlsa, false, |tlsa| tlsa.data.len());
+record!(Arc<str>, cname, false, |name| name.len());
 
 impl<T> Table<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {

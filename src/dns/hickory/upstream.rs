@@ -14,16 +14,13 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use super::HickoryError;
 use super::server::Server;
 use crate::dns::{
-    Answer, Data, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord,
+    Answer, Data, DnsError, DnsErrorKind, Freshness, MxRecord, Resolver, TlsaRecord, TxtRecord, is_too_much,
 };
 
 /// Kept of one answer: several times what a route uses.
 const MAX_RECORDS: usize = 128;
 /// Octets of text in one answer. One that is cut could mean something else.
 const MAX_TEXT: usize = 8 * 1024;
-/// TLSA records in one answer, and octets of their data, likewise.
-const MAX_TLSA: usize = 32;
-const MAX_TLSA_DATA: usize = 16 * 1024;
 /// CNAMEs followed before the chain counts as one without end.
 const MAX_CNAMES: usize = 8;
 
@@ -117,12 +114,10 @@ impl Upstream {
         rtype: &str,
         name: &str,
         answer: Answer<T>,
-        most: usize,
-        most_octets: usize,
-        size: fn(&[T]) -> usize,
+        is_too_much: fn(&[T]) -> bool,
     ) -> Result<Answer<T>, DnsError> {
         match &answer.data {
-            Data::Records(records) if records.len() > most || size(records) > most_octets => {
+            Data::Records(records) if is_too_much(records) => {
                 let message =
                     format!("{rtype} of {name}: more than is read of one answer (asked {})", self.names);
                 Err(DnsError::new(DnsErrorKind::Malformed, message))
@@ -298,8 +293,10 @@ impl Resolver for Upstream {
             _ => None,
         };
         let answer = self.ask(name, RecordType::TXT, read, |_| 0).await?;
-        let size = |records: &[TxtRecord]| records.iter().map(|record| record.octets().len()).sum();
-        self.whole("TXT", name, answer, usize::MAX, MAX_TEXT, size)
+        let is_too_much = |records: &[TxtRecord]| {
+            records.iter().map(|record| record.octets().len()).sum::<usize>() > MAX_TEXT
+        };
+        self.whole("TXT", name, answer, is_too_much)
     }
 
     async fn tlsa(&self, name: &str, _: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
@@ -313,8 +310,7 @@ impl Resolver for Upstream {
             _ => None,
         };
         let answer = self.ask(name, RecordType::TLSA, read, |_| 0).await?;
-        let size = |records: &[TlsaRecord]| records.iter().map(|record| record.data.len()).sum();
-        self.whole("TLSA", name, answer, MAX_TLSA, MAX_TLSA_DATA, size)
+        self.whole("TLSA", name, answer, is_too_much)
     }
 
     async fn cname(&self, name: &str, _: Freshness) -> Result<Answer<Arc<str>>, DnsError> {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::OptionFuture;
 
-use super::RouteOptions;
 use super::dane::{Demand, Origin};
+use super::{Limit, RouteOptions};
 use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness, Resolver};
 use crate::message::is_host_name;
 
@@ -111,6 +112,7 @@ pub(super) struct Hosts<'a> {
     pub(super) resolver: &'a dyn Resolver,
     pub(super) options: &'a RouteOptions,
     pub(super) freshness: Freshness,
+    pub(super) limit: Limit,
     pub(super) obeys_prohibition: bool,
     /// TLSA records are looked for, and these are names of the domain whose hosts they are.
     pub(super) dane: Option<&'a [Arc<str>]>,
@@ -155,10 +157,10 @@ impl Hosts<'_> {
         if !is_host_name(host) {
             return;
         }
-        let (ipv4, ipv6) = tokio::join!(
-            async { if ipv4 { Some(self.resolver.ipv4(host, self.freshness).await) } else { None } },
-            async { if ipv6 { Some(self.resolver.ipv6(host, self.freshness).await) } else { None } },
-        );
+        let (resolver, limit) = (self.resolver, self.limit);
+        let ipv4 = ipv4.then(|| limit.keep("A", host, resolver.ipv4(host, self.freshness)));
+        let ipv6 = ipv6.then(|| limit.keep("AAAA", host, resolver.ipv6(host, self.freshness)));
+        let (ipv4, ipv6) = tokio::join!(OptionFuture::from(ipv4), OptionFuture::from(ipv6));
         self.take(ipv4, port, found);
         self.take(ipv6, port, found);
     }

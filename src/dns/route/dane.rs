@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::addresses::Hosts;
 use crate::dane::TlsaSet;
-use crate::dns::{Answer, Data, DnsError, DnsErrorKind};
+use crate::dns::{Answer, Data, DnsError, DnsErrorKind, is_too_much};
 use crate::message::is_host_name;
 
 /// Octets of a name in text (RFC 1035 §2.3.4).
@@ -58,12 +58,16 @@ impl Hosts<'_> {
             if name.len() > LONGEST_NAME || !is_host_name(&base) {
                 continue;
             }
-            match self.resolver.tlsa(&name, self.freshness).await {
+            match self.limit.keep("TLSA", &name, self.resolver.tlsa(&name, self.freshness)).await {
                 Ok(answer) => {
                     ttl = ttl.min(answer.ttl);
                     if let Data::Records(records) = answer.data
                         && answer.authentic
                     {
+                        if is_too_much(&records) {
+                            let message = format!("TLSA of {name}: more than is read of one answer");
+                            return (unknown(DnsError::new(DnsErrorKind::Malformed, message)), ttl);
+                        }
                         let set = TlsaSet::new(base, next_hop.iter().cloned(), records);
                         return (Demand::Tlsa(Arc::new(set)), ttl);
                     }
@@ -83,7 +87,8 @@ impl Hosts<'_> {
             (false, None) => Ok(Vec::new()),
             // The name may be in a signed zone and lead out of it. Name servers of others may not even answer for TLSA.
             (false, Some(_)) => {
-                let cname = self.resolver.cname(host, self.freshness).await?;
+                let cname = self.resolver.cname(host, self.freshness);
+                let cname = self.limit.keep("CNAME", host, cname).await?;
                 let is_secure = cname.authentic && matches!(cname.data, Data::Records(_));
                 Ok(if is_secure { vec![host.clone()] } else { Vec::new() })
             }

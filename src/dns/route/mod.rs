@@ -12,17 +12,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
+
 pub use failure::{RouteFailure, RouteFailureKind};
 pub use options::RouteOptions;
 
 use self::addresses::{Found, Hosts};
 use self::dane::Demand;
-use super::{DnsErrorKind, Freshness, MailExchangers, Resolver};
+use super::{Answer, DnsError, DnsErrorKind, Freshness, MailExchangers, Resolver};
+use crate::clock;
 use crate::dane::TlsaSet;
 use crate::message::Domain;
 use crate::mta_sts::{KnownPolicy, Mode};
 use crate::policy::{FixedHost, HostName};
 
+/// For all questions of a look-up together. A name server that is away is found out within it; a domain whose servers answer late, each
+/// of them, keeps nobody else from their turn for longer.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Of a route that no look-up led to.
 const FIXED_TTL: Duration = Duration::from_secs(86_400);
 
@@ -114,12 +120,19 @@ impl RouteHost {
 /// which they can not be found out keeps its place without addresses; so does none whose records are not authentic, or that has
 /// none: it demands nothing.
 ///
+/// All of it takes 60 s at most. What was not answered by then counts as a look-up that failed: of an MX record the route is not known,
+/// of a host's addresses it has none, of its TLSA records it keeps its place without addresses. Nothing is left out for lack of time that a
+/// host might demand.
+///
 /// Before a permanent failure is returned, everything is asked once more past any cache. An
 /// [`Implicit`](RouteKind::Implicit) route is not one: a caller that bounces for it asks with [`Freshness::Fresh`]
 /// first.
 ///
 /// # Errors
 /// [`RouteFailure`]. A failed look-up never counts as "no such record".
+///
+/// # Panics
+/// Outside of a tokio runtime with time.
 ///
 /// # Cancel safety
 /// May be dropped at any time.
@@ -135,9 +148,10 @@ pub async fn find_route(
         found.address(address, options.port, options, true);
         return finish(domain.as_str(), RouteKind::Literal, vec![vec![(name, found)]], FIXED_TTL);
     }
-    match find_by_mx(resolver, domain.as_str(), options, freshness).await {
+    let limit = Limit::begins();
+    match find_by_mx(resolver, domain.as_str(), options, freshness, limit).await {
         Err(failure) if failure.is_permanent() && freshness == Freshness::Cached => {
-            find_by_mx(resolver, domain.as_str(), options, Freshness::Fresh).await
+            find_by_mx(resolver, domain.as_str(), options, Freshness::Fresh, limit).await
         }
         result => result,
     }
@@ -151,6 +165,9 @@ pub async fn find_route(
 /// # Errors
 /// [`RouteFailure`]: none of the hosts has a usable address.
 ///
+/// # Panics
+/// Outside of a tokio runtime with time.
+///
 /// # Cancel safety
 /// May be dropped at any time.
 pub async fn find_fixed_route(
@@ -159,7 +176,8 @@ pub async fn find_fixed_route(
     options: &RouteOptions,
 ) -> Result<Route, RouteFailure> {
     let dane = options.dane.then_some(&[][..]);
-    let lookup = Hosts { resolver, options, freshness: Freshness::Cached, obeys_prohibition: false, dane };
+    let (freshness, limit) = (Freshness::Cached, Limit::begins());
+    let lookup = Hosts { resolver, options, freshness, limit, obeys_prohibition: false, dane };
     let mut preferences = Vec::with_capacity(groups.len());
     for group in groups {
         let hosts = group.iter().take(super::MAX_MAIL_EXCHANGERS).map(|host| {
@@ -178,14 +196,38 @@ pub async fn find_fixed_route(
     finish(&format!("fixed hosts {}", names()), RouteKind::Fixed, preferences, FIXED_TTL)
 }
 
+/// Until when a look-up waits for answers.
+#[derive(Clone, Copy)]
+struct Limit(Instant);
+
+impl Limit {
+    fn begins() -> Self {
+        Self(clock::instant() + LIMIT)
+    }
+
+    /// An answer, or that it came too late.
+    async fn keep<T>(
+        self,
+        what: &str,
+        name: &str,
+        answer: impl Future<Output = Result<Answer<T>, DnsError>>,
+    ) -> Result<Answer<T>, DnsError> {
+        timeout_at(self.0, answer).await.unwrap_or_else(|_| {
+            let late = format!("{what} of {name}: not all was answered within {} s", LIMIT.as_secs());
+            Err(DnsError::new(DnsErrorKind::Timeout, late))
+        })
+    }
+}
+
 async fn find_by_mx(
     resolver: &dyn Resolver,
     domain: &str,
     options: &RouteOptions,
     freshness: Freshness,
+    limit: Limit,
 ) -> Result<Route, RouteFailure> {
     let fail = |kind, what: &str| Err(RouteFailure::new(kind, format!("{domain}: {what}")));
-    let answer = match resolver.mx(domain, freshness).await {
+    let answer = match limit.keep("MX", domain, resolver.mx(domain, freshness)).await {
         Ok(answer) => answer,
         Err(error) => {
             return fail(RouteFailureKind::LookUp(error.kind()), &format!("look-up of MX failed: {error}"));
@@ -210,7 +252,7 @@ async fn find_by_mx(
     let names: Vec<Arc<str>> =
         [Some(domain.into()), answer.canonical.clone()].into_iter().flatten().collect();
     let dane = (options.dane && answer.authentic).then_some(names.as_slice());
-    let lookup = Hosts { resolver, options, freshness, obeys_prohibition: true, dane };
+    let lookup = Hosts { resolver, options, freshness, limit, obeys_prohibition: true, dane };
     let widths: Vec<usize> = groups.iter().map(Vec::len).collect();
     let hosts = groups.into_iter().flatten().map(|name| (Arc::from(name), None, options.port)).collect();
     // All preferences at once: a look-up costs less than a wait for it when the first host turns out to be dead.

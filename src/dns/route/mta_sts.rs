@@ -16,7 +16,8 @@ impl Route {
     /// Only for routes that DNS led to, not for fixed hosts and address literals.
     ///
     /// # Errors
-    /// [`RouteFailureKind::MtaSts`]: no host that the policy permits has an address.
+    /// No host that the policy permits has an address: [`RouteFailureKind::MtaSts`]; or [`RouteFailureKind::Dane`], if one of them was
+    /// barred before.
     pub fn under_policy(mut self, domain: &str, policy: Arc<KnownPolicy>) -> Result<Self, RouteFailure> {
         match policy.policy().mode() {
             Mode::None => return Ok(self),
@@ -36,15 +37,22 @@ impl Route {
     }
 
     fn fails(&self, domain: &str, policy: &KnownPolicy) -> RouteFailure {
-        let permitted = self.hosts.iter().any(|host| policy.policy().permits(&host.name));
-        let why =
-            if permitted { "the hosts it permits have no address" } else { "it permits none of the hosts" };
+        let permitted = || self.hosts.iter().filter(|host| policy.policy().permits(&host.name));
+        // The policy has barred none of them.
+        let (kind, why) = if permitted().any(|host| host.barred) {
+            let why = "the hosts it permits are barred by DANE: what they demand is not known";
+            (RouteFailureKind::Dane, why)
+        } else if permitted().next().is_some() {
+            (RouteFailureKind::MtaSts, "the hosts it permits have no address")
+        } else {
+            (RouteFailureKind::MtaSts, "it permits none of the hosts")
+        };
         let mut names: Vec<&str> = self.hosts.iter().take(NAMED).map(|host| &*host.name).collect();
         if self.hosts.len() > NAMED {
             names.push("…");
         }
         let message = format!("{domain}: MTA-STS policy {}: {why} ({})", policy.id(), names.join(", "));
-        RouteFailure::new(RouteFailureKind::MtaSts, message)
+        RouteFailure::new(kind, message)
     }
 }
 
@@ -106,5 +114,16 @@ mod tests {
             assert!(!failure.is_permanent());
             assert_eq!(failure.status().to_string(), "4.7.0");
         }
+    }
+
+    #[test]
+    fn hosts_barred_by_dane_are_not_told_as_barred_by_the_policy() {
+        let mut hosts = route(&[("a.example.net", 0), ("b.example.net", 1)]);
+        hosts.hosts[0].barred = true;
+        let failure = hosts.under_policy("example.net", policy("enforce")).unwrap_err();
+        assert_eq!(failure.kind, RouteFailureKind::Dane);
+        let expected = "example.net: MTA-STS policy 7: the hosts it permits are barred by DANE: what they demand is not \
+            known (a.example.net, b.example.net)";
+        assert_eq!(failure.to_string(), expected);
     }
 }

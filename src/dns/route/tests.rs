@@ -1,4 +1,3 @@
-use futures::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -303,7 +302,8 @@ proptest! {
         }
         let zone = StaticResolver::parse(&text).unwrap();
         let options = RouteOptions { ipv4_source, ..options() };
-        if let Ok(route) = find(&zone, "d.example", &options).now_or_never().unwrap() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        if let Ok(route) = runtime.block_on(find(&zone, "d.example", &options)) {
             prop_assert!(route.hosts.iter().any(RouteHost::has_address));
             prop_assert!(route.hosts.is_sorted_by_key(|host| host.preference));
             for host in &route.hosts {

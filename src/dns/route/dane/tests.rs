@@ -1,7 +1,12 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::super::{Route, RouteFailure, RouteFailureKind, RouteOptions, find_fixed_route, find_route};
-use crate::dns::{Answer, DnsError, DnsErrorKind, Dnssec, Freshness, MxRecord, Resolver, StaticResolver};
+use crate::clock::{Clock, Timestamp};
+use crate::dns::{
+    Answer, CachingResolver, DnsError, DnsErrorKind, Dnssec, Freshness, MxRecord, Resolver, StaticResolver,
+    TlsaRecord,
+};
 use crate::policy::FixedHost;
 
 const KEY: &str = "3 1 1 0000000000000000000000000000000000000000000000000000000000000000";
@@ -223,4 +228,124 @@ async fn fixed_hosts_have_records_for_their_port() {
     let groups = [vec![host("mx.example.net:587"), host("mx.plain.example:587"), host("[192.0.2.7]")]];
     let route = find_fixed_route(&zone, &groups, &options()).await.unwrap();
     assert_eq!(shown(&route), "mx.example.net=mx.example.net mx.plain.example=- [192.0.2.7]=-");
+}
+
+/// Answers that stand in while DNS is away neither take DANE from a host nor vouch for one.
+#[tokio::test(start_paused = true)]
+async fn answers_past_their_time_demand_what_they_did() {
+    let zone = zone(
+        "example.net 60 MX 10 mx.example.net\nmx.example.net 60 A 192.0.2.1\n_25._tcp.mx.example.net 600 TLSA KEY",
+    );
+    let clock = Clock::starting_at(Timestamp::from_unix_seconds(1_000));
+    let cache = CachingResolver::new(zone.clone(), clock);
+    let expected = "mx.example.net=mx.example.net";
+    assert_eq!(shown(&find(&cache, "example.net").await.unwrap()), expected);
+    let names = ["example.net", "mx.example.net", "_25._tcp.mx.example.net"];
+    names.iter().for_each(|name| zone.fail(name, DnsErrorKind::ServFail));
+    tokio::time::advance(Duration::from_secs(120)).await;
+    let route = find(&cache, "example.net").await.unwrap();
+    assert_eq!((shown(&route).as_str(), route.ttl.as_secs()), (expected, 30), "records within their TTL");
+    tokio::time::advance(Duration::from_secs(600)).await;
+    let failure = find(&cache, "example.net").await.unwrap_err();
+    assert_eq!((failure.kind, failure.is_permanent()), (RouteFailureKind::Dane, false));
+    zone.recover("_25._tcp.mx.example.net");
+    assert_eq!(shown(&find(&cache, "example.net").await.unwrap()), expected, "MX and address stand in");
+}
+
+/// Answers after a while, to questions for names that begin so.
+#[derive(Debug)]
+struct Slow(StaticResolver, &'static str, Duration);
+
+impl Slow {
+    #[allow(clippy::disallowed_methods, reason = "a server that takes its time")]
+    async fn wait(&self, name: &str) {
+        if name.starts_with(self.1) {
+            tokio::time::sleep(self.2).await;
+        }
+    }
+}
+
+impl std::fmt::Display for Slow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("slow")
+    }
+}
+
+#[async_trait::async_trait]
+impl Resolver for Slow {
+    async fn mx(&self, name: &str, freshness: Freshness) -> Result<Answer<MxRecord>, DnsError> {
+        self.wait(name).await;
+        self.0.mx(name, freshness).await
+    }
+    async fn ipv4(&self, name: &str, freshness: Freshness) -> Result<Answer<Ipv4Addr>, DnsError> {
+        self.wait(name).await;
+        self.0.ipv4(name, freshness).await
+    }
+    async fn ipv6(&self, name: &str, freshness: Freshness) -> Result<Answer<Ipv6Addr>, DnsError> {
+        self.0.ipv6(name, freshness).await
+    }
+    async fn tlsa(&self, name: &str, freshness: Freshness) -> Result<Answer<TlsaRecord>, DnsError> {
+        self.wait(name).await;
+        self.0.tlsa(name, freshness).await
+    }
+}
+
+/// What is not answered in time is not known; nothing is left out that a host may demand.
+#[tokio::test(start_paused = true)]
+async fn all_of_a_look_up_has_a_limit() {
+    let slow = |prefix, seconds| {
+        let records = (0..20).map(|n| {
+            format!("example.net MX {n} mx{n}.example.net\nmx{n}.example.net A 192.0.2.{n}\n_25._tcp.mx{n}.example.net TLSA KEY\n")
+        });
+        Slow(zone(&records.collect::<String>()), prefix, Duration::from_secs(seconds))
+    };
+    let clock = Clock::starting_at(Timestamp::from_unix_seconds(1_000));
+    for (prefix, seconds, took, expected) in [
+        ("example.net", 70, 60, Err(RouteFailureKind::LookUp(DnsErrorKind::Timeout))),
+        ("mx", 70, 60, Err(RouteFailureKind::LookUp(DnsErrorKind::Timeout))),
+        ("_25", 70, 60, Err(RouteFailureKind::Dane)),
+        // Eight hosts at a time: the last are not reached.
+        ("_25", 25, 60, Ok(16)),
+        ("mx", 25, 60, Ok(16)),
+        ("_25", 19, 57, Ok(20)),
+    ] {
+        let (begun, resolver) = (clock.now(), slow(prefix, seconds));
+        let found = find(&resolver, "example.net").await;
+        let usable = |route: Route| {
+            let shown = shown_with_unknown(&route);
+            shown.iter().filter(|host| host.ends_with("example.net")).count()
+        };
+        assert_eq!(found.map(usable).map_err(|failure| failure.kind), expected, "{prefix} {seconds}");
+        assert_eq!(clock.now().saturating_since(begun).as_secs(), took, "{prefix} {seconds}");
+    }
+}
+
+/// Each host: `name=base`, `name=!` if it is barred, the name alone if it has no address.
+fn shown_with_unknown(route: &Route) -> Vec<String> {
+    let host = |host: &super::super::RouteHost| match &host.tlsa {
+        _ if host.barred => format!("{}=!", host.name),
+        _ if !host.has_address() => format!("{}=?", host.name),
+        Some(set) => format!("{}={}", host.name, set.base()),
+        None => format!("{}=-", host.name),
+    };
+    route.hosts.iter().map(host).collect()
+}
+
+/// A host with more records than are read is not used, whoever answers.
+#[tokio::test]
+async fn records_beyond_the_bound_bar_the_host() {
+    for (count, octets, fits) in [(32, 32, true), (33, 32, false), (2, 8_192, true), (2, 8_193, false)] {
+        let record =
+            |n: usize| format!("_25._tcp.mx.example.net TLSA 3 1 {} {}\n", n + 1, "00".repeat(octets));
+        let records: String = (0..count).map(record).collect();
+        let zone = zone(&format!("example.net MX 10 mx.example.net\nmx.example.net A 192.0.2.1\n{records}"));
+        let found = find(&zone, "example.net").await;
+        assert_eq!(
+            found.map(|route| shown(&route)).map_err(|failure| failure.kind),
+            match fits {
+                true => Ok("mx.example.net=mx.example.net".to_owned()),
+                false => Err(RouteFailureKind::Dane),
+            }
+        );
+    }
 }
