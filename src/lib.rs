@@ -75,6 +75,7 @@ mod scheduler;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls_report;
 pub mod transport;
 pub mod why;
 

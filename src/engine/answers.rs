@@ -6,8 +6,8 @@ use super::Stats;
 use super::driver::{Driver, Input, list, unless_panicked};
 use crate::control::{QueueInfo, QueueSort};
 use crate::message::MessageId;
-use crate::mta_sts::TlsReport;
 use crate::storage::{StorageError, StorageErrorKind};
+use crate::tls_report::TlsReport;
 use crate::why::MessageWaits;
 
 impl Driver {
@@ -39,9 +39,7 @@ impl Driver {
 
     /// A host that dropped its call has lost it.
     pub(super) fn answer_tls_report(&self, reply: oneshot::Sender<TlsReport>) {
-        let now = self.parts.clock.now();
-        let report = self.parts.policies.as_ref().map(|policies| policies.take_report());
-        let _ = reply.send(report.unwrap_or_else(|| TlsReport::empty(now)));
+        let _ = reply.send(self.parts.tls_counts.take());
     }
 
     /// Items are counted by the store: of the queues shown, or of all if they decide which are shown.

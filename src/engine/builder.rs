@@ -13,6 +13,7 @@ use crate::mta_sts::{Policies, PolicyFetcher, is_policy};
 use crate::policy::Policy;
 use crate::scheduler::{Bounds, Event, Scheduler};
 use crate::storage::{OutboxPosition, Owner, Storage, StorageError};
+use crate::tls_report::TlsCounts;
 use crate::transport::Transport;
 use crate::transport::smtp::SmtpTransport;
 
@@ -164,7 +165,9 @@ impl EngineBuilder {
             Scheduler::new(self.policy.clone(), hostname.clone(), owner, seeds.u64(..), self.bounds);
         let usage = storage.usage().await?;
         let outbox = storage.outbox(OutboxPosition::default(), 1).await?;
-        let policies = self.policy_fetcher.map(|fetcher| Arc::new(Policies::new(fetcher, clock.clone())));
+        let tls_counts = Arc::new(TlsCounts::new(clock.clone()));
+        let keep = |fetcher| Arc::new(Policies::new(fetcher, clock.clone(), tls_counts.clone()));
+        let policies = self.policy_fetcher.map(keep);
         recover(&mut scheduler, policies.as_deref(), &*storage, &clock).await?;
 
         let (submissions, submitted) = tokio::sync::mpsc::channel(SUBMISSIONS);
@@ -174,6 +177,7 @@ impl EngineBuilder {
             storage: storage.clone(),
             resolver,
             policies,
+            tls_counts,
             transport: self.transport,
             clock: clock.clone(),
             hostname,

@@ -23,12 +23,13 @@ use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
 use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::{EventId, Message, MessageId};
-use crate::mta_sts::{Policies, TlsReport};
+use crate::mta_sts::Policies;
 use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
 };
 use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError};
+use crate::tls_report::{TlsCounts, TlsReport};
 use crate::transport::Transport;
 use crate::why::{MessageWaits, QueueWaits};
 
@@ -134,6 +135,7 @@ pub(super) struct Parts {
     pub(super) resolver: Arc<dyn Resolver>,
     /// `None`: nobody gets MTA-STS policies.
     pub(super) policies: Option<Arc<Policies>>,
+    pub(super) tls_counts: Arc<TlsCounts>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
     pub(super) hostname: Arc<str>,
@@ -189,6 +191,7 @@ enum Woken {
     Input(Option<Input>),
     Submission(Option<Submission>),
     Request(Option<Request>),
+    PoliciesChanged,
     Other,
 }
 
@@ -268,6 +271,7 @@ impl Driver {
                     Woken::Other
                 }
                 submission = self.submissions.recv(), if takes_submissions => Woken::Submission(submission),
+                () = policies_changed(self.parts.policies.as_ref()) => Woken::PoliciesChanged,
                 () = timer => Woken::Other,
             };
             match woken {
@@ -280,6 +284,7 @@ impl Driver {
                     self.begin_shutdown(None);
                 }
                 Woken::Submission(None) => self.submissions_done = true,
+                Woken::PoliciesChanged => self.keep_policies(),
                 Woken::Input(None) | Woken::Other => {}
             }
             self.take_more();
@@ -332,7 +337,6 @@ impl Driver {
         match input {
             Input::Event(event) => {
                 match &event {
-                    Event::Resolved { .. } => self.keep_policies(),
                     Event::CommitDone(result) => {
                         let outcomes = std::mem::take(&mut self.committing_outcomes);
                         if result.is_ok() && outcomes > 0 {
@@ -561,11 +565,12 @@ impl Driver {
             Command::Resolve { destination, domain, source, settings, freshness } => {
                 let (resolver, policies) = (self.parts.resolver.clone(), self.parts.policies.clone());
                 let (policy, hostname) = (self.policy.clone(), self.parts.hostname.clone());
-                let results = self.to_driver.clone();
+                let (results, tls_counts) = (self.to_driver.clone(), self.parts.tls_counts.clone());
                 self.look_ups.spawn(async move {
                     let look_up = LookUp {
-                        resolver: &*resolver,
-                        policies: policies.as_deref(),
+                        resolver: &resolver,
+                        policies: policies.as_ref(),
+                        tls_counts: &tls_counts,
                         policy: &policy,
                         hostname: &hostname,
                     };
@@ -586,7 +591,7 @@ impl Driver {
                     connection,
                     target,
                     transport: self.parts.transport.clone(),
-                    policies: self.parts.policies.clone(),
+                    tls_counts: self.parts.tls_counts.clone(),
                     storage,
                     orders: incoming,
                     results: self.to_driver.clone(),
@@ -692,6 +697,10 @@ impl Driver {
         self.take_what_has_come().await;
         self.session_tasks.shutdown().await;
         self.look_ups.shutdown().await;
+        if let Some(policies) = &self.parts.policies {
+            policies.stop().await;
+        }
+        self.keep_policies();
         self.take_what_has_come().await;
         let interrupted = self.scheduler.in_flight() as u64;
         self.scheduler.handle(self.parts.clock.now(), Event::Interrupted);
@@ -790,6 +799,13 @@ pub(super) async fn list(
         if whole {
             return Ok(items);
         }
+    }
+}
+
+async fn policies_changed(policies: Option<&Arc<Policies>>) {
+    match policies {
+        Some(policies) => policies.changed().await,
+        None => std::future::pending().await,
     }
 }
 

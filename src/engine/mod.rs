@@ -20,11 +20,11 @@ pub use reporter::EventStream;
 
 use crate::control::{CancelAs, FuseDecision, QueueInfo, QueueSort, Selector};
 use crate::message::{Message, MessageError, MessageId};
-use crate::mta_sts::TlsReport;
 use crate::policy::{Policy, UnknownSource};
 pub use crate::scheduler::CancelReport;
 use crate::scheduler::{Control, SubmitFailure};
 use crate::storage::StorageError;
+use crate::tls_report::TlsReport;
 use crate::why::{MessageWaits, QueueWaits};
 
 /// A running delivery engine. Clones are handles to the same one.
@@ -408,8 +408,8 @@ impl DeliveryEngine {
         answer.await.map_err(|_| Stopped)
     }
 
-    /// What happened since the last one was taken to sessions of domains with an MTA-STS policy, and to fetches of these
-    /// policies: what the owners of such domains want to be told once a day (TLS-RPT, RFC 8460). The engine sends them
+    /// What happened since the last one was taken to sessions, by what they are held to (DANE, MTA-STS or nothing), and to look-ups of
+    /// that: what the owners of domains want to be told once a day (TLS-RPT, RFC 8460). The engine sends them
     /// nothing. Taken once a day, it is a day's report. What was counted is lost with the engine.
     ///
     /// # Cancel safety

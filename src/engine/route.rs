@@ -5,17 +5,21 @@ use std::sync::Arc;
 
 use futures::future;
 
-use crate::dns::{Freshness, Resolver, Route, RouteFailure, RouteOptions, find_fixed_route, find_route};
+use crate::dns::{
+    Freshness, Resolver, Route, RouteFailure, RouteFailureKind, RouteOptions, find_fixed_route, find_route,
+};
 use crate::message::Domain;
-use crate::mta_sts::{FoundPolicy, Policies, PolicyRequest};
+use crate::mta_sts::{FoundPolicy, Policies, SoughtPolicy};
 use crate::policy::{Policy, QueueSettings, StartTls};
+use crate::tls_report::TlsCounts;
 use crate::transport::Protocol;
 
 /// Whom to ask.
 pub(super) struct LookUp<'a> {
-    pub(super) resolver: &'a dyn Resolver,
+    pub(super) resolver: &'a Arc<dyn Resolver>,
     /// `None`: no domain has an MTA-STS policy.
-    pub(super) policies: Option<&'a Policies>,
+    pub(super) policies: Option<&'a Arc<Policies>>,
+    pub(super) tls_counts: &'a TlsCounts,
     pub(super) policy: &'a Policy,
     pub(super) hostname: &'a str,
 }
@@ -45,34 +49,58 @@ impl LookUp<'_> {
                 && settings.protocol() == Protocol::Smtp,
         };
         if !settings.smtp_hosts.is_empty() {
-            return find_fixed_route(self.resolver, &settings.smtp_hosts, &options).await.map(Arc::new);
+            return find_fixed_route(&**self.resolver, &settings.smtp_hosts, &options).await.map(Arc::new);
         }
         // Both at once. Without a route nobody waits for the policy.
-        let route = find_route(self.resolver, domain, &options, freshness);
+        let route = self.find_route(domain, &options, freshness);
         let policy = async { Ok(self.find_policy(domain, settings, freshness).await) };
         let (route, found) = future::try_join(route, policy).await?;
-        let Some((policies, found)) = found else { return Ok(Arc::new(route)) };
+        let Some(found) = found else { return Ok(Arc::new(route)) };
         let route = Route { ttl: route.ttl.min(found.again_in), ..route };
         let Some(policy) = found.policy else { return Ok(Arc::new(route)) };
         let route = route.under_policy(domain.as_str(), policy.clone());
-        route.inspect_err(|_| policies.count_nothing_permitted(&policy)).map(Arc::new)
+        if route.as_ref().is_err_and(|failure| failure.kind == RouteFailureKind::MtaSts) {
+            self.tls_counts.nothing_permitted(&policy);
+        }
+        route.map(Arc::new)
     }
 
-    /// The MTA-STS policy that holds for the domain, and who keeps it. `None`: it is not wanted.
+    async fn find_route(
+        &self,
+        domain: &Domain,
+        options: &RouteOptions,
+        freshness: Freshness,
+    ) -> Result<Route, RouteFailure> {
+        let found = find_route(&**self.resolver, domain, options, freshness).await;
+        match &found {
+            // Nothing but DANE has barred any so far.
+            Ok(route) => {
+                let barred = route.hosts.iter().filter(|host| host.barred);
+                barred.for_each(|host| self.tls_counts.records_unknown(domain.as_str(), Some(&host.name)));
+            }
+            Err(failure) if failure.kind == RouteFailureKind::Dane => {
+                self.tls_counts.records_unknown(domain.as_str(), None);
+            }
+            Err(_) => {}
+        }
+        found
+    }
+
+    /// The MTA-STS policy that holds for the domain. `None`: it is not wanted.
     async fn find_policy(
         &self,
         domain: &Domain,
         settings: &QueueSettings,
         freshness: Freshness,
-    ) -> Option<(&Policies, FoundPolicy)> {
+    ) -> Option<FoundPolicy> {
         // A queue that never uses TLS can keep no policy: its owner has decided.
         let wants = settings.use_mta_sts && settings.use_starttls != StartTls::Off;
         let policies = self.policies.filter(|_| wants && domain.literal_address().is_none())?;
-        let request = PolicyRequest {
+        let sought = SoughtPolicy {
             domain: domain.as_str(),
             resolver: self.resolver,
             prohibited: self.policy.prohibited(),
         };
-        Some((policies, policies.find(&request, freshness).await))
+        Some(policies.find(&sought, freshness).await)
     }
 }

@@ -7,10 +7,10 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::driver::Input;
-use crate::mta_sts::{Policies, SessionTls};
 use crate::reply::Stage;
 use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
+use crate::tls_report::{SessionTls, TlsCounts};
 use crate::transport::{
     ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction, TransactionReport,
     Transport,
@@ -28,7 +28,7 @@ pub(super) struct SessionTask {
     pub(super) target: Target,
     pub(super) transport: Arc<dyn Transport>,
     /// Counts what the session comes to.
-    pub(super) policies: Option<Arc<Policies>>,
+    pub(super) tls_counts: Arc<TlsCounts>,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) results: mpsc::Sender<Input>,
@@ -70,13 +70,11 @@ impl SessionTask {
     async fn open_and_serve(&mut self) {
         let connection = self.connection;
         let result = self.transport.connect(&self.target).await;
-        if let Some(policies) = &self.policies {
-            let tls = result.as_ref().map(|session| SessionTls {
-                is_there: session.tls().is_some(),
-                certificate: session.certificate_problem(),
-            });
-            policies.count_session(&self.target, tls);
-        }
+        let tls = result.as_ref().map(|session| SessionTls {
+            is_there: session.tls().is_some(),
+            certificate: session.certificate_problem(),
+        });
+        self.tls_counts.session(&self.target, tls);
         let session = match result {
             Ok(session) => session,
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,

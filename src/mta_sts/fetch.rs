@@ -16,7 +16,7 @@ use crate::policy::Cidr;
 /// - Only status 200 with the media type `text/plain` is an answer. Redirects are not followed, and nothing is taken
 ///   from an HTTP cache.
 /// - No more than [`MAX_POLICY_SIZE`](super::MAX_POLICY_SIZE) octets are read.
-/// - Nothing is remembered: the engine does so. It gives up after 60 s, and asks for one domain once at a time.
+/// - Nothing is remembered: the engine does so. It gives up after 60 s, asks for one domain once at a time, and for 256 at once.
 ///
 /// # Cancel safety
 ///

@@ -8,35 +8,59 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::report::{Counts, SessionTls, TlsReport};
-use super::store::{Decision, FAILURE_HOLDS, KnownPolicy, Store};
+use super::store::{Decision, Fetch, KnownPolicy, REST, Store};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
-use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness};
+use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness, Resolver};
+use crate::policy::Cidr;
 use crate::storage::{Change, StateRow};
-use crate::transport::{CertificateBy, ConnectError, Target};
+use crate::tls_report::TlsCounts;
 
 /// For all of a fetch, whoever makes it (RFC 8461 §3.3).
 const LIMIT: Duration = Duration::from_secs(60);
 /// For the TXT record. Some name servers never answer for names they do not know; mail shall not wait for that.
 const RECORD_LIMIT: Duration = Duration::from_secs(5);
+/// How long a look-up waits for a policy that is new. A web server that is slow shall not keep others' look-ups from their
+/// turn (RFC 8461 §5.1 lets policies be fetched beside deliveries).
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Fetches under way at a time.
+const MOST_FETCHES: usize = 256;
+/// Characters kept of what a fetcher says.
+const MOST_SAID: usize = 500;
 
-/// The policies of domains, and who gets them.
+/// The policies of domains, and who gets them. Fetches are tasks of their own: a look-up waits for one for a moment, or not at
+/// all, and what is got serves the next.
 pub(crate) struct Policies {
     fetcher: Arc<dyn PolicyFetcher>,
     clock: Clock,
     state: Mutex<State>,
-    counts: Mutex<Counts>,
+    fetches: Arc<Semaphore>,
+    /// There is something to be made durable.
+    changed: Notify,
+    counts: Arc<TlsCounts>,
     told_unsupported: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     store: Store,
-    /// Domains whose policies are being fetched: who comes second waits, and finds what the first has got.
-    flights: HashMap<Arc<str>, Arc<tokio::sync::Mutex<()>>>,
+    /// Domains whose policies are being fetched, and what comes of it: nothing yet, a policy, or the end.
+    flights: HashMap<Arc<str>, Flight>,
+    tasks: JoinSet<()>,
+}
+
+type Flight = watch::Receiver<Option<Arc<KnownPolicy>>>;
+
+/// Whose policy is wanted, and what there is to find the way by.
+#[derive(Clone, Copy)]
+pub(crate) struct Sought<'a> {
+    pub(crate) domain: &'a str,
+    pub(crate) resolver: &'a Arc<dyn Resolver>,
+    pub(crate) prohibited: &'a [Cidr],
 }
 
 /// What holds for a domain.
@@ -64,9 +88,16 @@ impl PolicyFailure {
 }
 
 impl Policies {
-    pub(crate) fn new(fetcher: Arc<dyn PolicyFetcher>, clock: Clock) -> Self {
-        let counts = Mutex::new(Counts::new(clock.now()));
-        Self { fetcher, clock, state: Mutex::default(), counts, told_unsupported: AtomicBool::new(false) }
+    pub(crate) fn new(fetcher: Arc<dyn PolicyFetcher>, clock: Clock, counts: Arc<TlsCounts>) -> Self {
+        Self {
+            fetcher,
+            clock,
+            state: Mutex::default(),
+            fetches: Arc::new(Semaphore::new(MOST_FETCHES)),
+            changed: Notify::new(),
+            counts,
+            told_unsupported: AtomicBool::new(false),
+        }
     }
 
     /// Start-up: takes the rows that are policies out of `rows`.
@@ -80,38 +111,90 @@ impl Policies {
         self.lock().store.take_changes()
     }
 
-    /// The policy that holds for a domain. Its TXT record is asked for each time, its policy when that names a new id.
+    /// Waits until there is something to be made durable.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Ends all fetches.
+    pub(crate) async fn stop(&self) {
+        let mut tasks = std::mem::take(&mut self.lock().tasks);
+        tasks.shutdown().await;
+    }
+
+    /// The policy that holds for a domain. Its TXT record is asked for each time. Its policy is fetched when that names a new id:
+    /// for one that is had within 10 s this waits; and when the one that holds is to be seen again, beside it.
     ///
     /// May be dropped at any time.
-    pub(crate) async fn find(&self, request: &PolicyRequest<'_>, freshness: Freshness) -> Found {
-        let domain = request.domain;
-        let (id, again_in) = self.current_id(request, freshness).await;
-        let mut decision = self.decide(domain, id.as_deref());
-        if decision == Decision::Fetch
-            && let Some(id) = &id
-        {
-            let flight = Flight::board(self, domain);
-            let _alone = flight.lock.lock().await;
-            decision = self.decide(domain, Some(id));
-            if decision == Decision::Fetch {
-                let result = self.fetch(request).await;
-                decision = self.keep(domain, id, result);
+    pub(crate) async fn find(self: &Arc<Self>, sought: &Sought<'_>, freshness: Freshness) -> Found {
+        let (id, holds) = self.current_id(sought, freshness).await;
+        let mut decision = self.decide(sought.domain, id.as_deref());
+        match decision.fetch {
+            Fetch::No => {}
+            Fetch::Refresh => {
+                let id = id.or_else(|| Some(decision.kept.as_ref()?.id.clone()));
+                if let (Some(id), Ok(permit)) = (id, self.fetches.clone().try_acquire_owned()) {
+                    self.begin(sought, &id, permit);
+                }
+            }
+            Fetch::New => {
+                let fetched = timeout(PATIENCE, self.fetched(sought, id.as_deref())).await;
+                if let Ok(Some(policy)) = fetched {
+                    // Also one that is over at once was current now.
+                    let again_in = holds.min(policy.refresh_in(self.clock.now()));
+                    return Found { policy: Some(policy), failure: None, again_in };
+                }
+                decision = self.decide(sought.domain, id.as_deref());
             }
         }
-        let Decision::Use { kept, failure, again_in: holds } = decision else {
-            return Found { policy: None, failure: None, again_in };
+        let Decision { kept, failure, again_in, fetch } = decision;
+        // It may come any moment.
+        let limit = if fetch == Fetch::New { LIMIT } else { Duration::MAX };
+        Found { policy: kept, failure, again_in: holds.min(again_in).min(limit) }
+    }
+
+    /// Waits for a policy that is being fetched, or has it fetched. `None`: it was not had, or is known by now.
+    async fn fetched(self: &Arc<Self>, sought: &Sought<'_>, id: Option<&str>) -> Option<Arc<KnownPolicy>> {
+        let under_way = self.lock().flights.get(sought.domain).cloned();
+        let mut flight = match under_way {
+            Some(flight) => flight,
+            None => {
+                let permit = self.fetches.clone().acquire_owned().await.ok()?;
+                // Somebody may have fetched it while this one waited for its turn.
+                if self.decide(sought.domain, id).fetch == Fetch::No {
+                    return None;
+                }
+                self.begin(sought, id?, permit)
+            }
         };
-        Found { policy: kept, failure, again_in: again_in.min(holds) }
+        flight.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Has a policy fetched, unless it is being fetched.
+    fn begin(self: &Arc<Self>, sought: &Sought<'_>, id: &str, permit: OwnedSemaphorePermit) -> Flight {
+        let mut state = self.lock();
+        if let Some(flight) = state.flights.get(sought.domain) {
+            return flight.clone();
+        }
+        let domain: Arc<str> = sought.domain.into();
+        let (result, flight) = watch::channel(None);
+        state.flights.insert(domain.clone(), flight.clone());
+        let landing = Landing { policies: self.clone(), domain, _permit: permit };
+        let (id, resolver, prohibited) = (id.to_owned(), sought.resolver.clone(), sought.prohibited.to_vec());
+        while state.tasks.try_join_next().is_some() {}
+        state.tasks.spawn(async move {
+            let (policies, domain) = (&landing.policies, &*landing.domain);
+            let request = PolicyRequest { domain, resolver: &*resolver, prohibited: &prohibited };
+            let fetched = policies.fetch(&request).await;
+            result.send_replace(policies.keep(domain, &id, fetched));
+        });
+        flight
     }
 
     /// The id of a domain's current policy, and how long that holds.
-    async fn current_id(
-        &self,
-        request: &PolicyRequest<'_>,
-        freshness: Freshness,
-    ) -> (Option<String>, Duration) {
-        let name = format!("_mta-sts.{}", request.domain);
-        let asked = timeout(RECORD_LIMIT, request.resolver.txt(&name, freshness)).await;
+    async fn current_id(&self, sought: &Sought<'_>, freshness: Freshness) -> (Option<String>, Duration) {
+        let name = format!("_mta-sts.{}", sought.domain);
+        let asked = timeout(RECORD_LIMIT, sought.resolver.txt(&name, freshness)).await;
         let answer = asked.unwrap_or_else(|_| {
             let late = format!("TXT of {name}: no answer within {} s", RECORD_LIMIT.as_secs());
             Err(DnsError::new(DnsErrorKind::Timeout, late))
@@ -130,13 +213,21 @@ impl Policies {
             }
             Err(error) => {
                 tracing::debug!(%error, "whether a domain has an MTA-STS policy is not known");
-                (None, FAILURE_HOLDS)
+                (None, REST)
             }
         }
     }
 
     fn decide(&self, domain: &str, id: Option<&str>) -> Decision {
-        self.lock().store.decide(domain, id, self.clock.now())
+        let decision = self.lock().store.decide(domain, id, self.clock.now());
+        self.tell_changes();
+        decision
+    }
+
+    fn tell_changes(&self) {
+        if self.lock().store.has_changes() {
+            self.changed.notify_one();
+        }
     }
 
     async fn fetch(&self, request: &PolicyRequest<'_>) -> Result<StsPolicy, PolicyFailure> {
@@ -154,55 +245,37 @@ impl Policies {
                 kind: FetchErrorKind::NoPolicy,
                 message: format!("{}: {error}", request.host()).into(),
             }),
-            Err(error) => Err(PolicyFailure { kind: error.kind(), message: error.to_string().into() }),
+            Err(error) => {
+                let message: String = error.to_string().chars().take(MOST_SAID).collect();
+                Err(PolicyFailure { kind: error.kind(), message: message.into() })
+            }
         }
     }
 
-    fn keep(&self, domain: &str, id: &str, result: Result<StsPolicy, PolicyFailure>) -> Decision {
-        let now = self.clock.now();
-        let store = &mut self.lock().store;
-        match result {
+    fn keep(
+        &self,
+        domain: &str,
+        id: &str,
+        result: Result<StsPolicy, PolicyFailure>,
+    ) -> Option<Arc<KnownPolicy>> {
+        let fetched = self.clock.now();
+        let kept = match result {
             Ok(policy) => {
-                let kept = Arc::new(KnownPolicy {
-                    domain: domain.to_owned(),
-                    id: id.to_owned(),
-                    policy,
-                    fetched: now,
-                });
-                store.fetched(domain, kept.clone());
-                // Also one that is over at once was current now.
-                Decision::Use { again_in: kept.left(now), kept: Some(kept), failure: None }
+                let (domain, id) = (domain.to_owned(), id.to_owned());
+                Some(Arc::new(KnownPolicy { domain, id, policy, fetched }))
             }
             Err(failure) => {
                 tracing::info!(%domain, reason = %failure.message, "an MTA-STS policy could not be had");
-                self.counts().fetch(domain, failure.kind);
-                store.failed(domain, id, now, failure);
-                store.decide(domain, Some(id), now)
+                self.counts.fetch(domain, failure.kind);
+                self.lock().store.failed(domain, fetched, failure);
+                None
             }
+        };
+        if let Some(kept) = &kept {
+            self.lock().store.fetched(domain, kept.clone());
         }
-    }
-
-    /// A connection for a domain that has a policy, and what it came to. Where the host's TLSA records decide, that says nothing
-    /// of the policy (RFC 8461 §2).
-    pub(crate) fn count_session(&self, target: &Target, session: Result<SessionTls, &ConnectError>) {
-        let is_judged_otherwise = matches!(target.certificate_by(), CertificateBy::Tlsa(_));
-        if let Some(policy) = target.mta_sts.as_ref().filter(|_| !is_judged_otherwise) {
-            self.counts().session(policy, target, session);
-        }
-    }
-
-    /// A policy that permits no host.
-    pub(crate) fn count_nothing_permitted(&self, policy: &Arc<KnownPolicy>) {
-        self.counts().nothing_permitted(policy);
-    }
-
-    /// What was counted since this was last asked.
-    pub(crate) fn take_report(&self) -> TlsReport {
-        self.counts().take(self.clock.now())
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tell_changes();
+        kept
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,28 +283,16 @@ impl Policies {
     }
 }
 
-/// One of those who want a domain's policy fetched. The last of them takes it off the list.
-struct Flight<'a> {
-    policies: &'a Policies,
+/// A fetch under way. Its end takes it off the list.
+struct Landing {
+    policies: Arc<Policies>,
     domain: Arc<str>,
-    lock: Arc<tokio::sync::Mutex<()>>,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl<'a> Flight<'a> {
-    fn board(policies: &'a Policies, domain: &str) -> Self {
-        let domain: Arc<str> = domain.into();
-        let lock = policies.lock().flights.entry(domain.clone()).or_default().clone();
-        Self { policies, domain, lock }
-    }
-}
-
-impl Drop for Flight<'_> {
+impl Drop for Landing {
     fn drop(&mut self) {
-        let mut state = self.policies.lock();
-        // The list's own, and this one.
-        if Arc::strong_count(&self.lock) <= 2 {
-            state.flights.remove(&self.domain);
-        }
+        self.policies.lock().flights.remove(&self.domain);
     }
 }
 

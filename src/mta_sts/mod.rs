@@ -4,16 +4,20 @@
 //! ([`policy_id`]), a [`PolicyFetcher`] gets it, [`StsPolicy`] is what stands in it. In mode `enforce` mail goes only to hosts
 //! it permits, over TLS with a certificate that is valid for the host's name; else it waits.
 //!
-//! What became of sessions and fetches is counted by domain, for TLS reports (RFC 8460):
-//! [`DeliveryEngine::take_tls_report`](crate::DeliveryEngine::take_tls_report).
+//! What became of sessions and fetches is counted by domain, for TLS reports (RFC 8460): [`tls_report`](crate::tls_report).
 //!
 //! # What is kept
 //!
 //! A policy holds for its `max_age` from its last fetch, whatever becomes of the TXT record and of the web server, as
 //! RFC 8461 §3.3 wants it, and over restarts: it is a state row in the engine's store. It is fetched again when the record names another
-//! id, after a day, and at half its time if that is less. A fetch that failed is not tried again for five minutes, unless the id changes.
-//! Of at most 10,000 domains and 32 MiB of policies something is known; beyond it the domain asked for least recently
-//! is forgotten.
+//! id, after a day, and at half its time if that is less, whether there is a record or not. After a fetch, failed or not, there is none
+//! for the same domain for five minutes, whatever the record says.
+//!
+//! A look-up waits 10 s for a policy that is new, and for no other. One that takes longer serves the next look-up, a minute later at most;
+//! until then the one seen before holds, or none. Fetches are made beside look-ups, 256 at a time.
+//!
+//! Policies of at most 10,000 domains and of 32 MiB in all are kept; beyond it the domain asked for least recently is forgotten, those with a policy
+//! in mode `enforce` last. Of 10,000 more it is remembered that a fetch has failed.
 
 mod fetch;
 mod find;
@@ -22,17 +26,14 @@ mod fixed;
 mod https;
 mod policy;
 mod record;
-mod report;
 mod store;
 
 pub use fetch::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest};
-pub(crate) use find::{Found as FoundPolicy, Policies};
+pub(crate) use find::{Found as FoundPolicy, Policies, Sought as SoughtPolicy};
 pub use fixed::StaticFetcher;
 #[cfg(feature = "mta-sts")]
 pub use https::HttpsFetcher;
 pub use policy::{MAX_POLICY_SIZE, Mode, StsPolicy, StsPolicyError};
 pub use record::policy_id;
-pub(crate) use report::SessionTls;
-pub use report::{DomainTls, TlsFailures, TlsReport, TlsResult};
 pub use store::KnownPolicy;
 pub(crate) use store::is_policy;

@@ -6,19 +6,22 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::StsPolicy;
 use super::find::PolicyFailure;
+use super::{Mode, StsPolicy};
 use crate::clock::Timestamp;
 use crate::storage::{Change, StateRow};
 
-/// How long a fetch that failed is not tried again, for the same id (RFC 8461 §3.3).
-pub(super) const FAILURE_HOLDS: Duration = Duration::from_secs(300);
+/// How long a domain's policy is not fetched again, whatever its record says meanwhile (RFC 8461 §3.3): a record may change with
+/// every answer.
+pub(super) const REST: Duration = Duration::from_secs(300);
 /// A policy is fetched again after this, or half its time if that is less, so that one in use never runs out
 /// (RFC 8461 §10.2).
 const REFRESH: Duration = Duration::from_secs(86_400);
-/// Domains that something is known of.
+/// Domains of which a policy is kept.
 const MOST_DOMAINS: usize = 10_000;
-/// Octets of their policies in memory.
+/// Domains of which it is only known that a fetch has failed. They take no room from policies.
+const MOST_FAILURES: usize = 10_000;
+/// Octets of policies in memory.
 const MOST_OCTETS: usize = 32 << 20;
 /// What the keys of state rows begin with. Those of the scheduler begin otherwise.
 const KEY_PREFIX: &[u8] = b"mta-sts/";
@@ -70,55 +73,114 @@ impl KnownPolicy {
         self.fetched + self.policy.max_age()
     }
 
-    pub(super) fn left(&self, now: Timestamp) -> Duration {
+    fn left(&self, now: Timestamp) -> Duration {
         self.ends().saturating_since(now)
     }
 
-    fn wants_refresh(&self, now: Timestamp) -> bool {
-        self.fetched + REFRESH.min(self.policy.max_age() / 2) <= now
+    /// How long it needs no refresh. Zero: it wants one.
+    pub(super) fn refresh_in(&self, now: Timestamp) -> Duration {
+        (self.fetched + REFRESH.min(self.policy.max_age() / 2)).saturating_since(now)
     }
 }
 
-/// What to do about a domain.
+/// What holds for a domain, and what is to be done about it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    /// This holds; or there is none, and none to be had now.
-    Use { kept: Option<Arc<KnownPolicy>>, failure: Option<PolicyFailure>, again_in: Duration },
-    /// The policy is to be fetched.
-    Fetch,
+pub(super) struct Decision {
+    /// The policy that holds.
+    pub(super) kept: Option<Arc<KnownPolicy>>,
+    /// Why the current one could not be had, if another is wanted.
+    pub(super) failure: Option<PolicyFailure>,
+    /// After this it is to be asked again.
+    pub(super) again_in: Duration,
+    pub(super) fetch: Fetch,
 }
 
-/// At a bound the domain asked for least recently is forgotten, and with it that it had a policy, until its next
-/// fetch. O(log n).
+impl Decision {
+    const fn nothing() -> Self {
+        Self { kept: None, failure: None, again_in: Duration::MAX, fetch: Fetch::No }
+    }
+}
+
+/// Whether a policy is to be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetch {
+    /// No: it is known well enough, there is none, or it was fetched just now.
+    No,
+    /// The one that holds is to be seen again before it runs out.
+    Refresh,
+    /// The record names one that is not known.
+    New,
+}
+
+/// At a bound, who was asked for least recently is forgotten, and with a policy that the domain had it, until its next fetch:
+/// policies in mode `enforce` last. O(log n).
 #[derive(Debug, Default)]
 pub(super) struct Store {
     entries: HashMap<Arc<str>, Entry>,
-    /// Domains by the tick of their last use.
-    uses: BTreeMap<u64, Arc<str>>,
+    uses: Uses,
     tick: u64,
     octets: usize,
     /// To be made durable.
     changes: Vec<Change>,
 }
 
+/// Domains by the tick of their last use, those apart that are worth more.
+#[derive(Debug, Default)]
+struct Uses {
+    without_policy: BTreeMap<u64, Arc<str>>,
+    lenient: BTreeMap<u64, Arc<str>>,
+    enforced: BTreeMap<u64, Arc<str>>,
+}
+
+impl Uses {
+    fn like(&mut self, entry: &Entry) -> &mut BTreeMap<u64, Arc<str>> {
+        match entry.kept.as_ref().map(|kept| kept.policy.mode()) {
+            None => &mut self.without_policy,
+            Some(Mode::Enforce) => &mut self.enforced,
+            Some(Mode::Testing | Mode::None) => &mut self.lenient,
+        }
+    }
+
+    /// Who is to be forgotten, if there are too many.
+    fn pop_surplus(&mut self, octets: usize) -> Option<Arc<str>> {
+        let surplus = if self.without_policy.len() > MOST_FAILURES {
+            self.without_policy.pop_first()
+        } else if self.lenient.len() + self.enforced.len() > MOST_DOMAINS || octets > MOST_OCTETS {
+            self.lenient.pop_first().or_else(|| self.enforced.pop_first())
+        } else {
+            None
+        };
+        surplus.map(|(_, domain)| domain)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Entry {
     kept: Option<Arc<KnownPolicy>>,
-    failed: Option<Failed>,
+    /// Why the last fetch failed, if it did.
+    failure: Option<PolicyFailure>,
+    /// When the last fetch ended, and how long there is to be no other.
+    rest: Option<(Timestamp, Duration)>,
     last_use: u64,
-}
-
-/// A fetch that failed.
-#[derive(Debug)]
-struct Failed {
-    id: String,
-    at: Timestamp,
-    failure: PolicyFailure,
 }
 
 impl Entry {
     fn weight(&self) -> usize {
         self.kept.as_ref().map_or(0, |kept| kept.policy.weight())
+    }
+
+    fn keep(&mut self, kept: Arc<KnownPolicy>) {
+        // One that runs out sooner is seen again sooner.
+        self.rest = Some((kept.fetched, REST.min(kept.policy.max_age() / 2)));
+        self.failure = None;
+        self.kept = Some(kept);
+    }
+
+    /// How long there is to be no other fetch.
+    fn rests_for(&self, now: Timestamp) -> Option<Duration> {
+        // A clock stepped back would make it last.
+        let (from, rest) = self.rest.filter(|&(from, rest)| from <= now && now < from + rest)?;
+        Some((from + rest).saturating_since(now))
     }
 }
 
@@ -126,43 +188,51 @@ impl Store {
     /// What holds for a domain whose TXT record names this id, or names none.
     pub(super) fn decide(&mut self, domain: &str, id: Option<&str>, now: Timestamp) -> Decision {
         self.forget_if_over(domain, now);
-        let nothing = Decision::Use { kept: None, failure: None, again_in: Duration::MAX };
         self.tick += 1;
         let Some(entry) = self.entries.get_mut(domain) else {
-            return if id.is_some() { Decision::Fetch } else { nothing };
+            let fetch = if id.is_some() { Fetch::New } else { Fetch::No };
+            return Decision { fetch, ..Decision::nothing() };
         };
-        if let Some(name) = self.uses.remove(&entry.last_use) {
-            self.uses.insert(self.tick, name);
+        let uses = self.uses.like(entry);
+        if let Some(name) = uses.remove(&entry.last_use) {
+            uses.insert(self.tick, name);
             entry.last_use = self.tick;
         }
-        let left = entry.kept.as_ref().map_or(Duration::MAX, |kept| kept.left(now));
         let kept = entry.kept.clone();
-        let Some(id) = id else {
-            // RFC 8461 §3.3: a policy that was seen holds without a record, or somebody in between could take that away.
-            return Decision::Use { kept, failure: None, again_in: left };
-        };
-        if kept.as_ref().is_some_and(|kept| kept.id == *id && !kept.wants_refresh(now)) {
-            return Decision::Use { kept, failure: None, again_in: left };
-        }
-        match &entry.failed {
-            // A clock stepped back would make it last.
-            Some(failed) if failed.id == *id && failed.at <= now && now < failed.at + FAILURE_HOLDS => {
-                let again_in = (failed.at + FAILURE_HOLDS).saturating_since(now).min(left);
-                Decision::Use { kept, failure: Some(failed.failure.clone()), again_in }
+        let left = kept.as_ref().map_or(Duration::MAX, |kept| kept.left(now));
+        let fetch = match (&kept, id) {
+            (None, None) => return Decision::nothing(),
+            // RFC 8461 §3.3: a policy that was seen holds without a record, or somebody in between could take that away. For the
+            // same reason it is seen again.
+            (Some(kept), id) if id.is_none_or(|id| kept.id == id) => {
+                let refresh_in = kept.refresh_in(now);
+                if !refresh_in.is_zero() {
+                    return Decision {
+                        again_in: refresh_in,
+                        failure: None,
+                        fetch: Fetch::No,
+                        kept: Some(kept.clone()),
+                    };
+                }
+                Fetch::Refresh
             }
-            _ => Decision::Fetch,
+            _ => Fetch::New,
+        };
+        let failure = entry.failure.clone();
+        match entry.rests_for(now) {
+            Some(rest) => Decision { kept, failure, again_in: rest.min(left), fetch: Fetch::No },
+            None => Decision { kept, failure, again_in: left, fetch },
         }
     }
 
     pub(super) fn fetched(&mut self, domain: &str, kept: Arc<KnownPolicy>) {
         let row = StateRow { key: key_of(domain), value: encode(&kept) };
         self.changes.push(Change::PutState(row));
-        self.put(domain, |entry| (entry.kept, entry.failed) = (Some(kept), None));
+        self.put(domain, |entry| entry.keep(kept));
     }
 
-    pub(super) fn failed(&mut self, domain: &str, id: &str, now: Timestamp, failure: PolicyFailure) {
-        let failed = Failed { id: id.to_owned(), at: now, failure };
-        self.put(domain, |entry| entry.failed = Some(failed));
+    pub(super) fn failed(&mut self, domain: &str, now: Timestamp, failure: PolicyFailure) {
+        self.put(domain, |entry| (entry.failure, entry.rest) = (Some(failure), Some((now, REST))));
     }
 
     /// Start-up: a row written earlier. `false`: it is none of these.
@@ -173,11 +243,16 @@ impl Store {
         match decode(&row.value) {
             Some(kept) if kept.ends() > now => {
                 let domain = kept.domain.clone();
-                self.put(&domain, |entry| entry.kept = Some(Arc::new(kept)));
+                self.put(&domain, |entry| entry.keep(Arc::new(kept)));
             }
             _ => self.changes.push(Change::DeleteState(row.key.clone())),
         }
         true
+    }
+
+    /// Whether there is something to be made durable.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
     }
 
     /// What is to be made durable since this was last asked.
@@ -201,18 +276,17 @@ impl Store {
             None => domain.into(),
         };
         let entry = self.entries.entry(name.clone()).or_default();
-        self.uses.remove(&entry.last_use);
+        self.uses.like(entry).remove(&entry.last_use);
         self.octets -= entry.weight();
         change(entry);
         entry.last_use = self.tick;
         self.octets += entry.weight();
-        self.uses.insert(self.tick, name);
-        while self.entries.len() > MOST_DOMAINS || self.octets > MOST_OCTETS {
-            let Some((_, oldest)) = self.uses.pop_first() else { break };
-            let Some(entry) = self.entries.remove(&oldest) else { continue };
+        self.uses.like(entry).insert(self.tick, name);
+        while let Some(domain) = self.uses.pop_surplus(self.octets) {
+            let Some(entry) = self.entries.remove(&domain) else { continue };
             self.octets -= entry.weight();
             if entry.kept.is_some() {
-                self.changes.push(Change::DeleteState(key_of(&oldest)));
+                self.changes.push(Change::DeleteState(key_of(&domain)));
             }
         }
     }
@@ -242,139 +316,4 @@ fn decode(value: &[u8]) -> Option<KnownPolicy> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const AGE: u64 = 1_000_000;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::from_unix_seconds(seconds)
-    }
-
-    fn kept(id: &str, max_age: u64, fetched: u64) -> Arc<KnownPolicy> {
-        let text = format!("version: STSv1\nmode: enforce\nmx: mx.example.net\nmax_age: {max_age}");
-        Arc::new(KnownPolicy {
-            domain: "a.example".to_owned(),
-            id: id.to_owned(),
-            policy: StsPolicy::parse(text.as_bytes()).unwrap(),
-            fetched: at(fetched),
-        })
-    }
-
-    fn failure() -> PolicyFailure {
-        PolicyFailure::for_tests()
-    }
-
-    fn uses(kept: Option<&Arc<KnownPolicy>>, failure: Option<PolicyFailure>, again_in: u64) -> Decision {
-        Decision::Use { kept: kept.cloned(), failure, again_in: Duration::from_secs(again_in) }
-    }
-
-    /// The rows that go, and no other change.
-    fn deleted(store: &mut Store) -> Vec<String> {
-        let changes = store.take_changes().into_iter();
-        let key = |change| match change {
-            Change::DeleteState(key) => String::from_utf8(key).unwrap(),
-            other => panic!("{other:?}"),
-        };
-        changes.map(key).collect()
-    }
-
-    #[test]
-    fn a_policy_is_fetched_when_the_id_is_new() {
-        let mut store = Store::default();
-        let nothing = Decision::Use { kept: None, failure: None, again_in: Duration::MAX };
-        assert_eq!(store.decide("a.example", None, at(0)), nothing);
-        assert_eq!(store.decide("a.example", Some("1"), at(0)), Decision::Fetch);
-        let one = kept("1", AGE, 0);
-        store.fetched("a.example", one.clone());
-        assert_eq!(store.decide("a.example", Some("1"), at(10)), uses(Some(&one), None, AGE - 10));
-        assert_eq!(store.decide("a.example", Some("2"), at(10)), Decision::Fetch);
-        assert_eq!(store.decide("b.example", Some("1"), at(10)), Decision::Fetch);
-    }
-
-    /// RFC 8461 §3.3.
-    #[test]
-    fn a_policy_holds_without_record_until_its_time_is_over() {
-        let mut store = Store::default();
-        let one = kept("1", 100, 0);
-        store.fetched("a.example", one.clone());
-        assert_eq!(store.take_changes().len(), 1);
-        assert_eq!(store.decide("a.example", None, at(99)), uses(Some(&one), None, 1));
-        let nothing = Decision::Use { kept: None, failure: None, again_in: Duration::MAX };
-        assert_eq!(store.decide("a.example", None, at(100)), nothing);
-        assert_eq!(deleted(&mut store), ["mta-sts/a.example"]);
-        assert_eq!(store.octets, 0);
-    }
-
-    #[test]
-    fn a_failure_is_remembered_for_its_id_and_leaves_the_policy() {
-        let mut store = Store::default();
-        store.failed("a.example", "1", at(0), failure());
-        assert_eq!(store.decide("a.example", Some("1"), at(299)), uses(None, Some(failure()), 1));
-        assert_eq!(store.decide("a.example", Some("1"), at(300)), Decision::Fetch);
-        assert_eq!(store.decide("a.example", Some("2"), at(1)), Decision::Fetch);
-        let one = kept("1", AGE, 0);
-        store.fetched("a.example", one.clone());
-        store.failed("a.example", "2", at(10), failure());
-        assert_eq!(store.decide("a.example", Some("2"), at(20)), uses(Some(&one), Some(failure()), 290));
-        assert_eq!(store.decide("a.example", Some("1"), at(20)), uses(Some(&one), None, AGE - 20));
-    }
-
-    #[test]
-    fn a_policy_is_seen_again_before_it_runs_out() {
-        let mut store = Store::default();
-        for (max_age, refresh) in [(AGE, 86_400), (100, 50)] {
-            let one = kept("1", max_age, 0);
-            store.fetched("a.example", one.clone());
-            let left = max_age - (refresh - 1);
-            assert_eq!(store.decide("a.example", Some("1"), at(refresh - 1)), uses(Some(&one), None, left));
-            assert_eq!(store.decide("a.example", Some("1"), at(refresh)), Decision::Fetch);
-            store.failed("a.example", "1", at(refresh), failure());
-            let Decision::Use { kept: Some(still), .. } = store.decide("a.example", Some("1"), at(refresh))
-            else {
-                panic!()
-            };
-            assert_eq!(still, one);
-        }
-    }
-
-    #[test]
-    fn rows_come_back() {
-        let mut store = Store::default();
-        let one = kept("1", AGE, 0);
-        store.fetched("a.example", one.clone());
-        let Some(Change::PutState(row)) = store.take_changes().pop() else { panic!() };
-        let mut again = Store::default();
-        assert!(again.restore(&row, at(10)));
-        assert_eq!(again.decide("a.example", None, at(10)), uses(Some(&one), None, AGE - 10));
-        assert!(again.take_changes().is_empty());
-        // Over, damaged, of another version: away with it.
-        for (row, now) in [
-            (row.clone(), AGE),
-            (StateRow { value: row.value[..9].to_vec(), ..row.clone() }, 0),
-            (StateRow { value: Vec::new(), ..row.clone() }, 0),
-        ] {
-            let mut store = Store::default();
-            assert!(store.restore(&row, at(now)));
-            assert_eq!(deleted(&mut store), ["mta-sts/a.example"]);
-            assert!(store.entries.is_empty());
-        }
-        assert!(!again.restore(&StateRow { key: b"other".to_vec(), ..row }, at(0)));
-    }
-
-    #[test]
-    fn the_least_recently_used_goes_at_the_bound() {
-        let mut store = Store::default();
-        for n in 0..MOST_DOMAINS {
-            store.fetched(&format!("d{n}.example"), kept("1", AGE, 0));
-        }
-        store.decide("d0.example", None, at(1));
-        store.take_changes();
-        store.failed("new.example", "1", at(1), failure());
-        assert_eq!((store.entries.len(), store.uses.len()), (MOST_DOMAINS, MOST_DOMAINS));
-        assert_eq!(deleted(&mut store), ["mta-sts/d1.example"]);
-        assert!(matches!(store.decide("d0.example", None, at(1)), Decision::Use { kept: Some(_), .. }));
-        let sum: usize = store.entries.values().map(Entry::weight).sum();
-        assert_eq!(sum, store.octets);
-    }
-}
+mod tests;

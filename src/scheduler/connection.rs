@@ -33,11 +33,13 @@ impl Scheduler {
         connection.wish = wish;
         connection.tlsa.clone_from(&connection.current.tlsa);
         let candidate = &connection.current;
+        let is_found = queue.settings.smtp_hosts.is_empty() && destination.domain.literal_address().is_none();
         let target = Target {
             peer: candidate.peer,
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
+            domain: is_found.then(|| destination.domain.shared().clone()),
             queue: queue.name.clone(),
             source: queue.source.clone(),
             protocol: connection.wish.protocol,
@@ -246,10 +248,12 @@ impl Scheduler {
         };
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let is_local = matches!(cause, EndCause::Local(_));
+        let is_about_certificate = matches!(cause, EndCause::Certificate(..));
         let demander = match &connection.tlsa {
-            Some(_) => Demander::Dane,
-            None if self.destinations.get(key).is_some_and(Destination::is_enforced) => Demander::MtaSts,
-            None => Demander::Nobody,
+            // Where none of the records is usable they demand TLS, with any certificate.
+            Some(set) if set.authenticates() || !is_about_certificate => Demander::Dane,
+            _ if self.destinations.get(key).is_some_and(Destination::is_enforced) => Demander::MtaSts,
+            _ => Demander::Nobody,
         };
         let is_demanded = demander != Demander::Nobody;
         let code = match cause {

@@ -18,6 +18,7 @@ fn target(peer: &str) -> Target {
         host: "mx.example".into(),
         local: None,
         ehlo: "out.example".into(),
+        domain: None,
         queue: "y.example".into(),
         source: "default".into(),
         protocol: crate::transport::Protocol::Smtp,

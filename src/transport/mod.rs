@@ -126,6 +126,9 @@ pub struct Target {
     pub local: Option<IpAddr>,
     /// The name in EHLO.
     pub ehlo: Arc<str>,
+    /// The domain whose mail wants the connection, for records; `None`: an address literal, or fixed hosts. Mail of other
+    /// domains may go over it too.
+    pub domain: Option<Arc<str>>,
     /// The queue that wants the connection, for records. Mail of other queues may go over it too.
     pub queue: Arc<str>,
     /// The source it is sent from.
@@ -146,6 +149,26 @@ pub struct Target {
 }
 
 impl Target {
+    /// Mail of `x.example`, opportunistic TLS.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            peer: SocketAddr::from(([192, 0, 2, 1], 25)),
+            host: "mx.example.net".into(),
+            local: None,
+            ehlo: "out.example".into(),
+            domain: Some("x.example".into()),
+            queue: "x.example".into(),
+            source: "default".into(),
+            protocol: Protocol::Smtp,
+            tls: TlsWish::default(),
+            tlsa: None,
+            credentials: None,
+            timeouts: Arc::default(),
+            mta_sts: None,
+        }
+    }
+
     /// Whether the certificate is to be looked at though it need not be valid ([`Session::certificate_problem`]): the domain
     /// tests its MTA-STS policy, and wants to know.
     pub fn tests_certificate(&self) -> bool {

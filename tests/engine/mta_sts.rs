@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use postrider::dns::{DnsErrorKind, StaticResolver};
 use postrider::event::{Category, DeliveryEvent, Reason};
-use postrider::mta_sts::{DomainTls, FetchErrorKind, StaticFetcher, TlsReport};
+use postrider::mta_sts::{FetchErrorKind, StaticFetcher};
 use postrider::storage::MemoryStorage;
 use postrider::testing::{SmtpServer, TestCertificate};
+use postrider::tls_report::{DomainTls, TlsPolicy, TlsReport};
 use postrider::transport::smtp::SmtpTransport;
 use postrider::{DeliveryEngine, Policy};
 
@@ -251,6 +252,7 @@ async fn a_policy_outlives_a_restart() {
     idle(&engine).await;
     engine.shutdown(Duration::from_secs(30)).await;
     rig.zone("");
+    rig.files.fail("example.net", FetchErrorKind::NoAnswer);
     let plain = SmtpServer::new();
     rig.world.server(MX, &plain);
     let engine = rig.engine(storage, "").await;
@@ -324,7 +326,8 @@ fn lines(report: &TlsReport) -> Vec<String> {
         let failures = domain.failures.iter().map(|failure| {
             format!(" {} {} {}", failure.result.as_str(), failure.mx.as_deref().unwrap_or("-"), failure.count)
         });
-        format!("{} {}{}", domain.domain, domain.successful, failures.collect::<String>())
+        let of = domain.policy.as_str();
+        format!("{} {of} {}{}", domain.domain, domain.successful, failures.collect::<String>())
     };
     report.domains.iter().map(line).collect()
 }
@@ -363,8 +366,8 @@ async fn sessions_are_counted_for_the_owners_of_policies() {
         engine.submit(message(&["b@example.net"])).await.unwrap();
         pass(MINUTE).await;
         let report = engine.take_tls_report().await.unwrap();
-        assert_eq!(lines(&report), [format!("example.net {expected}")], "{mode} {mx}");
-        assert_eq!(report.domains[0].policy.as_ref().unwrap().id(), "1");
+        assert_eq!(lines(&report), [format!("example.net sts {expected}")], "{mode} {mx}");
+        assert!(matches!(&report.domains[0].policy, TlsPolicy::Sts(Some(policy)) if policy.id() == "1"));
         let sent = rig.world.seen.timeline() == ["0 delivered b@example.net"];
         assert_eq!(sent, mode == "testing" || expected == "1", "{mode} {mx}");
         let next = engine.take_tls_report().await.unwrap();
@@ -383,13 +386,13 @@ async fn sessions_are_counted_for_the_owners_of_policies() {
             engine.submit(message(&["b@example.net"])).await.unwrap();
             pass(MINUTE).await;
             let report = engine.take_tls_report().await.unwrap();
-            assert_eq!(lines(&report), [format!("example.net 0 {expected} mx1.example.net 1")], "{mode}");
+            assert_eq!(lines(&report), [format!("example.net sts 0 {expected} mx1.example.net 1")], "{mode}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn fetches_are_counted_and_domains_without_policy_are_not() {
+async fn fetches_are_counted_and_domains_without_policy_too() {
     for (kind, expected) in [
         (None, None),
         (Some(FetchErrorKind::NoAnswer), Some("sts-policy-fetch-error")),
@@ -405,8 +408,9 @@ async fn fetches_are_counted_and_domains_without_policy_are_not() {
         let engine = rig.engine(MemoryStorage::new(), "").await;
         engine.submit(message(&["b@example.net"])).await.unwrap();
         idle(&engine).await;
-        let expected: Vec<String> =
-            expected.map(|word| format!("example.net 0 {word} - 1")).into_iter().collect();
+        let mut expected: Vec<String> =
+            expected.map(|word| format!("example.net sts 0 {word} - 1")).into_iter().collect();
+        expected.push("example.net no-policy-found 1".to_owned());
         assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
     }
 }

@@ -43,6 +43,7 @@ impl Server {
             host: host.into(),
             local: None,
             ehlo: "out.example.org".into(),
+            domain: None,
             queue: "example.net".into(),
             source: "default".into(),
             protocol: postrider::transport::Protocol::Smtp,

@@ -87,6 +87,7 @@ async fn a_thousand_idle_sessions_take_less_than_50_mb() {
         host: HOST.into(),
         local: None,
         ehlo: "out.example.org".into(),
+        domain: None,
         queue: "example.net".into(),
         source: "default".into(),
         protocol: Protocol::Smtp,

@@ -11,7 +11,7 @@ const DOMAIN: &str = "example.net";
 const HOUR: Duration = Duration::from_secs(3_600);
 
 struct Rig {
-    policies: Policies,
+    policies: Arc<Policies>,
     zone: StaticResolver,
     files: StaticFetcher,
     clock: Clock,
@@ -20,7 +20,8 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let (files, clock) = (StaticFetcher::new(), Clock::starting_at(Timestamp::from_unix_seconds(1_000)));
-        let policies = Policies::new(Arc::new(files.clone()), clock.clone());
+        let counts = Arc::new(TlsCounts::new(clock.clone()));
+        let policies = Arc::new(Policies::new(Arc::new(files.clone()), clock.clone(), counts));
         Self { policies, zone: StaticResolver::new(), files, clock }
     }
 
@@ -30,14 +31,40 @@ impl Rig {
         self.files.set(DOMAIN, file);
     }
 
+    /// The same with another fetcher, and what is known.
+    fn with_fetcher(self, fetcher: impl PolicyFetcher) -> Self {
+        let counts = Arc::new(TlsCounts::new(self.clock.clone()));
+        let policies = Policies::new(Arc::new(fetcher), self.clock.clone(), counts);
+        let rows = self.policies.take_changes().into_iter().filter_map(|change| match change {
+            Change::PutState(row) => Some(row),
+            _ => None,
+        });
+        policies.restore(&mut rows.collect(), self.clock.now());
+        Self { policies: Arc::new(policies), ..self }
+    }
+
     async fn find(&self) -> Found {
-        let request = PolicyRequest { domain: DOMAIN, resolver: &self.zone, prohibited: &[] };
-        self.policies.find(&request, Freshness::Cached).await
+        self.find_of(DOMAIN).await
+    }
+
+    async fn find_of(&self, domain: &str) -> Found {
+        let resolver: Arc<dyn Resolver> = Arc::new(self.zone.clone());
+        let sought = Sought { domain, resolver: &resolver, prohibited: &[] };
+        self.policies.find(&sought, Freshness::Cached).await
+    }
+
+    /// What is seen, and how long it takes.
+    async fn timed(&self) -> (Found, u64) {
+        let before = self.clock.now();
+        let found = self.find().await;
+        (found, self.clock.now().saturating_since(before).as_secs())
     }
 
     /// Mode, the kind of failure, seconds until it is looked for again, and fetches so far.
     async fn seen(&self) -> (Option<Mode>, Option<FetchErrorKind>, u64, u64) {
         let found = self.find().await;
+        // What is fetched beside it ends.
+        tokio::task::yield_now().await;
         assert!(self.policies.lock().flights.is_empty());
         let mode = found.policy.map(|kept| kept.policy.mode());
         (
@@ -59,10 +86,30 @@ async fn a_policy_comes_and_stays_and_changes() {
     assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 600, 1));
     assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 600, 1), "kept");
     rig.publish("2", "testing", 1_000_000);
+    assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 300, 1), "it was fetched just now");
+    tokio::time::advance(REST).await;
     assert_eq!(rig.seen().await, (Some(Mode::Testing), None, 600, 2), "another id");
     rig.publish("3", "none", 100);
-    assert_eq!(rig.seen().await, (Some(Mode::None), None, 100, 3));
+    tokio::time::advance(REST).await;
+    assert_eq!(rig.seen().await, (Some(Mode::None), None, 50, 3));
     assert_eq!(rig.policies.take_changes().len(), 3);
+}
+
+/// An id that changes with every answer is no reason to fetch with every look-up.
+#[tokio::test(start_paused = true)]
+async fn an_id_that_never_stays_the_same_has_no_more_fetched() {
+    for fails in [false, true] {
+        let rig = Rig::new();
+        for n in 0..20 {
+            rig.publish(&n.to_string(), "enforce", 1_000_000);
+            if fails {
+                rig.files.fail(DOMAIN, FetchErrorKind::NoAnswer);
+            }
+            rig.find().await;
+            tokio::time::advance(REST / 10).await;
+        }
+        assert_eq!(rig.files.fetches(DOMAIN), 2, "{fails}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,15 +122,29 @@ async fn a_policy_seen_outlasts_dns_and_web_server() {
     assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 300, 1), "DNS fails");
     rig.zone.recover("_mta-sts.example.net");
     rig.zone.set_zone("").unwrap();
-    assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 10_000, 1), "no record");
+    assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 5_000, 1), "no record");
     rig.zone.set_zone("_mta-sts.example.net TXT \"v=STSv1; id=2\"").unwrap();
+    tokio::time::advance(REST).await;
     let failed = Some(FetchErrorKind::NoAnswer);
     assert_eq!(rig.seen().await, (Some(Mode::Enforce), failed, 300, 2), "the new one can not be had");
     assert_eq!(rig.seen().await, (Some(Mode::Enforce), failed, 300, 2), "remembered");
-    tokio::time::advance(Duration::from_secs(300)).await;
+    tokio::time::advance(REST).await;
     assert_eq!(rig.seen().await, (Some(Mode::Enforce), failed, 300, 3));
     tokio::time::advance(3 * HOUR).await;
     assert_eq!(rig.seen().await, (None, failed, 300, 4), "its time is over");
+}
+
+/// RFC 8461 §3.3, §5.1: who takes the record away must not be able to wait for the end of the policy.
+#[tokio::test(start_paused = true)]
+async fn a_policy_whose_record_is_gone_is_seen_again() {
+    let rig = Rig::new();
+    rig.publish("1", "enforce", 10_000);
+    rig.seen().await;
+    rig.zone.set_zone("").unwrap();
+    for n in 1..10 {
+        tokio::time::advance(Duration::from_secs(5_000)).await;
+        assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 5_000, n + 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,7 +162,9 @@ async fn what_is_no_policy_is_told_from_what_can_not_be_had() {
         }
         assert_eq!(rig.seen().await, (None, Some(kind), 300, 1));
         rig.publish("2", "enforce", 1_000);
-        assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 600, 2), "a new id is tried at once");
+        assert_eq!(rig.seen().await, (None, Some(kind), 300, 1), "a new id makes no difference");
+        tokio::time::advance(REST).await;
+        assert_eq!(rig.seen().await, (Some(Mode::Enforce), None, 500, 2));
     }
 }
 
@@ -117,19 +180,24 @@ async fn a_restart_forgets_nothing() {
     let rig = Rig::new();
     rig.publish("1", "enforce", 10_000);
     rig.seen().await;
-    let mut rows: Vec<StateRow> = rig
-        .policies
-        .take_changes()
-        .into_iter()
-        .filter_map(|change| if let Change::PutState(row) = change { Some(row) } else { None })
-        .collect();
+    let again = rig.with_fetcher(StaticFetcher::new());
+    again.zone.set_zone("").unwrap();
+    assert_eq!(again.seen().await, (Some(Mode::Enforce), None, 5_000, 1));
     let other = StateRow { key: b"other".to_vec(), value: Vec::new() };
-    rows.push(other.clone());
-    let again = Rig { policies: Policies::new(Arc::new(StaticFetcher::new()), rig.clock.clone()), ..rig };
+    let mut rows = vec![other.clone()];
     again.policies.restore(&mut rows, again.clock.now());
     assert_eq!(rows, [other]);
-    again.zone.set_zone("").unwrap();
-    assert_eq!(again.seen().await, (Some(Mode::Enforce), None, 10_000, 1));
+}
+
+/// What was fetched beside a look-up is told to whoever makes it durable.
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_made_durable_is_told() {
+    let rig = Rig::new();
+    rig.publish("1", "enforce", 1_000);
+    assert!(rig.policies.changed().now_or_never().is_none());
+    rig.find().await;
+    rig.policies.changed().await;
+    assert_eq!(rig.policies.take_changes().len(), 1);
 }
 
 /// Answers when it is let, and counts who is in it.
@@ -157,34 +225,110 @@ impl fmt::Display for Gated {
     }
 }
 
+impl Gated {
+    fn fetches(&self) -> usize {
+        self.0.inside.load(Ordering::SeqCst)
+    }
+
+    /// Lets those go who are in it.
+    async fn open(&self) {
+        self.0.open.notify_waiters();
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_who_want_a_policy_fetch_it_once() {
     let (gate, rig) = (Gated::default(), Rig::new());
     rig.publish("1", "enforce", 1_000);
-    let rig = Rig { policies: Policies::new(Arc::new(gate.clone()), rig.clock.clone()), ..rig };
-    // The first goes away: the next carries on.
+    let rig = rig.with_fetcher(gate.clone());
+    // The first goes away: what it began goes on.
     assert!(rig.find().now_or_never().is_none());
-    assert!(rig.policies.lock().flights.is_empty());
     let all = futures::future::join_all((0..5).map(|_| rig.find()));
     let opens = async {
         tokio::task::yield_now().await;
-        gate.0.open.notify_waiters();
+        gate.open().await;
     };
     let (found, ()) = tokio::join!(all, opens);
     assert!(found.iter().all(|found| found.policy.is_some()));
-    assert_eq!(gate.0.inside.load(Ordering::SeqCst), 2);
+    assert_eq!(gate.fetches(), 1);
     assert!(rig.policies.lock().flights.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_waits_a_moment_for_a_policy_that_serves_the_next() {
+    let (gate, rig) = (Gated::default(), Rig::new());
+    rig.publish("1", "enforce", 1_000);
+    let rig = rig.with_fetcher(gate.clone());
+    let (found, took) = rig.timed().await;
+    assert_eq!((found, took), (Found { policy: None, failure: None, again_in: LIMIT }, 10));
+    gate.open().await;
+    let (found, took) = rig.timed().await;
+    assert_eq!((found.policy.is_some(), took, gate.fetches()), (true, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_fetch_has_a_minute() {
     let (gate, rig) = (Gated::default(), Rig::new());
     rig.publish("1", "enforce", 1_000);
-    let rig = Rig { policies: Policies::new(Arc::new(gate), rig.clock.clone()), ..rig };
-    let begun = rig.clock.now();
-    let failure = rig.find().await.failure.unwrap();
-    assert_eq!(&*failure.message, "mta-sts.example.net: no answer within 60 s");
-    assert_eq!(rig.clock.now().saturating_since(begun), Duration::from_secs(60));
+    let rig = rig.with_fetcher(gate.clone());
+    assert_eq!(rig.timed().await.0.failure, None);
+    tokio::time::advance(Duration::from_secs(45)).await;
+    let (found, took) = rig.timed().await;
+    assert_eq!(&*found.failure.unwrap().message, "mta-sts.example.net: no answer within 60 s");
+    assert_eq!((took, found.again_in, gate.fetches()), (5, REST, 1));
+}
+
+/// The policy that holds serves while it is seen again.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_refresh() {
+    let (gate, rig) = (Gated::default(), Rig::new());
+    rig.publish("1", "enforce", 1_000);
+    rig.find().await;
+    let rig = rig.with_fetcher(gate.clone());
+    tokio::time::advance(Duration::from_secs(500)).await;
+    for _ in 0..2 {
+        let (found, took) = rig.timed().await;
+        assert_eq!((found.policy.is_some(), took), (true, 0));
+        tokio::task::yield_now().await;
+        assert_eq!(gate.fetches(), 1);
+    }
+    gate.open().await;
+    assert_eq!(rig.find().await.policy.unwrap().fetched, rig.clock.now());
+}
+
+/// Past the bound a look-up waits for its turn as long as for a policy, and goes on.
+#[tokio::test(start_paused = true)]
+async fn fetches_are_bounded() {
+    let (gate, rig) = (Gated::default(), Rig::new());
+    let domains: Vec<_> = (0..MOST_FETCHES + 1).map(|n| format!("d{n}.example")).collect();
+    let records = domains.iter().map(|domain| format!("_mta-sts.{domain} 600 TXT \"v=STSv1; id=1\"\n"));
+    rig.zone.set_zone(&records.collect::<String>()).unwrap();
+    let rig = rig.with_fetcher(gate.clone());
+    let found = futures::future::join_all(domains.iter().map(|domain| rig.find_of(domain))).await;
+    assert!(found.iter().all(|found| found.policy.is_none() && found.again_in == LIMIT));
+    assert_eq!(gate.fetches(), MOST_FETCHES);
+    gate.open().await;
+    let last = futures::future::join(rig.find_of(&domains[MOST_FETCHES]), async {
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        gate.open().await;
+    });
+    assert!(last.await.0.policy.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetches_end_when_they_are_told_to() {
+    let (gate, rig) = (Gated::default(), Rig::new());
+    rig.publish("1", "enforce", 1_000);
+    let rig = rig.with_fetcher(gate.clone());
+    rig.find().await;
+    rig.policies.stop().await;
+    assert!(rig.policies.lock().flights.is_empty());
+    assert_eq!(rig.policies.fetches.available_permits(), MOST_FETCHES);
 }
 
 /// Answers no question for TXT.
@@ -224,11 +368,12 @@ async fn mail_waits_five_seconds_for_a_record_and_keeps_the_policy_it_had() {
     assert!(known.is_some());
     let ask = async |domain| {
         let before = rig.clock.now();
-        let request = PolicyRequest { domain, resolver: &Silent, prohibited: &[] };
-        let found = rig.policies.find(&request, Freshness::Fresh).await;
+        let resolver: Arc<dyn Resolver> = Arc::new(Silent);
+        let sought = Sought { domain, resolver: &resolver, prohibited: &[] };
+        let found = rig.policies.find(&sought, Freshness::Fresh).await;
         (found, rig.clock.now().saturating_since(before).as_secs())
     };
-    let expected = |policy| Found { policy, failure: None, again_in: FAILURE_HOLDS };
+    let expected = |policy| Found { policy, failure: None, again_in: REST };
     assert_eq!(ask(DOMAIN).await, (expected(known), 5));
     assert_eq!(ask("other.example").await, (expected(None), 5));
 }

@@ -117,6 +117,7 @@ mod tests {
             host: "mx.example".into(),
             local: local.map(|ip| ip.parse().unwrap()),
             ehlo: "out.example".into(),
+            domain: None,
             queue: "y.example".into(),
             source: "default".into(),
             protocol: crate::transport::Protocol::Smtp,

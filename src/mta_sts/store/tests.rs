@@ -1,0 +1,175 @@
+use super::*;
+
+const AGE: u64 = 1_000_000;
+const DAY: u64 = 86_400;
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_unix_seconds(seconds)
+}
+
+fn kept(id: &str, max_age: u64, fetched: u64) -> Arc<KnownPolicy> {
+    let text = format!("version: STSv1\nmode: enforce\nmx: mx.example.net\nmax_age: {max_age}");
+    Arc::new(KnownPolicy {
+        domain: "a.example".to_owned(),
+        id: id.to_owned(),
+        policy: StsPolicy::parse(text.as_bytes()).unwrap(),
+        fetched: at(fetched),
+    })
+}
+
+fn failure() -> PolicyFailure {
+    PolicyFailure::for_tests()
+}
+
+fn holds(kept: Option<&Arc<KnownPolicy>>, failure: Option<PolicyFailure>, again_in: u64) -> Decision {
+    Decision { kept: kept.cloned(), failure, again_in: Duration::from_secs(again_in), fetch: Fetch::No }
+}
+
+fn fetch(store: &mut Store, domain: &str, id: Option<&str>, now: u64) -> Fetch {
+    store.decide(domain, id, at(now)).fetch
+}
+
+/// The rows that go, and no other change.
+fn deleted(store: &mut Store) -> Vec<String> {
+    let changes = store.take_changes().into_iter();
+    let key = |change| match change {
+        Change::DeleteState(key) => String::from_utf8(key).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    changes.map(key).collect()
+}
+
+#[test]
+fn a_policy_is_fetched_when_the_id_is_new() {
+    let mut store = Store::default();
+    assert_eq!(store.decide("a.example", None, at(0)), Decision::nothing());
+    assert_eq!(fetch(&mut store, "a.example", Some("1"), 0), Fetch::New);
+    let one = kept("1", AGE, 0);
+    store.fetched("a.example", one.clone());
+    assert_eq!(store.decide("a.example", Some("1"), at(10)), holds(Some(&one), None, DAY - 10));
+    assert_eq!(store.decide("a.example", Some("2"), at(299)), holds(Some(&one), None, 1));
+    assert_eq!(fetch(&mut store, "a.example", Some("2"), 300), Fetch::New);
+    assert_eq!(fetch(&mut store, "b.example", Some("1"), 10), Fetch::New);
+}
+
+/// RFC 8461 §3.3.
+#[test]
+fn a_policy_holds_without_record_until_its_time_is_over() {
+    let mut store = Store::default();
+    let one = kept("1", 100, 0);
+    store.fetched("a.example", one.clone());
+    assert_eq!(store.take_changes().len(), 1);
+    assert_eq!(store.decide("a.example", None, at(49)), holds(Some(&one), None, 1));
+    for (now, record) in [(50, None), (99, None), (99, Some("1"))] {
+        let decision = store.decide("a.example", record, at(now));
+        assert_eq!((decision.kept, decision.fetch), (Some(one.clone()), Fetch::Refresh), "{now} {record:?}");
+    }
+    assert_eq!(store.decide("a.example", None, at(100)), Decision::nothing());
+    assert_eq!(deleted(&mut store), ["mta-sts/a.example"]);
+    assert_eq!(store.octets, 0);
+    assert_eq!(fetch(&mut store, "a.example", Some("1"), 100), Fetch::New, "no rest without a policy");
+}
+
+/// RFC 8461 §3.3: five minutes, whatever a record says that may change with every answer.
+#[test]
+fn after_a_fetch_there_is_rest_whatever_the_id() {
+    let mut store = Store::default();
+    store.failed("a.example", at(0), failure());
+    for id in ["1", "2"] {
+        assert_eq!(store.decide("a.example", Some(id), at(299)), holds(None, Some(failure()), 1));
+        assert_eq!(fetch(&mut store, "a.example", Some(id), 300), Fetch::New);
+    }
+    let one = kept("1", AGE, 400);
+    store.fetched("a.example", one.clone());
+    assert_eq!(store.decide("a.example", Some("2"), at(500)), holds(Some(&one), None, 200));
+    store.failed("a.example", at(700), failure());
+    assert_eq!(store.decide("a.example", Some("3"), at(710)), holds(Some(&one), Some(failure()), 290));
+    assert_eq!(store.decide("a.example", Some("1"), at(710)), holds(Some(&one), None, DAY - 310));
+    assert_eq!(fetch(&mut store, "a.example", Some("3"), 1), Fetch::New, "a clock stepped back");
+}
+
+#[test]
+fn a_policy_is_seen_again_before_it_runs_out() {
+    let mut store = Store::default();
+    for (max_age, refresh) in [(AGE, DAY), (100, 50)] {
+        let one = kept("1", max_age, 0);
+        store.fetched("a.example", one.clone());
+        for id in [Some("1"), None] {
+            assert_eq!(store.decide("a.example", id, at(refresh - 1)), holds(Some(&one), None, 1));
+            assert_eq!(fetch(&mut store, "a.example", id, refresh), Fetch::Refresh);
+        }
+        store.failed("a.example", at(refresh), failure());
+        for id in [Some("1"), None] {
+            let left = (max_age - refresh).min(300);
+            assert_eq!(store.decide("a.example", id, at(refresh)), holds(Some(&one), Some(failure()), left));
+        }
+    }
+}
+
+#[test]
+fn rows_come_back() {
+    let mut store = Store::default();
+    let one = kept("1", AGE, 0);
+    store.fetched("a.example", one.clone());
+    let Some(Change::PutState(row)) = store.take_changes().pop() else { panic!() };
+    let mut again = Store::default();
+    assert!(again.restore(&row, at(10)));
+    assert_eq!(again.decide("a.example", None, at(10)), holds(Some(&one), None, DAY - 10));
+    assert!(again.take_changes().is_empty());
+    // Over, damaged, of another version: away with it.
+    for (row, now) in [
+        (row.clone(), AGE),
+        (StateRow { value: row.value[..9].to_vec(), ..row.clone() }, 0),
+        (StateRow { value: Vec::new(), ..row.clone() }, 0),
+    ] {
+        let mut store = Store::default();
+        assert!(store.restore(&row, at(now)));
+        assert_eq!(deleted(&mut store), ["mta-sts/a.example"]);
+        assert!(store.entries.is_empty());
+    }
+    assert!(!again.restore(&StateRow { key: b"other".to_vec(), ..row }, at(0)));
+}
+
+fn lenient() -> Arc<KnownPolicy> {
+    KnownPolicy::for_tests("1", "version: STSv1\nmode: testing\nmx: mx.example.net\nmax_age: 1000000")
+}
+
+fn is_consistent(store: &Store) -> bool {
+    let Uses { without_policy, lenient, enforced } = &store.uses;
+    let octets: usize = store.entries.values().map(Entry::weight).sum();
+    store.entries.len() == without_policy.len() + lenient.len() + enforced.len() && octets == store.octets
+}
+
+#[test]
+fn the_least_recently_used_goes_at_the_bound() {
+    let mut store = Store::default();
+    for n in 0..MOST_DOMAINS {
+        store.fetched(&format!("d{n}.example"), kept("1", AGE, 0));
+    }
+    store.decide("d0.example", None, at(1));
+    store.take_changes();
+    store.fetched("new.example", kept("1", AGE, 0));
+    let gone = |change: &Change| matches!(change, Change::DeleteState(key) if key == b"mta-sts/d1.example");
+    assert!(store.take_changes().iter().any(gone));
+    assert!(store.decide("d0.example", None, at(1)).kept.is_some());
+    assert_eq!(store.entries.len(), MOST_DOMAINS);
+    assert!(is_consistent(&store));
+}
+
+#[test]
+fn what_is_in_force_goes_last() {
+    let mut store = Store::default();
+    store.fetched("enforced.example", kept("1", AGE, 0));
+    for n in 0..MOST_DOMAINS {
+        store.fetched(&format!("d{n}.example"), lenient());
+    }
+    store.take_changes();
+    for n in 0..MOST_FAILURES + 7 {
+        store.failed(&format!("junk{n}.example"), at(1), failure());
+    }
+    assert!(store.take_changes().is_empty(), "failures cost no policy");
+    assert_eq!(store.entries.len(), MOST_DOMAINS + MOST_FAILURES);
+    assert!(store.decide("enforced.example", None, at(1)).kept.is_some());
+    assert!(store.decide("d0.example", None, at(1)).kept.is_none());
+    assert!(is_consistent(&store));
+}

@@ -1,0 +1,165 @@
+use super::*;
+use crate::reply::Stage;
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_unix_seconds(seconds)
+}
+
+fn policy(mode: &str) -> Arc<KnownPolicy> {
+    let text = format!("version: STSv1\nmode: {mode}\nmx: mx.example.net\nmax_age: 86400");
+    KnownPolicy::for_tests("1", &text)
+}
+
+#[test]
+fn sessions_are_judged() {
+    let there = |certificate| Ok(SessionTls { is_there: true, certificate });
+    let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
+    let certificate = |problem| error(EndCause::Certificate(problem, String::new()));
+    let plain = Ok(SessionTls { is_there: false, certificate: None });
+    let expired = Some(CertificateProblem::Expired);
+    for (mode, host, session, expected) in [
+        ("enforce", "mx.example.net", there(None), Some(Ok(()))),
+        ("testing", "mx.example.net", there(None), Some(Ok(()))),
+        ("testing", "mx.example.net", plain, Some(Err("starttls-not-supported"))),
+        ("testing", "mx2.example.net", there(None), Some(Err("validation-failure"))),
+        ("testing", "mx.example.net", there(expired), Some(Err("certificate-expired"))),
+        (
+            "enforce",
+            "mx.example.net",
+            Err(&error(EndCause::TlsNotOffered)),
+            Some(Err("starttls-not-supported")),
+        ),
+        (
+            "enforce",
+            "mx.example.net",
+            Err(&certificate(CertificateProblem::OtherHost)),
+            Some(Err("certificate-host-mismatch")),
+        ),
+        (
+            "enforce",
+            "mx.example.net",
+            Err(&certificate(CertificateProblem::NotTrusted)),
+            Some(Err("certificate-not-trusted")),
+        ),
+        (
+            "enforce",
+            "mx.example.net",
+            Err(&error(EndCause::Tls(String::new()))),
+            Some(Err("validation-failure")),
+        ),
+        ("enforce", "mx.example.net", Err(&error(EndCause::Closed)), None),
+    ] {
+        let judged = judge(&policy(mode), host, session);
+        let judged = judged.map(|result| result.map_err(TlsResult::as_str));
+        assert_eq!(judged, expected, "{mode} {host} {session:?}");
+    }
+}
+
+/// RFC 8460 §4.2: a session is held to what its host's records say, else to the domain's policy, else to nothing.
+#[test]
+fn sessions_count_for_what_they_are_held_to() {
+    use crate::dns::TlsaRecord;
+    let set = |usage| {
+        Some(Arc::new(TlsaSet::new("mx.example.net".into(), [], vec![TlsaRecord::new(usage, 1, 1, [1; 32])])))
+    };
+    let (usable, unusable) = (set(3), set(1));
+    let there = || Ok(SessionTls { is_there: true, certificate: None });
+    let plain = || Ok(SessionTls { is_there: false, certificate: None });
+    let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
+    let none = error(EndCause::TlsNotOffered);
+    let handshake = error(EndCause::Tls(String::new()));
+    let mismatch = error(EndCause::Certificate(CertificateProblem::TlsaMismatch, String::new()));
+    let expired = error(EndCause::Certificate(CertificateProblem::Expired, String::new()));
+    let closed = error(EndCause::Closed);
+    let enforced = || Some(policy("enforce"));
+    type Session<'a> = Result<SessionTls, &'a ConnectError>;
+    let rows: [(_, _, Session<'_>, &[&str]); 15] = [
+        (usable.clone(), None, there(), &["tlsa ok"]),
+        (usable.clone(), enforced(), there(), &["tlsa ok"]),
+        (usable.clone(), None, Err(&none), &["tlsa starttls-not-supported"]),
+        (usable.clone(), None, Err(&handshake), &["tlsa validation-failure"]),
+        (usable.clone(), enforced(), Err(&mismatch), &["tlsa validation-failure"]),
+        (usable.clone(), None, Err(&expired), &["tlsa certificate-expired"]),
+        (usable, None, Err(&closed), &[]),
+        (unusable.clone(), None, there(), &["tlsa tlsa-invalid"]),
+        (unusable.clone(), enforced(), there(), &["sts ok", "tlsa tlsa-invalid"]),
+        (unusable.clone(), enforced(), Err(&expired), &["sts certificate-expired", "tlsa tlsa-invalid"]),
+        (unusable, None, Err(&none), &["tlsa starttls-not-supported"]),
+        (None, enforced(), there(), &["sts ok"]),
+        (None, None, there(), &["no-policy-found ok"]),
+        (None, None, plain(), &["no-policy-found starttls-not-supported"]),
+        (None, None, Err(&closed), &[]),
+    ];
+    for (tlsa, mta_sts, session, expected) in rows {
+        let target = Target { tlsa, mta_sts, ..Target::for_tests() };
+        assert_eq!(counted(&target, session), expected, "{target:?} {session:?}");
+        let fixed = Target { domain: None, ..target };
+        assert!(counted(&fixed, session).is_empty());
+    }
+    let off = crate::transport::TlsWish { level: StartTls::Off, implicit: false };
+    assert!(counted(&Target { tls: off, ..Target::for_tests() }, plain()).is_empty());
+}
+
+fn counted(target: &Target, session: Result<SessionTls, &ConnectError>) -> Vec<String> {
+    let mut counts = Counts::default();
+    counts.session(target, session);
+    let report = counts.take(at(1));
+    let line = |of: &DomainTls| {
+        assert_eq!((&*of.domain, of.successful + of.failures.len() as u64), ("x.example", 1));
+        let result = of.failures.first().map_or("ok", |failure| failure.result.as_str());
+        format!("{} {result}", of.policy.as_str())
+    };
+    let mut lines: Vec<String> = report.domains.iter().map(line).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn what_is_found_out_without_a_session_counts_too() {
+    let counts = TlsCounts::new(Clock::starting_at(at(5)));
+    counts.fetch("a.example", FetchErrorKind::NoPolicy);
+    counts.records_unknown("a.example", Some(&"mx.a.example".into()));
+    counts.records_unknown("a.example", None);
+    let report = counts.take();
+    let words: Vec<_> = report.domains.iter().map(|of| (of.policy.as_str(), of.failures.len())).collect();
+    assert_eq!(words, [("tlsa", 2), ("sts", 1)]);
+    let hosts: Vec<_> = report.domains[0].failures.iter().map(|failure| failure.mx.as_deref()).collect();
+    assert_eq!(hosts, [None, Some("mx.a.example")]);
+}
+
+#[test]
+fn a_report_is_taken_once() {
+    let mut counts = Counts::new(at(5));
+    let mut failed = |result: TlsResult| counts.count(Type::Sts, "a.example", Err((result, None, None)));
+    failed(FetchErrorKind::NoAnswer.into());
+    failed(FetchErrorKind::NoAnswer.into());
+    failed(FetchErrorKind::Certificate.into());
+    counts.nothing_permitted(&policy("enforce"));
+    let report = counts.take(at(9));
+    assert_eq!((report.since, report.until, report.domains.len()), (at(5), at(9), 2));
+    let failure = |result, count| TlsFailures { result, mx: None, receiving_ip: None, count };
+    let expected = [failure(TlsResult::StsPolicyFetchError, 2), failure(TlsResult::StsWebpkiInvalid, 1)];
+    assert_eq!(report.domains[0].failures, expected);
+    assert_eq!(report.domains[1].policy, TlsPolicy::Sts(Some(policy("enforce"))));
+    let next = counts.take(at(10));
+    assert_eq!((next.since, next.domains.len()), (at(9), 0));
+}
+
+#[test]
+fn what_is_counted_is_bounded() {
+    let mut counts = Counts::default();
+    for n in 0..MOST_DOMAINS + 7 {
+        counts.count(Type::NoPolicyFound, &format!("d{n}.example"), Ok(()));
+    }
+    counts.count(Type::NoPolicyFound, "d0.example", Ok(()));
+    counts.count(Type::Sts, "other.example", Ok(()));
+    let report = counts.take(at(1));
+    assert_eq!((report.domains.len(), report.uncounted), (MOST_DOMAINS + 1, 7));
+    let mut domain = Domain::default();
+    for n in 0..100u8 {
+        let (host, address) = (format!("mx{n}.example").into(), IpAddr::from([192, 0, 2, n]));
+        domain.failed((TlsResult::CertificateExpired, Some(host), Some(address)));
+    }
+    assert_eq!(domain.failures.len(), MOST_FAILURES + 1);
+    assert_eq!(domain.failures[&(TlsResult::CertificateExpired, None, None)], 68);
+}
