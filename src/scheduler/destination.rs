@@ -99,6 +99,7 @@ impl AtRest for Work {
         ready: 0,
         waits: Waits {
             connect: Vec::new(),
+            turn: None,
             rate: Vec::new(),
             look_up: false,
             body: None,
@@ -179,6 +180,8 @@ pub(super) struct Grant {
 pub(super) struct Waits {
     /// For permits of a connection.
     pub(super) connect: Vec<Place>,
+    /// The place it was called from last: it keeps that while a route is found, or outcomes become durable.
+    pub(super) turn: Option<Place>,
     /// For a rate to allow recipients.
     pub(super) rate: Vec<Place>,
     pub(super) look_up: bool,
@@ -190,8 +193,11 @@ pub(super) struct Waits {
 
 impl Waits {
     fn is_for_nothing(&self) -> bool {
-        let Self { connect, rate, look_up, body, settle, claim, window } = self;
-        connect.is_empty() && rate.is_empty() && !(*look_up || body.is_some() || *settle || *claim || *window)
+        let Self { connect, turn, rate, look_up, body, settle, claim, window } = self;
+        connect.is_empty()
+            && turn.is_none()
+            && rate.is_empty()
+            && !(*look_up || body.is_some() || *settle || *claim || *window)
     }
 }
 
@@ -449,15 +455,15 @@ impl Destination {
     /// Of a million destinations most rest, and each would keep a route that is of no use any more.
     pub(super) fn forget_old_route(&mut self, now: Timestamp) {
         let rests = self.work.connections == 0 && self.work.ready == 0 && self.work.waits.connect.is_empty();
-        if rests && self.known_route().is_some() && self.route_within(now, Duration::ZERO).is_none() {
+        if rests && self.known_route().is_some() && self.route_now(now).is_none() {
             self.route = RouteState::Unknown;
         }
     }
 
-    /// The route if it still holds, or held until lately.
-    pub(super) fn route_within(&self, now: Timestamp, grace: Duration) -> Option<&Arc<Route>> {
+    /// The route if it still holds.
+    pub(super) fn route_now(&self, now: Timestamp) -> Option<&Arc<Route>> {
         match &self.route {
-            RouteState::Known { route, until } if *until + grace > now => Some(route),
+            RouteState::Known { route, until } if *until > now => Some(route),
             _ => None,
         }
     }

@@ -6,7 +6,6 @@
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -14,7 +13,7 @@ use super::destination::Grant;
 use super::event::Opened;
 use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
-use super::pump::{ROUTE_GRACE, local_address};
+use super::pump::local_address;
 use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, Connection, Meeting, State, Wish};
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
@@ -40,12 +39,8 @@ impl Scheduler {
     /// Takes over an idle session or opens a connection. `false`: neither can be had now.
     pub(super) fn seek_session(&mut self, now: Timestamp, key: DestinationKey) -> bool {
         let call = self.called.filter(|call| call.destination == key);
-        let Some(destination) = self.destinations.get_mut(key) else { return false };
-        if call.is_none() && !destination.work.waits.connect.is_empty() {
-            // It waited for one more and has none now: it stands among those.
-            let lost = destination.work.connections == 0
-                && destination.work.waits.connect.iter().any(|place| place.is_for_more());
-            if !lost {
+        if call.is_none() {
+            if self.stands_for_connection(key) {
                 return false;
             }
             self.stop_waiting_to_connect(key);
@@ -55,7 +50,7 @@ impl Scheduler {
         let attempt = match destination.work.suspended.take() {
             Some(attempt) => *attempt,
             None => {
-                let Some(route) = destination.route_within(now, ROUTE_GRACE).cloned() else { return false };
+                let Some(route) = destination.route_now(now).cloned() else { return false };
                 self.new_attempt(now, key, queue, &route)
             }
         };
@@ -67,12 +62,14 @@ impl Scheduler {
         }
         if self.take_over_idle(now, key, queue, &attempt) {
             self.called = None;
+            self.forget_turn(key);
             return true;
         }
         match self.choose(now, queue, &attempt, call) {
             Ok((candidate, permits)) => {
                 self.take_permits(now, &permits);
                 self.called = None;
+                self.forget_turn(key);
                 self.open_connection(key, attempt, candidate, permits.counts);
                 true
             }
@@ -83,6 +80,15 @@ impl Scheduler {
                 false
             }
         }
+    }
+
+    /// It stands in line for a connection, and well: not among those who want one more, if it has none now.
+    pub(super) fn stands_for_connection(&self, key: DestinationKey) -> bool {
+        self.destinations.get(key).is_some_and(|destination| {
+            let (work, line) = (&destination.work, &destination.work.waits.connect);
+            let lost = work.connections == 0 && line.iter().any(|place| place.is_for_more());
+            !line.is_empty() && !lost
+        })
     }
 
     /// An attempt that failed somewhere goes on later where it stopped; one that has not begun is made anew.
@@ -104,7 +110,8 @@ impl Scheduler {
     fn wait_to_connect(&mut self, key: DestinationKey, full: &[SlotKey], call: Option<Call>) {
         let has_some = self.destinations.get(key).is_some_and(|destination| destination.work.connections > 0);
         let who = (self.has_fresh(key), has_some);
-        let old = call.map(|call| call.place);
+        let old = self.destinations.get_mut(key).and_then(|destination| destination.work.waits.turn.take());
+        let old = call.map(|call| call.place).or(old);
         for &slot in full {
             let Some(place) = self.limits.stand_in_line(slot, key, 1, who, old) else { continue };
             if let Some(destination) = self.destinations.get_mut(key) {
@@ -360,8 +367,7 @@ impl Scheduler {
         attempt: &Attempt,
     ) -> bool {
         // The proof is an address that DNS gives for the host now.
-        let is_known =
-            self.destinations.get(key).is_some_and(|d| d.route_within(now, Duration::ZERO).is_some());
+        let is_known = self.destinations.get(key).is_some_and(|d| d.route_now(now).is_some());
         if self.idle_at.is_empty() || !is_known {
             return false;
         }

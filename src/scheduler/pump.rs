@@ -19,8 +19,6 @@ use crate::policy::Source;
 use crate::storage::{BodyKey, Envelope, ItemId, Recipient};
 use crate::transport::TransactionDsn;
 
-/// How long a route serves past its time for a destination that had to wait for its turn.
-pub(super) const ROUTE_GRACE: Duration = Duration::from_secs(300);
 /// Lanes looked at to see whether one is starved.
 const LANES_LOOKED_AT: usize = 16;
 /// Items a destination may claim when the window is full, so that one that can send always can.
@@ -158,7 +156,7 @@ impl Scheduler {
             // The one used last: the others may go.
             let Some(&(_, connection)) = destination.work.idle.last() else { return };
             // Its sessions lead to where the mail went when DNS was asked. That may have changed.
-            let is_known = destination.route_within(now, Duration::ZERO).is_some();
+            let is_known = destination.route_now(now).is_some();
             let can_ask = self.resolver_rests.is_none_or(|until| until <= now);
             if !is_known && !destination.site.is_shared() && can_ask {
                 self.look_up_if_possible(key, Freshness::Cached);
@@ -329,12 +327,18 @@ impl Scheduler {
             let wanted =
                 destination.work.ready.saturating_sub(destination.work.opening + destination.work.idle.len());
             if wanted == 0 || self.is_held(now, key) {
+                // A shared one may just have sent its mail home to be looked up.
+                if !destination.site.is_shared() {
+                    self.forget_turn(key);
+                }
                 return;
             }
             // A connection that can not send would be closed for one that waits, and that one for it, without end.
             if destination.work.waits.body.is_some() || !destination.work.waits.rate.is_empty() {
                 return;
             }
+            self.keep_turn(key);
+            let Some(destination) = self.destinations.get(key) else { return };
             if !self.may_start() {
                 self.wait_to_settle(key);
                 return;
@@ -353,10 +357,11 @@ impl Scheduler {
             {
                 return;
             }
-            // Its turn came after it waited: a route that ran out meanwhile serves once more, or it would go to
-            // the end of the line again and again.
-            let grace = if self.is_called(key) { ROUTE_GRACE } else { Duration::ZERO };
-            if destination.route_within(now, grace).is_none() {
+            if destination.work.waits.turn.is_none() && self.stands_for_connection(key) {
+                // A look-up could only cost it its place.
+                return;
+            }
+            if destination.route_now(now).is_none() {
                 if destination.site.is_shared() {
                     self.send_stale_home(now, key);
                     return;
@@ -376,8 +381,21 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn is_called(&self, key: DestinationKey) -> bool {
-        self.called.is_some_and(|call| call.destination == key)
+    /// Called from a line it keeps its place there until it comes to a connection, or wants none.
+    fn keep_turn(&mut self, key: DestinationKey) {
+        if let Some(call) = self.called.filter(|call| call.destination == key)
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            destination.work.waits.turn = Some(call.place);
+        }
+    }
+
+    pub(super) fn forget_turn(&mut self, key: DestinationKey) {
+        if let Some(destination) = self.destinations.get_mut(key)
+            && destination.work.waits.turn.is_some()
+        {
+            destination.work.waits.turn = None;
+        }
     }
 
     /// What DNS said may bounce mail: it is asked once more, even while the destination waits.

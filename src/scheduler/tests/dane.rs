@@ -108,6 +108,23 @@ fn what_is_not_had_defers_and_says_why() {
             assert_eq!(rig.timeline()[3], "7200 bounced a@x.example 4.4.7 never-attempted");
         }
     }
+    // Records that are not usable want no certificate: who does is told.
+    for (own, under_policy, reason, said) in [
+        ("", true, Some(Reason::MtaSts), "MTA-STS: TLS failed: expired"),
+        ("\nuse-starttls = \"verify\"", false, Some(Reason::TlsFailed), "TLS failed: expired"),
+    ] {
+        let mut rig = Rig::new(&format!("{settings}{own}"));
+        let mut hosts = (*with(&route(&TWO[..1]), Some(set("mx1.x.example", 1, 1)))).clone();
+        if under_policy {
+            hosts = hosts.under_policy("x.example", policy.clone()).unwrap();
+        }
+        rig.answer_with("x.example", Ok(Arc::new(hosts)));
+        rig.submit("a@x.example");
+        fail(&mut rig, EndCause::Certificate(CertificateProblem::Expired, "expired".into()));
+        let Some(DeliveryEvent::QueueDeferred(event)) = rig.events.last() else { panic!("{:?}", rig.events) };
+        assert_eq!(event.diagnosis.reason, reason);
+        assert_eq!(event.diagnosis.failure, Failure::Engine(said.to_owned()));
+    }
     let mut rig = Rig::new(settings);
     rig.answer_with("x.example", no_route(RouteFailureKind::Dane));
     rig.submit("a@x.example");
@@ -357,4 +374,33 @@ fn routes_run_out_after_an_outage_too() {
     rig.pass(2 * MINUTE);
     rig.submit("b@x.example");
     assert!(open(&mut rig).tlsa.is_some());
+}
+
+/// A route, and the records in it, count no longer than DNS says: not even for who waited for its turn meanwhile, and keeps it.
+#[test]
+fn a_route_that_ran_out_in_line_is_looked_up_again() {
+    for tlsa in [None, Some(set("mx1.x.example", 3, 1))] {
+        let mut rig = Rig::with_policy("[engine]\nmax-connections = 1\n", Bounds::default());
+        rig.answer_with("a.example", Ok(route(&[&[("mx.a.example", &[OTHER])]])));
+        rig.submit("a@a.example");
+        open(&mut rig);
+        rig.answer_with("b.example", Ok(short(&with(&route(&TWO[..1]), tlsa))));
+        rig.submit("b@b.example");
+        for (domain, peer) in [("c.example", "198.51.100.3:25"), ("d.example", "198.51.100.4:25")] {
+            rig.answer_with(domain, Ok(route(&[&[(&format!("mx.{domain}"), &[peer])]])));
+            rig.submit(&format!("{}@{domain}", &domain[..1]));
+        }
+        rig.pass(2 * MINUTE);
+        let looked_up =
+            |rig: &Rig| rig.looked_up.iter().filter(|(_, domain, _)| domain == "b.example").count();
+        let before = looked_up(&rig);
+        rig.accept_all();
+        while !rig.connects.is_empty() {
+            open(&mut rig);
+            rig.accept_all();
+        }
+        let expected = ["a", "b", "c", "d"].map(|name| format!("120 delivered {name}@{name}.example"));
+        assert_eq!(rig.timeline(), expected, "{:?} {:?}", rig.looked_up, rig.dialled);
+        assert_eq!(looked_up(&rig) - before, 1);
+    }
 }

@@ -336,7 +336,7 @@ impl<'a> Question<'a> {
         let source = scheduler.queues.get(destination.queue).map(|queue| &queue.source);
         let resting =
             source.and_then(|source| Some((source, later(scheduler.resting.get(source).copied())?)));
-        let is_known = destination.route_within(self.now, std::time::Duration::ZERO).is_some();
+        let is_known = destination.route_now(self.now).is_some();
         let allowed = if destination.retry.until.is_some() { 1 } else { destination.cohort.allowed() };
         if matches!(destination.route, RouteState::LookingUp) || destination.work.waits.look_up {
             vec![self.look_up(destination)]
