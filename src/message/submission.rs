@@ -198,8 +198,8 @@ impl Message {
     }
 
     /// Sends it only over TLS, to hosts that are verified to be the receiver's, whose servers promise the same for the rest of
-    /// its way (REQUIRETLS, RFC 8689). Where the host is not verified it bounces as 5.7.10, where the server does not
-    /// offer REQUIRETLS as 5.7.30.
+    /// its way (REQUIRETLS, RFC 8689). All hosts of a domain are tried; if none will do it bounces for what the last one lacks: as 5.7.10
+    /// where the host is not verified, as 5.7.30 where the server does not offer REQUIRETLS.
     ///
     /// Verified is a host by its certificate, and by its name: a fixed host's (`smtp-hosts`), one that the domain's MTA-STS policy
     /// permits or that has TLSA records (DANE), or the domain itself. So its queue needs `use-starttls = "verify"`, or its

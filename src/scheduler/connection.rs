@@ -312,9 +312,13 @@ impl Scheduler {
         let (candidate, diagnosis) = *last;
         let attempt = &connection.attempt;
         let (all_local, all_521, all_5xx) = (attempt.all_local, attempt.all_521, attempt.all_5xx);
-        let no_ipv6 = all_local && attempt.all_ipv6;
+        let (no_ipv6, seeks) = (all_local && attempt.all_ipv6, attempt.seeks);
         self.on_connection_gone(now, id);
         if self.shutting_down {
+            return;
+        }
+        if seeks && (no_ipv6 || !all_local) {
+            self.seekers_failed(now, key, &candidate, &diagnosis);
             return;
         }
         let Some(destination) = self.destinations.get_mut(key) else { return };

@@ -144,7 +144,8 @@ impl AtRest for Work {
 pub(crate) struct Doubts {
     /// The interval that a reply rule put in place of the next one.
     pub(super) next_interval: Option<(Duration, Arc<str>)>,
-    /// Items to try when the ring is empty: a session ended over each before anything was charged.
+    /// Items to try when the ring is empty: a session ended over each before anything was charged. And items that some hosts can
+    /// not take (`unfit.rs`): they go first over a session with another.
     pub(super) suspects: FewDeque<ItemId>,
     /// The messages of those met of late: after a failed step another message goes first.
     pub(super) suspected: FewDeque<MessageId>,

@@ -361,7 +361,7 @@ impl Scheduler {
         let destination = self.destinations.get_mut(destination_key)?;
         item.ready = true;
         destination.work.ready += 1;
-        if item.suspect {
+        if item.stands_apart() {
             destination.work.doubts.suspects.push_back(id);
             return Some(destination_key);
         }
@@ -421,7 +421,7 @@ impl Scheduler {
         if let Some(destination) = self.destinations.get_mut(lane.destination) {
             destination.work.claimed = destination.work.claimed.saturating_sub(1);
             destination.work.ready -= usize::from(item.ready);
-            if item.ready && item.suspect {
+            if item.ready && item.stands_apart() {
                 destination.work.doubts.change(|doubts| doubts.suspects.retain(|&other| other != id));
             }
         }

@@ -55,6 +55,7 @@ mod sweep;
 mod timers;
 mod told;
 mod transit;
+mod unfit;
 mod unread;
 mod verdict;
 mod why;

@@ -256,7 +256,13 @@ impl Scheduler {
                 verdict => verdict,
             };
             let ruled = self.rule_on(now, key, &mut item, &recipient, verdict, &mut ruling);
-            match ruled.verdict {
+            let verdict = match ruled.verdict {
+                Verdict::Elsewhere(cause) if self.note_unfit(key, &mut item, candidate, &cause) => {
+                    Verdict::Bounced(cause)
+                }
+                verdict => verdict,
+            };
+            match verdict {
                 Verdict::Delivered(reply) => {
                     self.deliver(now, &item, recipient, &reply, carried, &mut left);
                 }
@@ -280,7 +286,7 @@ impl Scheduler {
                     item.overflowed.push(recipient.index);
                     left.staying.push(recipient);
                 }
-                Verdict::AtOnce => left.staying.push(recipient),
+                Verdict::AtOnce | Verdict::Elsewhere(_) => left.staying.push(recipient),
             }
         }
         if let Some(purge) = item.purge.or_else(|| self.purge_of(&item)) {
@@ -465,6 +471,22 @@ impl Scheduler {
                 left.released.push((due, recipient));
             }
         }
+    }
+
+    /// Charges all recipients of an item that waits an attempt.
+    pub(super) fn defer_item(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        id: ItemId,
+        candidate: &Candidate,
+        diagnosis: &Diagnosis,
+    ) {
+        let random = self.rng.u64(..);
+        self.finish_item(now, id, |scheduler, item, recipient, left| {
+            let failure = DeferredBy { candidate, diagnosis: diagnosis.clone(), interval: None, random };
+            scheduler.defer(now, key, item, recipient.clone(), failure, left);
+        });
     }
 
     /// A recipient that a rule or DNS would bounce, past its queue's fuse: nothing happens to it before its expiry

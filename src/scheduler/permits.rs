@@ -51,9 +51,17 @@ impl Scheduler {
             Some(attempt) => *attempt,
             None => {
                 let Some(route) = destination.route_now(now).cloned() else { return false };
-                self.new_attempt(now, key, queue, &route)
+                let mut attempt = self.new_attempt(now, key, queue, &route);
+                if self.seeks_other_host(key) {
+                    self.past_unfit(key, &mut attempt);
+                }
+                attempt
             }
         };
+        if attempt.is_exhausted() && attempt.seeks {
+            self.no_other_host(now, key);
+            return false;
+        }
         if attempt.is_exhausted() {
             let message = "the hosts have no address of a family this source can send from";
             let diagnosis = engine_diagnosis(Stage::Dns, Failed::NoRouteForFamily, message);

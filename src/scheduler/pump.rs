@@ -11,6 +11,7 @@ use super::placement::Site;
 use super::rare::AtRest;
 use super::session::{InTransaction, State};
 use super::timers::earliest;
+use super::window::WindowItem;
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
@@ -54,7 +55,7 @@ impl Scheduler {
             destination.refusal = None;
             return;
         }
-        while let Some(id) = self.draw(now, key) {
+        while let Some(id) = self.draw(now, key, |_| true) {
             if refusal.counts {
                 self.bounce_or_hold(now, key, id, &refusal.diagnosis);
             } else {
@@ -166,7 +167,13 @@ impl Scheduler {
                 self.wait_to_settle(key);
                 return;
             }
-            let Some(item) = self.draw(now, key) else { return };
+            let drawn = self.draw_seeker(now, key);
+            if drawn.is_none() && self.ends_for_seekers(now, key, connection) {
+                return self.close(connection);
+            }
+            let not_apart = |item: &WindowItem| item.unfit.is_none();
+            let drawn = drawn.or_else(|| Some((connection, self.draw(now, key, not_apart)?)));
+            let Some((connection, item)) = drawn else { return };
             if !self.start_transaction(now, key, connection, item) {
                 return;
             }
@@ -182,8 +189,13 @@ impl Scheduler {
         }
     }
 
-    /// The next item to try, by priority, lane and freshness in turns.
-    pub(super) fn draw(&mut self, now: Timestamp, key: DestinationKey) -> Option<ItemId> {
+    /// The next item to try, by priority, lane and freshness in turns; then one of those that stand apart and `may` go.
+    pub(super) fn draw(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        may: impl Fn(&WindowItem) -> bool,
+    ) -> Option<ItemId> {
         while let Some((lane_key, stamp)) = self.destinations.get_mut(key)?.work.ring.pop() {
             let Some(lane) = self.lanes.get_mut(lane_key).filter(|lane| lane.ring_stamp == stamp) else {
                 continue;
@@ -213,17 +225,15 @@ impl Scheduler {
             }
         }
         loop {
-            let id = *self.destinations.get(key)?.work.doubts.suspects.front()?;
+            let is_next = |&id: &ItemId| self.window.get(id).is_some_and(&may);
+            let id = self.destinations.get(key)?.work.doubts.suspects.iter().copied().find(is_next)?;
             let lane = self.window.get(id)?.lane;
             if self.is_stale(now, lane) {
                 let domain = self.lanes.get(lane)?.domain;
                 self.send_home(now, domain);
                 continue;
             }
-            let destination = self.destinations.get_mut(key)?;
-            destination.work.doubts.suspects.pop_front();
-            destination.work.ready -= 1;
-            self.window.get_mut(id)?.ready = false;
+            self.take_suspect(key, id);
             return Some(id);
         }
     }
@@ -324,9 +334,9 @@ impl Scheduler {
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            let wanted =
-                destination.work.ready.saturating_sub(destination.work.opening + destination.work.idle.len());
-            if wanted == 0 || self.is_held(now, key) {
+            let usable = destination.work.opening + destination.work.idle.len();
+            let wanted = destination.work.ready.saturating_sub(self.seeking(key) + usable);
+            if wanted == 0 && !self.seeks_other_host(key) || self.is_held(now, key) {
                 // A shared one may just have sent its mail home to be looked up.
                 if !destination.site.is_shared() {
                     self.forget_turn(key);

@@ -43,6 +43,8 @@ pub(super) struct Attempt {
     pub(super) all_521: bool,
     /// Every failure so far was a 5xx.
     pub(super) all_5xx: bool,
+    /// It leaves out hosts for mail that these can not take.
+    pub(super) seeks: bool,
 }
 
 impl Default for Attempt {
@@ -54,6 +56,7 @@ impl Default for Attempt {
             all_ipv6: true,
             all_521: true,
             all_5xx: true,
+            seeks: false,
         }
     }
 }

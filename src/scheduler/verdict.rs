@@ -26,6 +26,8 @@ pub(super) enum Verdict {
     Deferred(Cause),
     /// Charged, and never tried again.
     Bounced(Cause),
+    /// This host can not take it, another may (RFC 8689 §4.2.1).
+    Elsewhere(Cause),
     /// Not charged: goes at once, in another transaction.
     AtOnce,
     /// As [`Verdict::AtOnce`], since the server would take no more recipients in this one.
@@ -231,7 +233,11 @@ fn unsendable(why: Unsendable) -> Verdict {
         Unsendable::HostNotVerified => Some(Reason::HostNotVerified),
         Unsendable::BareLineEnding => None,
     };
-    Verdict::Bounced(Cause { stage: Stage::Mail, what: What::Unsendable(why), reason })
+    let cause = Cause { stage: Stage::Mail, what: What::Unsendable(why), reason };
+    match why {
+        Unsendable::HostNotVerified | Unsendable::RequireTlsNotOffered => Verdict::Elsewhere(cause),
+        _ => Verdict::Bounced(cause),
+    }
 }
 
 /// RFC 5321 §4.5.3.1.10: 452, or 552 from older servers, with x.5.3 or no enhanced status.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::ids::{IdMap, IdSet};
+use super::unfit::Unfit;
 use super::{DestinationKey, LaneKey};
 use crate::clock::Timestamp;
 use crate::storage::{Item, ItemId};
@@ -20,6 +21,8 @@ pub(super) struct WindowItem {
     /// A session ended over it before anything was charged: it is tried when nothing else is left, and stands in
     /// its destination's list of those.
     pub(super) suspect: bool,
+    /// Hosts it can not be sent to: it stands in that list, too, and goes to another.
+    pub(super) unfit: Option<Box<Unfit>>,
     /// It stands in its lane's list of items to try.
     pub(super) ready: bool,
     /// It is in a transaction.
@@ -45,6 +48,7 @@ impl WindowItem {
             deadline,
             overflowed: Vec::new(),
             suspect: false,
+            unfit: None,
             ready: false,
             busy: false,
             singly: false,
@@ -52,6 +56,11 @@ impl WindowItem {
             cancelled: false,
             sent_from: None,
         }
+    }
+
+    /// It stands apart from the other mail of its lane, in its destination's list of suspects.
+    pub(super) fn stands_apart(&self) -> bool {
+        self.suspect || self.unfit.is_some()
     }
 
     /// Never attempted.

@@ -7,6 +7,7 @@ use postrider::event::{Category, DeliveryEvent, Failure, Reason};
 use postrider::mta_sts::StaticFetcher;
 use postrider::storage::MemoryStorage;
 use postrider::testing::{Command, SmtpServer, TestCertificate};
+use postrider::tls_report::DomainTls;
 use postrider::transport::smtp::SmtpTransport;
 use postrider::{DeliveryEngine, Policy};
 
@@ -467,12 +468,65 @@ async fn a_message_that_requires_tls_goes_to_hosts_with_records() {
     ] {
         let rig = Rig::new(&[record]);
         let server = SmtpServer::new().starttls(&certificate).ehlo(["REQUIRETLS"]);
-        rig.world.server(MX, &server);
+        rig.world.server(MX, &server).server(MX2, &server);
         let engine = rig.engine("").await;
         engine.submit(message(&["b@example.net"]).with_require_tls()).await.unwrap();
         idle(&engine).await;
         assert_eq!(rig.world.seen.timeline(), [expected]);
         let told = server.commands().iter().any(|line| line.ends_with(" REQUIRETLS"));
         assert_eq!(told, expected.contains("delivered"));
+    }
+}
+
+/// The second host has what the first lacks.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_requires_tls_finds_the_host_that_will_do() {
+    let certificate = certificate(&["elsewhere.example"]);
+    let rig = Rig::new(&[]);
+    rig.publish(&[], &format!("{TLSA2}. TLSA {}", certificate.tlsa(3, 1, 1)));
+    let server = || SmtpServer::new().starttls(&certificate).ehlo(["REQUIRETLS"]);
+    let (first, second) = (server(), server());
+    rig.world.server(MX, &first).server(MX2, &second);
+    let engine = rig.engine("").await;
+    for _ in 0..3 {
+        engine.submit(message(&["b@example.net"]).with_require_tls()).await.unwrap();
+        engine.submit(message(&["c@example.net"])).await.unwrap();
+    }
+    idle(&engine).await;
+    assert_eq!(rig.world.seen.timeline().iter().filter(|line| line.starts_with("0 delivered")).count(), 6);
+    let told =
+        |server: &SmtpServer| server.commands().iter().filter(|line| line.ends_with(" REQUIRETLS")).count();
+    assert_eq!((told(&first), told(&second)), (0, 3));
+    assert_eq!(first.message_count() + second.message_count(), 6);
+}
+
+/// RFC 8460 §4.2, §4.3.
+#[tokio::test(start_paused = true)]
+async fn sessions_are_counted_by_what_records_say() {
+    let own = certificate(OF_HOST);
+    for (record, fails, expected) in [
+        (Some(own.tlsa(3, 1, 1)), None, "tlsa 1"),
+        (Some(certificate(OF_HOST).tlsa(3, 1, 1)), None, "tlsa 0 validation-failure mx1.example.net"),
+        (Some(own.tlsa(1, 1, 1)), None, "tlsa 0 tlsa-invalid mx1.example.net"),
+        (None, None, "no-policy-found 1"),
+        (None, Some(DnsErrorKind::ServFail), "tlsa 0 dnssec-invalid mx1.example.net"),
+    ] {
+        let rig = Rig::new(record.as_slice());
+        if let Some(kind) = fails {
+            rig.world.zone.fail(TLSA, kind);
+        }
+        rig.world.server(MX, &SmtpServer::new().starttls(&own));
+        let engine = rig.engine("").await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        pass(MINUTE).await;
+        let report = engine.take_tls_report().await.unwrap();
+        let line = |of: &DomainTls| {
+            assert_eq!(&*of.domain, "example.net");
+            let failures = of.failures.iter();
+            let failures =
+                failures.map(|it| format!(" {} {}", it.result.as_str(), it.mx.as_deref().unwrap_or("-")));
+            format!("{} {}{}", of.policy.as_str(), of.successful, failures.collect::<String>())
+        };
+        assert_eq!(report.domains.iter().map(line).collect::<Vec<_>>(), [expected]);
     }
 }

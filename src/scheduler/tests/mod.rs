@@ -16,6 +16,7 @@ mod mta_sts;
 mod no_mx;
 mod property;
 mod rates;
+mod require_tls;
 mod retry;
 mod rollup;
 mod rules;

@@ -102,6 +102,7 @@ fn word(verdict: &Verdict) -> String {
         Verdict::Delivered(reply) => format!("delivered:{}", reply.code()),
         Verdict::Deferred(cause) => format!("deferred@{}", of(cause)),
         Verdict::Bounced(cause) => format!("bounced@{}", of(cause)),
+        Verdict::Elsewhere(cause) => format!("elsewhere@{}", of(cause)),
         Verdict::AtOnce => "at-once".to_owned(),
         Verdict::Overflow => "overflow".to_owned(),
     }

@@ -1,0 +1,199 @@
+//! RFC 8689 §4.2.1: mail that requires TLS goes on to the other hosts of its route before it bounces, and stops no other mail.
+
+use std::sync::Arc;
+
+use super::harness::*;
+use crate::dns::Route;
+use crate::event::{DeliveryEvent, Reason};
+use crate::message::Message;
+use crate::scheduler::Event;
+use crate::transport::{EndCause, RecipientReport, TransactionReport, Unsendable};
+
+const PEERS: [&str; 3] = ["198.51.100.1:25", "198.51.100.2:25", "198.51.100.3:25"];
+
+fn hosts(count: usize) -> Arc<Route> {
+    let names: Vec<String> = (1..=count).map(|n| format!("mx{n}.x.example")).collect();
+    let addresses: Vec<[&str; 1]> = PEERS.iter().map(|&peer| [peer]).collect();
+    let groups: Vec<[(&str, &[&str]); 1]> =
+        names.iter().zip(&addresses).map(|(name, peer)| [(name.as_str(), &peer[..])]).collect();
+    let groups: Vec<&[(&str, &[&str])]> = groups.iter().map(|group| &group[..]).collect();
+    route(&groups)
+}
+
+fn rig(count: usize, settings: &str) -> Rig {
+    let mut rig = Rig::new(settings);
+    rig.answer_with("x.example", Ok(hosts(count)));
+    rig
+}
+
+fn submit_secret(rig: &mut Rig, to: &str) {
+    let message = Message::new("s@example.org", [to], "Subject: x\r\n\r\nx\r\n").unwrap();
+    rig.submit_message(message.with_require_tls());
+}
+
+fn can_not(why: Unsendable) -> impl FnOnce(usize) -> TransactionReport {
+    move |count| TransactionReport {
+        recipients: vec![RecipientReport::Unsendable(why); count],
+        ..TransactionReport::default()
+    }
+}
+
+/// Carries on until nothing is under way: hosts in `fit` take mail that requires TLS, all take other mail.
+fn run(rig: &mut Rig, fit: &[usize]) {
+    for _ in 0..100 {
+        if let Some((connection, transaction)) = rig.transacts.front() {
+            let is_fit = fit.iter().any(|&n| rig.peers[connection].to_string() == PEERS[n]);
+            if is_fit || !transaction.require_tls {
+                rig.accept();
+            } else {
+                rig.transact(can_not(Unsendable::RequireTlsNotOffered));
+            }
+        } else if !rig.connects.is_empty() {
+            rig.connect();
+        } else {
+            return;
+        }
+    }
+    panic!("without end: {:?}", rig.timeline());
+}
+
+#[test]
+fn it_goes_on_to_a_host_that_can_take_it() {
+    for (fit, peer) in PEERS.iter().enumerate() {
+        let mut rig = rig(3, "");
+        submit_secret(&mut rig, "a@x.example");
+        run(&mut rig, &[fit]);
+        assert_eq!(rig.timeline(), ["0 delivered a@x.example"]);
+        assert_eq!(rig.offered.len(), fit + 1);
+        assert_eq!(rig.offered[fit].peer.to_string(), *peer);
+    }
+}
+
+#[test]
+fn when_no_host_can_it_bounces_for_what_was_with_the_last() {
+    for count in 1..=3 {
+        let mut rig = rig(count, "");
+        submit_secret(&mut rig, "a@x.example");
+        for n in 0..count {
+            rig.connect();
+            let why = match n + 1 == count {
+                true => Unsendable::RequireTlsNotOffered,
+                false => Unsendable::HostNotVerified,
+            };
+            rig.transact(can_not(why));
+        }
+        assert_eq!(rig.timeline(), ["0 bounced a@x.example 5.7.30 extension-missing"]);
+        let bounced = rig.bounced();
+        assert_eq!(bounced.diagnosis.reason, Some(Reason::ExtensionMissing));
+        assert_eq!(bounced.record.mx.as_deref(), Some(format!("mx{count}.x.example").as_str()));
+        assert_eq!((bounced.record.attempts, rig.offered.len()), (1, count));
+    }
+}
+
+#[test]
+fn other_mail_goes_on_where_it_was() {
+    // With one connection at a time, too.
+    for settings in ["", "max-smtp-out = 1\n", "max-smtp-out = 2\nmax-msg-per-connection = 3\n"] {
+        let mut rig = rig(2, settings);
+        for n in 0..20 {
+            rig.submit(&format!("a{n}@x.example"));
+            if n % 5 == 0 {
+                submit_secret(&mut rig, &format!("secret{n}@x.example"));
+            }
+        }
+        for _ in 0..10 {
+            run(&mut rig, &[1]);
+            rig.pass(MINUTE);
+        }
+        let delivered = rig.timeline().iter().filter(|line| line.contains("delivered")).count();
+        assert_eq!((delivered, rig.timeline().len()), (24, 24), "{settings} {:?}", rig.timeline());
+    }
+}
+
+/// All sessions are busy with other mail, without end: one makes room.
+#[test]
+fn it_does_not_wait_for_an_end_of_other_mail() {
+    let mut rig = rig(2, "max-smtp-out = 2");
+    for n in 0..3 {
+        rig.submit(&format!("b{n}@x.example"));
+    }
+    rig.connect();
+    rig.connect();
+    submit_secret(&mut rig, "secret@x.example");
+    for sent in 0..40 {
+        rig.submit(&format!("a{sent}@x.example"));
+        if !rig.connects.is_empty() {
+            rig.connect();
+        }
+        let (connection, transaction) = rig.transacts.front().unwrap();
+        if transaction.require_tls && rig.peers[connection].to_string() == PEERS[0] {
+            rig.transact(can_not(Unsendable::HostNotVerified));
+        } else {
+            rig.accept();
+        }
+        rig.pass(std::time::Duration::from_millis(10));
+    }
+    assert!(rig.timeline().iter().any(|line| line.contains("delivered secret")), "{:?}", rig.timeline());
+}
+
+/// What could take it can not be reached: it waits, and no other mail with it.
+#[test]
+fn a_host_that_is_down_defers_this_mail_alone() {
+    let mut rig = rig(2, "retry-after = [\"10m\"]");
+    submit_secret(&mut rig, "secret@x.example");
+    rig.submit("a@x.example");
+    for _ in 0..20 {
+        if let Some((connection, _)) = rig.connects.front()
+            && rig.peers[connection].to_string() == PEERS[1]
+        {
+            rig.fail_connect(EndCause::Closed);
+        } else if rig.transacts.front().is_some_and(|(_, transaction)| transaction.require_tls) {
+            rig.transact(can_not(Unsendable::HostNotVerified));
+        } else if !rig.transacts.is_empty() {
+            rig.accept();
+        } else if !rig.connects.is_empty() {
+            rig.connect();
+        }
+    }
+    let mut lines = rig.timeline();
+    lines.sort();
+    assert_eq!(lines, ["0 deferred secret@x.example 4.4.1", "0 delivered a@x.example"]);
+    rig.submit("b@x.example");
+    run(&mut rig, &[]);
+    assert_eq!(rig.last_line(), "0 delivered b@x.example");
+    rig.pass(15 * MINUTE);
+    run(&mut rig, &[1]);
+    assert!(rig.last_line().ends_with("delivered secret@x.example"), "{:?}", rig.timeline());
+    assert!(rig.events.iter().all(|event| !matches!(event, DeliveryEvent::QueueDeferred(_))));
+}
+
+/// The host it was not found unfit for is gone from the route meanwhile.
+#[test]
+fn a_route_that_leads_nowhere_else_any_more_bounces_it() {
+    let mut rig = rig(2, "");
+    rig.answer_with("x.example", Ok(Arc::new(Route { ttl: MINUTE, ..(*hosts(2)).clone() })));
+    submit_secret(&mut rig, "secret@x.example");
+    rig.connect();
+    rig.answer_with("x.example", Ok(hosts(1)));
+    rig.pass(2 * MINUTE);
+    rig.transact(can_not(Unsendable::HostNotVerified));
+    run(&mut rig, &[]);
+    assert_eq!(rig.timeline(), ["120 bounced secret@x.example 5.7.10 host-not-verified"]);
+}
+
+/// Another engine, or this one after a restart, begins with the first host again.
+#[test]
+fn cancelled_or_shut_down_it_leaves_its_line() {
+    let mut rig = rig(2, "");
+    submit_secret(&mut rig, "secret@x.example");
+    rig.connect();
+    rig.transact(can_not(Unsendable::HostNotVerified));
+    let message = rig.offered[0].clone();
+    assert_eq!(message.recipients.len(), 1);
+    rig.tell(Event::Shutdown);
+    rig.refuse();
+    let mut rig = rig.restarted("");
+    rig.answer_with("x.example", Ok(hosts(2)));
+    run(&mut rig, &[1]);
+    assert_eq!(rig.last_line(), "0 delivered secret@x.example");
+}

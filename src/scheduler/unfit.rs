@@ -1,0 +1,175 @@
+//! Mail that a host can not take and another of its route may: it requires TLS (RFC 8689 §4.2.1). It is kept from the hosts that were found
+//! unfit, waits apart from other mail, and has a connection opened past them. When no host of the route is left it bounces.
+//!
+//! What was found lasts as long as the item is in the window.
+
+use std::sync::Arc;
+
+use super::destination::Work;
+use super::record::{Failed, engine_diagnosis};
+use super::session::{Attempt, Candidate};
+use super::verdict::Cause;
+use super::window::WindowItem;
+use super::{ConnectionId, DestinationKey, Scheduler};
+use crate::clock::Timestamp;
+use crate::dns::{MAX_MAIL_EXCHANGERS, Route};
+use crate::event::Diagnosis;
+use crate::reply::Stage;
+use crate::storage::ItemId;
+
+/// Hosts that an item can not be sent to.
+pub(super) struct Unfit {
+    /// At most as many as a route has.
+    hosts: Vec<Arc<str>>,
+    /// What was the matter with the last, and where that was.
+    last: (Candidate, Cause),
+}
+
+impl Unfit {
+    fn has(&self, host: &str) -> bool {
+        self.hosts.iter().any(|unfit| **unfit == *host)
+    }
+
+    /// Whether a route leads to no other host.
+    fn is_all_of(&self, route: &Route) -> bool {
+        let is_left = |host: &crate::dns::RouteHost| host.has_address() && !self.has(&host.name);
+        self.hosts.len() >= MAX_MAIL_EXCHANGERS || !route.hosts.iter().any(is_left)
+    }
+}
+
+impl Scheduler {
+    /// The item can not be sent to the host that a transaction led to. `true`: nor to any other.
+    pub(super) fn note_unfit(
+        &self,
+        key: DestinationKey,
+        item: &mut WindowItem,
+        candidate: &Candidate,
+        cause: &Cause,
+    ) -> bool {
+        let last = (candidate.clone(), cause.clone());
+        let unfit = match &mut item.unfit {
+            Some(unfit) => {
+                unfit.last = last;
+                unfit
+            }
+            none => none.insert(Box::new(Unfit { hosts: Vec::new(), last })),
+        };
+        if !unfit.has(&candidate.host) {
+            unfit.hosts.push(candidate.host.clone());
+        }
+        // Looked up anew it may lead elsewhere: that is decided when it is known.
+        let route = self.destinations.get(key).and_then(|destination| destination.known_route());
+        route.is_some_and(|route| unfit.is_all_of(route))
+    }
+
+    /// Items of a destination that wait for another host than those that are idle, each with what it can not use.
+    fn seekers(&self, key: DestinationKey) -> impl Iterator<Item = (ItemId, &Unfit)> {
+        let suspects = self.destinations.get(key).map(|destination| &destination.work.doubts.suspects);
+        let suspects = suspects.into_iter().flat_map(|suspects| suspects.iter());
+        suspects.filter_map(|&id| Some((id, self.window.get(id)?.unfit.as_deref()?)))
+    }
+
+    /// How many they are.
+    pub(super) fn seeking(&self, key: DestinationKey) -> usize {
+        self.seekers(key).count()
+    }
+
+    /// Whether a connection is to be opened for one of them. One at a time.
+    pub(super) fn seeks_other_host(&self, key: DestinationKey) -> bool {
+        self.destinations.get(key).is_some_and(|destination| destination.work.opening == 0)
+            && self.seekers(key).next().is_some()
+    }
+
+    /// One of them, and an idle session it can use. It leaves its line.
+    pub(super) fn draw_seeker(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+    ) -> Option<(ConnectionId, ItemId)> {
+        loop {
+            let work: &Work = &self.destinations.get(key)?.work;
+            let usable = |unfit: &Unfit| {
+                let mut sessions = work.idle.iter().rev().map(|&(_, id)| id);
+                sessions.find(|id| {
+                    self.connections.get(id).is_some_and(|connection| !unfit.has(&connection.current.host))
+                })
+            };
+            let (connection, id) = self.seekers(key).find_map(|(id, unfit)| Some((usable(unfit)?, id)))?;
+            let lane = self.window.get(id)?.lane;
+            if self.is_stale(now, lane) {
+                let domain = self.lanes.get(lane)?.domain;
+                self.send_home(now, domain);
+                continue;
+            }
+            self.take_suspect(key, id);
+            return Some((connection, id));
+        }
+    }
+
+    /// An item leaves the line of those that are tried last, or apart.
+    pub(super) fn take_suspect(&mut self, key: DestinationKey, id: ItemId) {
+        if let Some(destination) = self.destinations.get_mut(key)
+            && destination.work.doubts.suspects.remove(&id)
+        {
+            destination.work.ready -= 1;
+            if let Some(item) = self.window.get_mut(id) {
+                item.ready = false;
+            }
+        }
+    }
+
+    /// Whether an idle session is to end in place of taking other mail: a connection to another host is wanted, and it stands in
+    /// the way of that.
+    pub(super) fn ends_for_seekers(&self, now: Timestamp, key: DestinationKey, id: ConnectionId) -> bool {
+        let Some(destination) = self.destinations.get(key) else { return false };
+        let Some(connection) = self.connections.get(&id) else { return false };
+        let (work, cohort) = (&destination.work, &destination.cohort);
+        let is_one_closing = work.connections > work.working.len() + work.opening;
+        let has_what_is_full = work.waits.connect.iter().any(|place| connection.holds.contains(&place.slot));
+        (work.connections >= cohort.allowed() || has_what_is_full)
+            && !is_one_closing
+            && cohort.hold_until.is_none_or(|until| until <= now)
+            && self.seeks_other_host(key)
+    }
+
+    /// Leaves out of a new attempt what the first of them can not use.
+    pub(super) fn past_unfit(&self, key: DestinationKey, attempt: &mut Attempt) {
+        if let Some((_, unfit)) = self.seekers(key).next() {
+            attempt.seeks = true;
+            unfit.hosts.iter().for_each(|host| attempt.skip(host));
+        }
+    }
+
+    /// The route leads to no address past the hosts that the first of them can not use.
+    pub(super) fn no_other_host(&mut self, now: Timestamp, key: DestinationKey) {
+        let Some((id, unfit)) = self.seekers(key).next() else { return };
+        let (candidate, cause) = unfit.last.clone();
+        let route = self.destinations.get(key).and_then(|destination| destination.known_route());
+        if route.is_some_and(|route| unfit.is_all_of(route)) {
+            let diagnosis = cause.diagnosis();
+            self.finish_item(now, id, |scheduler, item, recipient, left| {
+                let mut recipient = recipient.clone();
+                recipient.attempts = recipient.attempts.saturating_add(1);
+                scheduler.bounce(now, item, &recipient, Some(&candidate), diagnosis.clone(), left);
+            });
+        } else {
+            let message = "the hosts that could take it have no address to try now";
+            let diagnosis = engine_diagnosis(Stage::Dns, Failed::NoRouteForFamily, message);
+            self.defer_item(now, key, id, &candidate, &diagnosis);
+        }
+        self.mark(key);
+    }
+
+    /// No connection past those hosts came about: what waits for one goes later. Other mail has nothing to do with it.
+    pub(super) fn seekers_failed(
+        &mut self,
+        now: Timestamp,
+        key: DestinationKey,
+        candidate: &Candidate,
+        diagnosis: &Diagnosis,
+    ) {
+        let seekers: Vec<ItemId> = self.seekers(key).map(|(id, _)| id).collect();
+        seekers.into_iter().for_each(|id| self.defer_item(now, key, id, candidate, diagnosis));
+        self.mark(key);
+    }
+}
