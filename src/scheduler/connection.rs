@@ -15,7 +15,7 @@ use super::rules::{About, Counted};
 use super::session::{Candidate, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
-use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind};
+use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind, RouteKind};
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
@@ -33,13 +33,15 @@ impl Scheduler {
         connection.wish = wish;
         connection.tlsa.clone_from(&connection.current.tlsa);
         let candidate = &connection.current;
-        let is_found = queue.settings.smtp_hosts.is_empty() && destination.domain.literal_address().is_none();
+        // While it is being looked up it is not known what the session is held to.
+        let route = destination.known_route();
+        let is_by_name = |route: &&Arc<Route>| matches!(route.kind, RouteKind::Mx | RouteKind::Implicit);
         let target = Target {
             peer: candidate.peer,
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
-            domain: is_found.then(|| destination.domain.shared().clone()),
+            domain: route.filter(is_by_name).map(|_| destination.domain.shared().clone()),
             queue: queue.name.clone(),
             source: queue.source.clone(),
             protocol: connection.wish.protocol,
@@ -47,7 +49,7 @@ impl Scheduler {
             tlsa: candidate.tlsa.clone(),
             credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),
-            mta_sts: destination.known_route().and_then(|route| route.mta_sts.clone()),
+            mta_sts: route.and_then(|route| route.mta_sts.clone()),
         };
         self.commands.push_back(Command::Connect { connection: id, target });
     }
