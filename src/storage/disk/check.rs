@@ -23,7 +23,7 @@ use super::open::{self, Folder, METADATA, UNFINISHED};
 use super::overlay::Overlay;
 use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
-use super::{DiskOptions, Shared, aside, rebuild};
+use super::{DiskOptions, Shared, aside, replace};
 
 /// Problems that are told one by one; the others are counted.
 const MOST_TOLD: usize = 100;
@@ -132,7 +132,7 @@ pub(super) fn run(
             Err(error) => Err(error::io("opening", &name, error)),
         }
     };
-    let metadata = || Ok(length(METADATA)?.or(length(rebuild::REBUILT)?));
+    let metadata = || Ok(length(METADATA)?.or(length(replace::REBUILT)?));
     if length(UNFINISHED)?.is_some() || metadata()?.is_none() {
         let message = format!("there is no store in {}", path.display());
         return Err(StorageError::new(StorageErrorKind::NotFound, message));

@@ -52,7 +52,7 @@ pub(super) async fn claim(store: &DiskStorage, part: ClaimPart) -> Vec<Item> {
 
 /// Part of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Part {
+pub(super) enum Part {
     Key,
     Value,
 }
@@ -83,7 +83,7 @@ fn flip_in<K: Key + 'static, V: Value + 'static>(disk: &Disk, table: &str, row: 
     found
 }
 
-fn flip(disk: &Disk, table: &str, row: usize, part: Part) -> bool {
+pub(super) fn flip(disk: &Disk, table: &str, row: usize, part: Part) -> bool {
     match table {
         "meta" | "lanes" | "state" => flip_in::<&[u8], &[u8]>(disk, table, row, part),
         "items" | "lane-names" | "outbox" => flip_in::<u64, &[u8]>(disk, table, row, part),
@@ -413,7 +413,7 @@ fn a_damaged_list_of_tables_gives_up_nothing() {
                 Err(error) => {
                     assert_eq!(error.kind(), StorageErrorKind::Corrupt, "octet {at}: {error}");
                     assert_eq!(bodies(&disk), kept, "octet {at}: {error}");
-                    let tried = Path::new(STORE).join(rebuild::REBUILDING);
+                    let tried = Path::new(STORE).join(replace::REBUILDING);
                     assert!(!disk.paths().contains(&tried), "octet {at}: it is left behind");
                     refused += usize::from(is_of_the_list(&error));
                 }
@@ -424,7 +424,7 @@ fn a_damaged_list_of_tables_gives_up_nothing() {
 }
 
 /// What comes before the first page of redb's.
-const HEADER: usize = 4096;
+pub(super) const HEADER: usize = 4096;
 
 /// Claims, reads and settles all, and stores something new.
 async fn serve_all(store: &DiskStorage, items: usize, what: &str) {
@@ -483,72 +483,5 @@ fn a_flipped_bit_in_an_item_costs_no_more_than_two() {
         }
         // Most octets are of pages that are used no more.
         assert!(rebuilt > 10, "{rebuilt}");
-    });
-}
-
-/// A disk whose metadata has a damaged page, so that the next opening writes it anew.
-async fn with_a_damaged_page() -> Disk {
-    let whole = filled().await;
-    let path = Path::new(STORE).join(open::METADATA);
-    let content = whole.content(&path);
-    let name = b"b.example";
-    let places = (0..content.len()).filter(|at| content[*at..].starts_with(name));
-    let mut damaged = places.map(|at| {
-        let disk = whole.reboot(Survival::All, 1);
-        disk.flip(&path, at, 0);
-        // Flipped from its first step on.
-        disk.reboot(Survival::All, 1)
-    });
-    // Pages of earlier commits have it too.
-    let is_item = |disk: &Disk| {
-        let report = check(disk);
-        report.problems.iter().any(|problem| problem.damage.contains("the row of item"))
-    };
-    damaged.find(is_item).unwrap()
-}
-
-#[test]
-fn a_rebuild_that_is_cut_off_is_made_again_or_was_made() {
-    run(async {
-        let recorded = with_a_damaged_page().await;
-        let store = open(&recorded).await;
-        let expected = dump(&store).await.unwrap();
-        assert!(store.take_damage().await.iter().any(|told| told.to_string().contains("is written anew")));
-        drop(store);
-        let mut replay = recorded.replay();
-        let mut steps = 0;
-        loop {
-            for (seed, survival) in (0..).zip(Survival::ALL) {
-                let disk = replay.reboot(survival, seed * 1_000 + steps);
-                let store = open(&disk).await;
-                assert_eq!(dump(&store).await.unwrap(), expected, "{survival:?} after step {steps}");
-                drop(store);
-                assert!(check(&disk).is_clean(), "{survival:?} after step {steps}");
-            }
-            steps += 1;
-            if !replay.advance() {
-                break;
-            }
-        }
-        assert!(steps > 10, "{steps}");
-    });
-}
-
-#[test]
-fn metadata_too_large_to_verify_is_verified_once_damage_was_met() {
-    run(async {
-        let disk = with_a_damaged_page().await;
-        let unverified = || options(&disk).with_verified_metadata(0);
-        let store = DiskStorage::open_with(STORE, unverified()).await.unwrap();
-        // Meets the damaged row.
-        dump(&store).await.unwrap();
-        let told = store.take_damage().await;
-        assert!(!told.is_empty() && !told.iter().any(|told| told.to_string().contains("anew")), "{told:?}");
-        drop(store);
-        let store = DiskStorage::open_with(STORE, unverified()).await.unwrap();
-        let told = store.take_damage().await;
-        assert!(told.iter().any(|told| told.to_string().contains("is written anew")), "{told:?}");
-        drop(store);
-        assert!(check(&disk).is_clean());
     });
 }

@@ -31,6 +31,9 @@ mod overlay;
 mod pages;
 mod pairing;
 mod rebuild;
+#[cfg(test)]
+mod rebuilt;
+mod replace;
 mod reserve;
 mod salvage;
 #[cfg(test)]
@@ -84,7 +87,7 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 ///
 /// The folder holds `metadata.redb`, body files in `bodies` and the file `reserve`; while it is opened for the first time
 /// also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was written anew for
-/// it the damaged file as `metadata.damaged` and body files as `*.bodies-damaged`, which may be deleted. It must lie on a
+/// it the damaged file as `metadata.damaged` (further ones as `metadata.damaged-2` to `-4`) and body files as `*.bodies-damaged`, which may be deleted. It must lie on a
 /// local file system that keeps what it has flushed. The folder itself is locked (on Windows, a file `lock` in it, which nobody can remove then).
 ///
 /// # Writing

@@ -24,7 +24,7 @@ use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, KEPT, META, PAIRING, RECOUNT};
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec, mend, rebuild};
+use super::{DiskOptions, Shared, codec, mend, rebuild, replace};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 3;
@@ -58,7 +58,7 @@ impl Shared {
             let refusal = reserve.refusal();
             tracing::error!(path = %path.display(), "{refusal}");
         }
-        rebuild::finish(path, &**files)?;
+        replace::finish(path, &**files)?;
         let known = body_files(&**files, &folder)?;
         let is_new = begin_metadata(path, &**files, known.values().any(|&length| length > 0))?;
         let octets = Arc::new(AtomicU64::new(0));

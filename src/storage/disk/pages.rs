@@ -140,7 +140,7 @@ fn a_zeroed_page_deletes_no_bodies() {
                     continue;
                 };
                 at_once += aside(&what);
-                let rebuilt = disk.paths().contains(&Path::new(STORE).join(rebuild::DAMAGED));
+                let rebuilt = disk.paths().contains(&Path::new(STORE).join(replace::DAMAGED));
                 if !rebuilt {
                     continue;
                 }

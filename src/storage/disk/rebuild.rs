@@ -19,43 +19,18 @@ use super::backend::MetadataFile;
 use super::codec::{self, Location};
 use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
-use super::files::{FileSystem, Mode};
+use super::files::Mode;
 use super::open::{self, METADATA, Meta};
 use super::pairing::Pairing;
+use super::replace::{self, REBUILDING};
 use super::reserve::Reserve;
 use super::salvage::Salvage;
 use super::segment::{Bodies, FILE_HEADER, SegmentWriter};
 use super::table_writer::Writer;
 use super::tables::{self, COUNTERS, KEPT, META, PAIRING, RECOUNT};
 
-/// The new file while it is written.
-pub(super) const REBUILDING: &str = "metadata.rebuilding";
-/// The new file once it is whole, until it takes the place of the old one.
-pub(super) const REBUILT: &str = "metadata.rebuilt";
-/// What the damaged file is called afterwards. It is not read again.
-pub(super) const DAMAGED: &str = "metadata.damaged";
 /// No body file has this number: who is there has no body.
 const NOWHERE: Location = Location { segment: 0, offset: 0, length: 0 };
-
-/// Ends a rebuild that was cut off: the old file goes only once the new one is whole. One that is not whole goes.
-pub(super) fn finish(path: &Path, files: &dyn FileSystem) -> Result<()> {
-    let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
-    let finish = || {
-        if open::is_there(files, &rebuilding)? {
-            files.remove(&rebuilding)?;
-        }
-        if !open::is_there(files, &rebuilt)? {
-            return Ok(());
-        }
-        if open::is_there(files, &name)? {
-            files.remove(&rebuilt)?;
-        } else {
-            files.rename(&rebuilt, &name)?;
-        }
-        files.sync_folder(path)
-    };
-    finish().map_err(|error| error::io("renaming", &rebuilt, error))
-}
 
 /// Writes the metadata file of the store in `path` anew over `why`. The damaged file is kept beside it.
 ///
@@ -87,7 +62,7 @@ fn write_anew(
     damage: &Arc<Damage>,
     why: &StorageError,
 ) -> Met<()> {
-    let [name, rebuilding, rebuilt] = [METADATA, REBUILDING, REBUILT].map(|name| path.join(name));
+    let [name, rebuilding] = [METADATA, REBUILDING].map(|name| path.join(name));
     let files = &*options.files;
     let unreadable = |error: StorageError| {
         if error.kind() != StorageErrorKind::Corrupt {
@@ -138,17 +113,10 @@ fn write_anew(
     let (messages, losers) = (copy.messages, copy.losers);
     drop(copy);
     file.sync().map_err(|error| error::flush("flushing metadata", error))?;
-    let replace = || {
-        files.rename(&rebuilding, &rebuilt)?;
-        files.sync_folder(path)?;
-        files.rename(&name, &path.join(DAMAGED))?;
-        files.rename(&rebuilt, &name)?;
-        files.sync_folder(path)
-    };
-    replace().map_err(|error| error::io("renaming", &rebuilt, error))?;
+    let kept = replace::replace(path, files)?;
     damage.tell(corrupt(format!(
         "{} was damaged and is written anew from what can be read of it: {messages} messages are kept, {losers} have \
-         lost recipients or their bodies. The damaged file is kept as {DAMAGED}, and no body file of now is deleted. What was \
+         lost recipients or their bodies. The damaged file is kept as {kept}, and no body file of now is deleted. What was \
          met: {why}",
         name.display()
     )));

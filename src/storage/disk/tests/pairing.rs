@@ -15,7 +15,7 @@ impl Rig {
 
     /// Opening refuses it again and again, checking says why, and the bodies stay as they are. Returns the reason.
     async fn is_refused(&self) -> String {
-        let damaged = self.folder.path().join(rebuild::DAMAGED);
+        let damaged = self.folder.path().join(replace::DAMAGED);
         let (is_rebuilt, bodies) = (damaged.exists(), self.bodies());
         let mut words = String::new();
         for _ in 0..2 {
