@@ -3,15 +3,17 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::fmt::Display;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::storage::StorageError;
 use crate::storage::rows::Result;
+use crate::storage::{StorageError, StorageErrorKind};
 
 use super::error::corrupt;
-use super::files::{FileSystem, Mode};
+use super::files::{FileSystem, Mode, parent};
 use super::lock;
 
 /// Entries told one by one. What is found beyond them is told once, as a whole.
@@ -31,6 +33,7 @@ pub(super) struct Damage {
 struct Mark {
     files: Arc<dyn FileSystem>,
     path: PathBuf,
+    is_made: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +45,7 @@ struct Found {
 impl Damage {
     /// Marks the store with an empty file at `path` once damage was met.
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf) -> Self {
-        Self { mark: Some(Mark { files, path }), ..Self::default() }
+        Self { mark: Some(Mark { files, path, is_made: AtomicBool::default() }), ..Self::default() }
     }
 
     /// Of a store that is only looked at: what would refuse it is told.
@@ -61,19 +64,36 @@ impl Damage {
 
     /// Has the metadata verified at the next opening.
     pub(super) fn mark(&self) {
-        if let Some(Mark { files, path }) = &self.mark
-            && let Err(error) = files.open(path, Mode::Fresh)
-        {
+        let Some(Mark { files, path, is_made }) = &self.mark else { return };
+        if is_made.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Err(error) = files.open(path, Mode::Fresh).and_then(|_| files.sync_folder(parent(path))) {
+            is_made.store(false, Ordering::Release);
             tracing::warn!(%error, path = %path.display(), "the store can not be marked as damaged");
         }
     }
 
+    /// The metadata was verified: what is met from now on marks it anew.
+    pub(super) fn unmark(&self) -> io::Result<()> {
+        let Some(Mark { files, path, is_made }) = &self.mark else { return Ok(()) };
+        is_made.store(false, Ordering::Release);
+        files.remove(path)
+    }
+
+    /// Has the metadata verified at the next opening if this is damage to it.
+    pub(super) fn heed<T>(&self, met: Result<T>) -> Result<T> {
+        met.inspect_err(|error| {
+            if error.kind() == StorageErrorKind::Corrupt {
+                self.mark();
+            }
+        })
+    }
+
     /// Damage was met, and what it is about left aside.
     pub(super) fn tell(&self, damage: StorageError) {
+        self.mark();
         let mut found = lock(&self.found);
-        if found.told.is_empty() {
-            self.mark();
-        }
         let damage = match found.told.len() {
             MOST_TOLD.. => corrupt(format!("more than {MOST_TOLD} entries are damaged: check the store")),
             _ => damage,
@@ -140,6 +160,23 @@ mod tests {
         assert!(damage.take().is_empty());
         damage.tell(corrupt("entry 0"));
         assert!(damage.take().is_empty(), "it was told");
+    }
+
+    #[test]
+    fn the_mark_is_made_once_until_it_is_taken_away() {
+        let (disk, path) = (super::super::simulated::Disk::default(), Path::new("/store/suspect"));
+        let damage = Damage::new(Arc::new(disk.clone()), path.to_owned());
+        let failed = || damage.heed::<()>(Err(corrupt("a page")));
+        assert!(damage.heed(Ok(())).is_ok() && disk.paths().is_empty());
+        assert!(failed().is_err() && disk.paths() == [path]);
+        let steps = disk.steps();
+        damage.tell(corrupt("a row"));
+        assert!(failed().is_err() && disk.steps() == steps);
+        damage.unmark().unwrap();
+        assert!(disk.paths().is_empty());
+        // Although it was told before.
+        damage.tell(corrupt("a row"));
+        assert_eq!(disk.paths(), [path]);
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl DiskStorage {
         let job = self.job();
         let done = tokio::task::spawn_blocking(move || {
             let shared = job.shared();
-            shared.check().and_then(|()| guarded("it", || read(shared)))
+            shared.check().and_then(|()| shared.damage.heed(guarded("it", || read(shared))))
         });
         done.await.unwrap_or_else(|error| Err(broken(error)))
     }
@@ -346,7 +346,7 @@ impl Shared {
             read(&Tables::open(&transaction, self.damage.clone())?)
         };
         // A write that found no room fails all reads until the metadata is opened anew.
-        reading().map_err(|error| self.reserve.explain(error))
+        self.damage.heed(reading()).map_err(|error| self.reserve.explain(error))
     }
 
     /// Reads under the lock of the leases. It is taken first: a lease ends only after the commit that ended it, so

@@ -94,7 +94,7 @@ impl Shared {
             damage.remind(corrupt(words));
         }
         if is_suspect {
-            files.remove(&suspicion).map_err(|error| error::io("removing", &suspicion, error))?;
+            damage.unmark().map_err(|error| error::io("removing", &suspicion, error))?;
         }
         files.sync_folder(path).map_err(|error| error::io("flushing", path, error))?;
         if is_new {

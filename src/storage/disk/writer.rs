@@ -251,7 +251,7 @@ impl Shared {
     /// What came of writing metadata. Where there was no room for it redb refuses all that follows: it is opened anew, as
     /// it was before.
     fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
-        let explained = written.map_err(|error| self.reserve.explain(error));
+        let explained = self.damage.heed(written).map_err(|error| self.reserve.explain(error));
         match &explained {
             // Only then: a database that was not refused anything would write to the file once more as it is dropped.
             Err(error) if self.reserve.has_refused() => self.reopen(state, error)?,
