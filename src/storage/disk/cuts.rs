@@ -61,7 +61,7 @@ async fn call(store: &dyn Storage, call: Call) -> Result<Answer> {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Dump {
     pub(super) items: Vec<ItemSummary>,
-    state: Vec<StateRow>,
+    pub(super) state: Vec<StateRow>,
     pub(super) outbox: Vec<OutboxEntry>,
 }
 

@@ -10,14 +10,14 @@ use std::collections::BTreeSet;
 use crate::storage::rows::Result;
 
 use super::node::number_at;
-use super::salvage::{Met, PAGE, Salvage};
+use super::salvage::{PAGE, Salvage};
+use super::walk::Met;
 
-/// The places of these pages, in order. `None`: it is not known which they are.
-pub(super) fn unled(salvage: &Salvage) -> Result<Option<Vec<u64>>> {
+/// The places of pages that are taken and not freed, in order. `None`: it is not known which they are.
+pub(super) fn in_use(salvage: &Salvage) -> Result<Option<Vec<u64>>> {
     let Some(system) = salvage.system else { return Ok(None) };
     let tables = salvage.list(system)?;
-    let mut known = BTreeSet::new();
-    let mut taken = Vec::new();
+    let (mut taken, mut unreachable) = (Vec::new(), BTreeSet::new());
     let mut is_of_the_last = false;
     for name in [&b"data_pages_unreachable"[..], b"system_pages_unreachable", b"allocator_state"] {
         let Some(table) = tables.get(name).filter(|table| table.is_sound) else { return Ok(None) };
@@ -26,8 +26,8 @@ pub(super) fn unled(salvage: &Salvage) -> Result<Option<Vec<u64>>> {
         salvage.walk(root, widths, &mut |met| {
             let leaf = match met {
                 Met::Branch(_) => return Ok(()),
-                Met::Leaf(_, leaf, true) => leaf,
-                Met::Leaf(..) | Met::Lost(_) => {
+                Met::Leaf(_, leaf) => leaf,
+                Met::Damaged(..) | Met::Astray(_) => {
                     is_sound = false;
                     return Ok(());
                 }
@@ -46,7 +46,7 @@ pub(super) fn unled(salvage: &Salvage) -> Result<Option<Vec<u64>>> {
                         Some(())
                     }
                     (b"allocator_state", _) => Some(()),
-                    _ => freed(salvage, value, &mut known),
+                    _ => freed(salvage, value, &mut unreachable),
                 });
                 is_sound &= read.is_some();
             }
@@ -56,20 +56,31 @@ pub(super) fn unled(salvage: &Salvage) -> Result<Option<Vec<u64>>> {
             return Ok(None);
         }
     }
-    if !is_of_the_last {
-        return Ok(None);
-    }
-    for (root, widths) in salvage.trees().filter_map(|tree| tree.begin()) {
+    taken.retain(|page| !unreachable.contains(page));
+    taken.sort_unstable();
+    Ok(is_of_the_last.then_some(taken))
+}
+
+/// Those of them that nothing leads to. `None`: it is not known, or pages that sound ones lead to are not among those in use.
+pub(super) fn unled(salvage: &Salvage, in_use: &[u64]) -> Result<Option<Vec<u64>>> {
+    let mut led_to = BTreeSet::new();
+    let mut is_right = true;
+    for tree in salvage.trees() {
+        let Some((root, widths)) = tree.begin() else { continue };
         salvage.walk(root, widths, &mut |met| {
-            if let Met::Branch(page) | Met::Leaf(page, ..) = met {
-                add(salvage, page, &mut known);
+            match met {
+                Met::Branch(page) | Met::Leaf(page, _) => {
+                    // A damaged list of tables may be that of another time.
+                    is_right &= !tree.is_sound || in_use.binary_search(&salvage.place(page).0).is_ok();
+                    add(salvage, page, &mut led_to);
+                }
+                Met::Damaged(page, ..) => add(salvage, page, &mut led_to),
+                Met::Astray(_) => {}
             }
             Ok(())
         })?;
     }
-    taken.retain(|page| !known.contains(page));
-    taken.sort_unstable();
-    Ok(Some(taken))
+    Ok(is_right.then(|| in_use.iter().copied().filter(|page| !led_to.contains(page)).collect()))
 }
 
 fn add(salvage: &Salvage, page: u64, to: &mut BTreeSet<u64>) {

@@ -19,6 +19,7 @@ mod failures;
 mod faults;
 mod files;
 mod freed;
+mod gather;
 #[cfg(test)]
 mod live;
 mod maintain;
@@ -41,10 +42,14 @@ mod salvaged;
 mod segment;
 #[cfg(test)]
 mod simulated;
+#[cfg(test)]
+mod stale;
 mod table_writer;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod walk;
+mod witness;
 mod writer;
 
 use std::fmt;

@@ -26,6 +26,11 @@ pub(super) struct Widths {
 
 impl Widths {
     pub(super) const VARIABLE: Self = Self { key: None, value: None };
+
+    /// How many of the two have no fixed width.
+    fn variable(self) -> usize {
+        usize::from(self.key.is_none()) + usize::from(self.value.is_none())
+    }
 }
 
 /// XXH3 of 128 bits, as redb has it.
@@ -48,43 +53,101 @@ fn count(page: &[u8]) -> Option<usize> {
 
 pub(super) enum Node {
     Leaf(Leaf),
-    Branch(Vec<Child>),
+    Branch(Branch),
 }
 
 impl Node {
     /// And whether it is what it was `said` to be. `None`: it is no page of a tree.
     pub(super) fn parse(page: Vec<u8>, widths: Widths, said: Option<Child>) -> Option<(Self, bool)> {
-        let matches = |page: &[u8], end: Option<usize>| {
+        let count = count(&page).filter(|count| *count > 0)?;
+        let is_as_said = |page: &[u8], end: Option<usize>| {
             let sealed = end.and_then(|end| page.get(..end));
             sealed.zip(said).is_some_and(|(sealed, said)| checksum(sealed) == said.checksum)
         };
-        let count = count(&page).filter(|count| *count > 0)?;
         match page.first()? {
             1 => {
-                let leaf = Leaf { page, count, widths };
-                let is_sound = matches(&leaf.page, leaf.end());
-                Some((Self::Leaf(leaf), is_sound))
+                let is_sound = is_as_said(&page, leaf_end(&page, count, widths));
+                Some((Self::Leaf(Leaf { page, count, widths }), is_sound))
             }
             2 => {
-                let is_sound = matches(&page, branch_end(&page, count, widths));
-                let child = |nth: usize| {
-                    let page_at = 8 + 16 * (count + 1) + 8 * nth;
-                    let checksum = u128::from_le_bytes(*page.get(8 + 16 * nth..)?.first_chunk()?);
-                    Some(Child { page: number_at(&page, page_at)?, checksum })
-                };
-                Some((Self::Branch((0..=count).filter_map(child).collect()), is_sound))
+                let is_sound = is_as_said(&page, branch_end(&page, count, widths));
+                Some((Self::Branch(Branch { page, count, widths }), is_sound))
             }
             _ => None,
         }
     }
+
+    /// How many octets of a page say where it ends. `None`: it is no page of a tree.
+    pub(super) fn head(page: &[u8], widths: Widths) -> Option<usize> {
+        let count = count(page).filter(|count| *count > 0)?;
+        match page.first()? {
+            1 => Some(4 + 4 * count * widths.variable()),
+            2 => Some(8 + 24 * (count + 1) + 4 * count),
+            _ => None,
+        }
+    }
+
+    /// How many octets a page takes whose head this is. `None`: it is no page of a tree, or cut off.
+    pub(super) fn extent(head: &[u8], widths: Widths) -> Option<u64> {
+        let count = count(head).filter(|count| *count > 0)?;
+        let end = match head.first()? {
+            1 => leaf_end(head, count, widths),
+            2 => branch_end(head, count, widths),
+            _ => None,
+        };
+        end.map(|end| end as u64)
+    }
+}
+
+/// A page with pages below it.
+pub(super) struct Branch {
+    page: Vec<u8>,
+    /// Of its keys. It has one child more.
+    count: usize,
+    widths: Widths,
+}
+
+impl Branch {
+    /// Each with the key before it, above which its keys are, and with the one after it, up to which they are.
+    pub(super) fn children(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = (Option<Child>, Option<&[u8]>, Option<&[u8]>)> {
+        (0..=self.count)
+            .map(|nth| (self.child(nth), nth.checked_sub(1).and_then(|nth| self.key(nth)), self.key(nth)))
+    }
+
+    fn child(&self, nth: usize) -> Option<Child> {
+        let page_at = 8 + 16 * (self.count + 1) + 8 * nth;
+        let checksum = u128::from_le_bytes(*self.page.get(8 + 16 * nth..)?.first_chunk()?);
+        Some(Child { page: number_at(&self.page, page_at)?, checksum })
+    }
+
+    fn key(&self, nth: usize) -> Option<&[u8]> {
+        if nth >= self.count {
+            return None;
+        }
+        let begin = match nth.checked_sub(1) {
+            Some(before) => branch_key_end(&self.page, self.count, self.widths, before)?,
+            None => branch_keys_at(self.count, self.widths),
+        };
+        self.page.get(begin..branch_key_end(&self.page, self.count, self.widths, nth)?)
+    }
+}
+
+fn branch_keys_at(keys: usize, widths: Widths) -> usize {
+    let ends = if widths.key.is_none() { 4 * keys } else { 0 };
+    8 + 24 * (keys + 1) + ends
+}
+
+fn branch_key_end(page: &[u8], keys: usize, widths: Widths, nth: usize) -> Option<usize> {
+    match widths.key {
+        Some(width) => branch_keys_at(keys, widths).checked_add(width.checked_mul(nth + 1)?),
+        None => short_at(page, 8 + 24 * (keys + 1) + 4 * nth),
+    }
 }
 
 fn branch_end(page: &[u8], keys: usize, widths: Widths) -> Option<usize> {
-    let keys_at = 8 + 24 * (keys + 1);
-    match widths.key {
-        Some(width) => keys_at.checked_add(width.checked_mul(keys)?),
-        None => short_at(page, keys_at + 4 * (keys - 1)),
-    }
+    branch_key_end(page, keys, widths, keys.checked_sub(1)?)
 }
 
 /// A page with rows.
@@ -95,15 +158,6 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// How many octets a leaf takes whose first page this is.
-    pub(super) fn extent(page: &[u8], widths: Widths) -> Option<u64> {
-        if page.first() != Some(&1) {
-            return None;
-        }
-        let count = count(page).filter(|count| *count > 0)?;
-        end(page, count, widths).map(|end| end as u64)
-    }
-
     /// Keys and values. `None`: it is not to be found in the page.
     pub(super) fn entries(&self) -> impl Iterator<Item = Option<(&[u8], &[u8])>> {
         (0..self.count).map(|nth| {
@@ -115,19 +169,14 @@ impl Leaf {
             (has(self.widths.key, key) && has(self.widths.value, value)).then_some((key, value))
         })
     }
-
-    fn end(&self) -> Option<usize> {
-        end(&self.page, self.count, self.widths)
-    }
 }
 
-fn end(page: &[u8], count: usize, widths: Widths) -> Option<usize> {
+fn leaf_end(page: &[u8], count: usize, widths: Widths) -> Option<usize> {
     Some(value(page, count, widths, count.checked_sub(1)?)?.end)
 }
 
 fn key(page: &[u8], count: usize, widths: Widths, nth: usize) -> Option<Range<usize>> {
-    let variable = usize::from(widths.key.is_none()) + usize::from(widths.value.is_none());
-    let begin = 4 + 4 * count * variable;
+    let begin = 4 + 4 * count * widths.variable();
     let end = |nth: usize| match widths.key {
         Some(width) => begin.checked_add(width.checked_mul(nth + 1)?),
         None => short_at(page, 4 + 4 * nth),

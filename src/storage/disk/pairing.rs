@@ -55,7 +55,7 @@ impl Pairing {
     /// # Errors
     /// `Corrupt` if there are bodies of another store, or the metadata is older than the bodies.
     pub(super) fn verify(&self, bodies: &Bodies, files: &BTreeMap<u64, u64>) -> Result<()> {
-        files.keys().try_for_each(|segment| self.check_store(bodies, *segment))?;
+        self.verify_store(bodies, files.keys().copied())?;
         for (segment, size) in files.range(self.segment..) {
             let from = if *segment == self.segment { self.length } else { FILE_HEADER };
             // What can not be read says nothing, and is told where it is missed.
@@ -66,6 +66,12 @@ impl Pairing {
             }
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// `Corrupt` if there are bodies of another store.
+    pub(super) fn verify_store(&self, bodies: &Bodies, mut files: impl Iterator<Item = u64>) -> Result<()> {
+        files.try_for_each(|segment| self.check_store(bodies, segment))
     }
 
     /// A header that can not be read says nothing.

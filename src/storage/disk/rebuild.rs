@@ -3,6 +3,7 @@
 //! Rows have checksums of their own, and what is in the order, in the parts and about body files follows from items and
 //! messages. So a damaged page costs the mail whose items lie in it and cannot be read, whatever else it is.
 
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,9 +29,12 @@ use super::salvage::Salvage;
 use super::segment::{Bodies, FILE_HEADER, SegmentWriter};
 use super::table_writer::Writer;
 use super::tables::{self, COUNTERS, KEPT, META, PAIRING, RECOUNT};
+use super::witness::Witness;
 
 /// No body file has this number: who is there has no body.
 const NOWHERE: Location = Location { segment: 0, offset: 0, length: 0 };
+/// Where it is not known which numbers were given, so many are taken for given.
+const PASSED_OVER: u64 = 1 << 32;
 
 /// Writes the metadata file of the store in `path` anew over `why`. The damaged file is kept beside it.
 ///
@@ -80,15 +84,22 @@ fn write_anew(
     let folder = path.join("bodies");
     let body_files = open::body_files(files, &folder)?;
     let bodies = Bodies::new(options.files.clone(), folder.clone(), &body_files);
-    let pairing = match open::pairing(&meta) {
-        Ok(Some(pairing)) => {
-            pairing.verify(&bodies, &body_files).or_else(|error| damage.refuse(error))?;
-            pairing
+    let said = open::pairing(&meta).ok().flatten();
+    let pairing = match said {
+        Some(said) if meta.is_sound => {
+            said.verify(&bodies, &body_files).or_else(|error| damage.refuse(error))?;
+            said
         }
-        _ => match Pairing::derive(&bodies, &body_files, files.draw()) {
-            Ok(pairing) => pairing,
-            Err(error) => damage.refuse(error).map(|()| Pairing::new(files.draw()))?,
-        },
+        _ => {
+            // A row of an earlier time has the store's id too.
+            let of_the_store =
+                said.map_or(Ok(()), |said| said.verify_store(&bodies, body_files.keys().copied()));
+            of_the_store.or_else(|error| damage.refuse(error))?;
+            let store = said.map_or_else(|| files.draw(), |said| said.store);
+            let derived = Pairing::derive(&bodies, &body_files, store)
+                .or_else(|error| damage.refuse(error).map(|()| Pairing::new(store)))?;
+            Pairing { commit: derived.commit.max(said.map_or(0, |said| said.commit)), ..derived }
+        }
     };
     let creating = |error| error::io("creating", &rebuilding, error);
     let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
@@ -124,11 +135,15 @@ fn write_anew(
 }
 
 /// Its rows about the store as a whole.
-struct MetaRows(BTreeMap<Vec<u8>, Vec<u8>>);
+struct MetaRows {
+    rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Else they may be of an earlier time.
+    is_sound: bool,
+}
 
 impl Meta for MetaRows {
     fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.0.get(key).cloned())
+        Ok(self.rows.get(key).cloned())
     }
 }
 
@@ -141,11 +156,16 @@ impl MetaRows {
             true => Ok((key.to_vec(), row.to_vec())),
             false => Err(corrupt("a row of no known name")),
         };
-        source.rows(META, read, |portion| {
+        let is_sound = Cell::new(true);
+        let doubt = |row| {
+            is_sound.set(false);
+            Ok(Some(row))
+        };
+        source.rows(META, read, doubt, |portion| {
             rows.extend(portion.into_iter().flatten());
             Ok(())
         })?;
-        Ok(Self(rows))
+        Ok(Self { rows, is_sound: is_sound.get() })
     }
 }
 
@@ -180,6 +200,18 @@ fn commit(transaction: WriteTransaction) -> Result<()> {
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))
 }
 
+/// A message, and whether its row is as it was written last.
+struct FoundMessage {
+    id: MessageId,
+    row: MessageRow<Location>,
+    is_sound: bool,
+}
+
+/// Where a row of an earlier time does less harm than a lost one.
+fn believe<T>(row: T) -> Result<Option<T>> {
+    Ok(Some(row))
+}
+
 /// From the damaged file to the new one.
 struct Copy {
     source: Salvage,
@@ -197,18 +229,24 @@ impl Copy {
     fn run(&mut self, meta: &MetaRows, bodies: &Bodies, body_files: &BTreeMap<u64, u64>) -> Result<()> {
         let lanes = self.lanes()?;
         self.items(&lanes)?;
-        self.messages(body_files)?;
+        self.messages(bodies, body_files)?;
         self.messages_without_row(bodies, body_files)?;
         self.state_and_outbox()?;
         self.finished()?;
-        // Numbers of what is stored are never given again.
         let mut counters = Counters { openings: 1, ..self.counters.clone() };
-        if let Ok(Some(found)) = open::counters(meta) {
-            counters.next_item = counters.next_item.max(found.next_item);
-            counters.next_lane = counters.next_lane.max(found.next_lane);
-            counters.next_outbox = counters.next_outbox.max(found.next_outbox);
-            (counters.openings, counters.generation, counters.ended) =
-                (found.openings, found.generation, found.ended);
+        let said = open::counters(meta).ok().flatten();
+        if let Some(said) = &said {
+            counters.next_item = counters.next_item.max(said.next_item);
+            counters.next_lane = counters.next_lane.max(said.next_lane);
+            counters.next_outbox = counters.next_outbox.max(said.next_outbox);
+            counters.generation = counters.generation.max(said.generation);
+            (counters.openings, counters.ended) = (said.openings, said.ended.clone());
+        }
+        // No number is given twice.
+        if said.is_none() || !meta.is_sound {
+            for next in [&mut counters.next_item, &mut counters.next_lane, &mut counters.next_outbox] {
+                *next = next.saturating_add(PASSED_OVER);
+            }
         }
         self.target.write(|writer| {
             *writer.counters() = counters;
@@ -221,36 +259,51 @@ impl Copy {
         commit(transaction)
     }
 
-    /// A lane lies under its name and under its number: one is enough.
-    fn lanes(&mut self) -> Result<BTreeMap<LaneId, Lane>> {
+    /// A lane lies under its name and under its number: one is enough. Returns under which number each goes on: a page of an earlier
+    /// time may have one that was forgotten, of a name that has another since.
+    fn lanes(&mut self) -> Result<BTreeMap<LaneId, LaneId>> {
         let mut lanes = BTreeMap::new();
         let mut keep = |portion: Vec<Result<(LaneId, Lane)>>| {
             lanes.extend(portion.into_iter().flatten());
             Ok(())
         };
         let named = |key: &[u8], row: &[u8]| tables::named_lane(key, row).map(|(lane, id)| (id, lane));
-        self.source.rows(tables::LANES, named, &mut keep)?;
+        self.source.rows(tables::LANES, named, believe, &mut keep)?;
         let numbered = |id: u64, row: &[u8]| Ok((id, codec::lane_from_row(id, row)?));
-        self.source.rows(tables::LANE_NAMES, numbered, &mut keep)?;
+        self.source.rows(tables::LANE_NAMES, numbered, believe, &mut keep)?;
         if let Some((last, _)) = lanes.last_key_value() {
             self.counters.next_lane = last.saturating_add(1);
         }
-        self.target.each(lanes.iter().collect(), |writer, (id, lane)| writer.put_lane(*id, lane))?;
-        Ok(lanes)
+        // The last number of a name is the one that it has.
+        let by_name: BTreeMap<&Lane, LaneId> = lanes.iter().map(|(id, lane)| (lane, *id)).collect();
+        self.target.each(by_name.iter().collect(), |writer, (lane, id)| writer.put_lane(*id, lane))?;
+        Ok(lanes.iter().filter_map(|(id, lane)| Some((*id, *by_name.get(lane)?))).collect())
     }
 
-    fn items(&mut self, lanes: &BTreeMap<LaneId, Lane>) -> Result<()> {
+    fn items(&mut self, lanes: &BTreeMap<LaneId, LaneId>) -> Result<()> {
         let Self { source, target, counters, items, .. } = self;
         let read = |item: u64, row: &[u8]| Ok((ItemId(item), codec::item_from_row(ItemId(item), row)?));
-        source.rows(tables::ITEMS, read, |portion: Vec<Result<(ItemId, ItemRow)>>| {
+        let witness = OnceCell::new();
+        let doubt = |(item, row)| {
+            let witness = match witness.get() {
+                Some(witness) => witness,
+                None => {
+                    let heard = Witness::hear(source)?;
+                    witness.get_or_init(|| heard)
+                }
+            };
+            Ok(witness.may_live(item).then_some((item, row)))
+        };
+        source.rows(tables::ITEMS, read, doubt, |portion: Vec<Result<(ItemId, ItemRow)>>| {
             target.each(portion, |writer, met| {
-                let Some((item, row)) = writer.readable(met)? else { return Ok(()) };
+                let Some((item, mut row)) = writer.readable(met)? else { return Ok(()) };
                 counters.next_item = counters.next_item.max(item.0.saturating_add(1));
-                if !lanes.contains_key(&row.lane) {
+                let Some(lane) = lanes.get(&row.lane) else {
                     let damage = format!("item {}: the name of its lane {} is lost", item.0, row.lane);
                     writer.leave_aside(corrupt(damage));
                     return Ok(());
-                }
+                };
+                row.lane = *lane;
                 items.entry(row.envelope.id).or_default().push(item);
                 writer.put_item(item, &row)?;
                 row.head().place.keys(item).try_for_each(|key| writer.put_order(key))
@@ -258,33 +311,34 @@ impl Copy {
         })
     }
 
-    fn messages(&mut self, body_files: &BTreeMap<u64, u64>) -> Result<()> {
+    fn messages(&mut self, bodies: &Bodies, body_files: &BTreeMap<u64, u64>) -> Result<()> {
         let Self { source, target, items, messages, losers, .. } = self;
         let read = |id: &[u8; 16], row: &[u8]| {
             let id = tables::id_from(id);
-            Ok((id, codec::message_from_row(id, row)?))
+            Ok(FoundMessage { id, row: codec::message_from_row(id, row)?, is_sound: true })
         };
-        source.rows(
-            tables::MESSAGES,
-            read,
-            |portion: Vec<Result<(MessageId, MessageRow<Location>)>>| {
-                target.each(portion, |writer, met| {
-                    let Some((id, row)) = writer.readable(met)? else { return Ok(()) };
-                    let there = items.remove(&id).unwrap_or_default();
-                    *messages += u64::from(!there.is_empty());
-                    let had = row.items as usize;
-                    let has_body = body_files.get(&row.body.segment).is_some_and(|size| row.body.end() <= *size);
-                    *losers += u64::from(there.len() < had || !has_body && !there.is_empty());
-                    if there.len() < had {
-                        let lost = had - there.len();
-                        writer.leave_aside(corrupt(format!(
-                            "message {id} has lost {lost} of its {had} items: nothing more is known of their recipients"
-                        )));
-                    }
-                    put_message(writer, id, row, there)
-                })
-            },
-        )
+        // A row of an earlier time may say where the body was before it was moved.
+        let doubt = |met: FoundMessage| {
+            let is_there = bodies.has_record(met.id, met.row.body)?;
+            Ok(is_there.then_some(FoundMessage { is_sound: false, ..met }))
+        };
+        source.rows(tables::MESSAGES, read, doubt, |portion: Vec<Result<FoundMessage>>| {
+            target.each(portion, |writer, met| {
+                let Some(FoundMessage { id, row, is_sound }) = writer.readable(met)? else { return Ok(()) };
+                let there = items.remove(&id).unwrap_or_default();
+                *messages += u64::from(!there.is_empty());
+                let had = if is_sound { row.items as usize } else { 0 };
+                let has_body = body_files.get(&row.body.segment).is_some_and(|size| row.body.end() <= *size);
+                *losers += u64::from(there.len() < had || !has_body && !there.is_empty());
+                if there.len() < had {
+                    let lost = had - there.len();
+                    writer.leave_aside(corrupt(format!(
+                        "message {id} has lost {lost} of its {had} items: nothing more is known of their recipients"
+                    )));
+                }
+                put_message(writer, id, row, there)
+            })
+        })
     }
 
     /// Where the row of a message is lost, its body is looked for in the body files, among those that nothing leads to.
@@ -322,14 +376,14 @@ impl Copy {
             let value = codec::raw_value(format_args!("the state row {}", key.escape_ascii()), key, row)?;
             Ok(StateRow { key: key.to_vec(), value: value.to_vec() })
         };
-        source.rows(tables::STATE, read, |portion: Vec<Result<StateRow>>| {
+        source.rows(tables::STATE, read, believe, |portion: Vec<Result<StateRow>>| {
             target.each(portion, |writer, met| match writer.readable(met)? {
                 Some(row) => writer.put_state(&row),
                 None => Ok(()),
             })
         })?;
         let read = |position: u64, row: &[u8]| codec::outbox_from_row(OutboxPosition(position), row);
-        source.rows(tables::OUTBOX, read, |portion: Vec<Result<OutboxEntry>>| {
+        source.rows(tables::OUTBOX, read, believe, |portion: Vec<Result<OutboxEntry>>| {
             target.each(portion, |writer, met| {
                 let Some(entry) = writer.readable(met)? else { return Ok(()) };
                 counters.next_outbox = counters.next_outbox.max(entry.position.0.saturating_add(1));
@@ -346,6 +400,7 @@ impl Copy {
                 let id = tables::id_from(id);
                 Ok((id, codec::generation_from_row(id, row)?))
             },
+            believe,
             |portion: Vec<Result<(MessageId, u64)>>| {
                 target.each(portion, |writer, met| {
                     let Some((id, generation)) = writer.readable(met)? else { return Ok(()) };

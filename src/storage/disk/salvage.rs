@@ -4,7 +4,8 @@
 //! checksum of the list of tables, that of each table's root, and each branch page those of the pages below it. So what a
 //! sound page leads to is what was committed last, and a page is left out only if itself is damaged.
 //!
-//! Leaves below a damaged branch are led to by nothing. They are found in what the file keeps about its pages (`freed`).
+//! A damaged page may also be what stood there before, where a write was lost, or another page, where one went astray. Its rows are
+//! whole then, and of another time or place. How far they count is said in `gather`.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use super::damage::Damage;
 use super::error::{self, corrupt};
 use super::files::OpenFile;
 use super::freed;
-use super::node::{Child, Leaf, Node, Widths, number_at};
+use super::node::{Child, Node, Widths, number_at};
+use super::walk::Met;
 
 pub(super) const PAGE: u64 = 4096;
 /// The header with both commit slots.
@@ -28,45 +30,36 @@ const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 const SLOTS: [usize; 2] = [64, 192];
 const SLOT: usize = 128;
 const FORMAT_VERSION: u8 = 3;
-/// No tree is deeper.
-const DEEPEST: usize = 64;
-/// Rows handed out at once.
-const PORTION: usize = 16 * 1024;
+/// redb has no larger pages.
+const LARGEST_ORDER: u64 = 20;
+/// More of a page is not read, whatever it says of itself.
+const MOST_READ: u64 = 256 * 1024 * 1024;
 
 /// A damaged metadata file.
 pub(super) struct Salvage {
-    name: PathBuf,
+    pub(super) name: PathBuf,
     file: Arc<dyn OpenFile>,
-    damage: Arc<Damage>,
+    pub(super) damage: Arc<Damage>,
     /// In pages: what comes first in each region, and the rest of it.
     region: (u64, u64),
     /// The number of the last commit.
     pub(super) commit: u64,
     tables: BTreeMap<Vec<u8>, Tree>,
     pub(super) system: Option<Child>,
-    unled: OnceCell<Vec<u64>>,
+    in_use: OnceCell<Option<Vec<u64>>>,
+    unled: OnceCell<Option<Vec<u64>>>,
 }
 
 /// A table as its list has it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tree {
-    root: Option<Child>,
+    pub(super) root: Option<Child>,
     /// How many rows it has.
-    length: u64,
+    pub(super) length: u64,
     /// Fixed widths of keys and values.
-    widths: Widths,
+    pub(super) widths: Widths,
     /// The list is sound where it says so.
     pub(super) is_sound: bool,
-}
-
-/// A page on the way through a tree.
-pub(super) enum Met {
-    /// It is as it was written.
-    Branch(u64),
-    /// And whether it is as it was written.
-    Leaf(u64, Leaf, bool),
-    /// It is damaged, and some or all that it led to is not found by it.
-    Lost(u64),
 }
 
 /// The commit slot that counts.
@@ -129,6 +122,7 @@ impl Salvage {
             commit: slot.commit,
             tables: BTreeMap::new(),
             system: slot.system,
+            in_use: OnceCell::new(),
             unled: OnceCell::new(),
         };
         salvage.tables = slot.user.map_or(Ok(BTreeMap::new()), |root| salvage.list(root))?;
@@ -139,7 +133,11 @@ impl Salvage {
     pub(super) fn list(&self, root: Child) -> Result<BTreeMap<Vec<u8>, Tree>> {
         let mut tables = BTreeMap::new();
         self.walk(root, Widths::VARIABLE, &mut |met| {
-            let Met::Leaf(_, leaf, is_sound) = met else { return Ok(()) };
+            let (leaf, is_sound) = match met {
+                Met::Leaf(_, leaf) => (leaf, true),
+                Met::Damaged(_, _, Some(leaf)) => (leaf, false),
+                _ => return Ok(()),
+            };
             for (name, row) in leaf.entries().flatten() {
                 tables.extend(Tree::parse(row, is_sound).map(|tree| (name.to_vec(), tree)));
             }
@@ -148,39 +146,31 @@ impl Salvage {
         Ok(tables)
     }
 
-    /// Hands out what a tree has, in order. Nothing is followed that may be another's.
-    pub(super) fn walk(
-        &self,
-        root: Child,
-        widths: Widths,
-        each: &mut dyn FnMut(Met) -> Result<()>,
-    ) -> Result<()> {
-        // With the depth, and whether a sound page leads there.
-        let mut next = vec![(root, 0, true)];
-        while let Some((child, depth, is_led_to)) = next.pop() {
-            let read = if depth > DEEPEST { None } else { self.page(child.page)? };
-            let node = read.and_then(|page| Node::parse(page, widths, Some(child)));
-            match node {
-                Some((Node::Branch(children), is_sound)) if is_sound || is_led_to => {
-                    let page = child.page;
-                    each(if is_sound { Met::Branch(page) } else { Met::Lost(page) })?;
-                    next.extend(children.into_iter().rev().map(|child| (child, depth + 1, is_sound)));
-                }
-                Some((Node::Leaf(leaf), is_sound)) if is_sound || is_led_to => {
-                    each(Met::Leaf(child.page, leaf, is_sound))?;
-                }
-                _ if is_led_to => each(Met::Lost(child.page))?,
-                // Where a damaged branch leads may be what is damaged of it.
-                _ => {}
-            }
+    /// A page, as far as it says that it goes. `None`: the file has none there.
+    pub(super) fn page(&self, number: u64, widths: Widths) -> Result<Option<Vec<u8>>> {
+        if number >> 59 > LARGEST_ORDER {
+            return Ok(None);
         }
-        Ok(())
+        let (at, pages) = self.place(number);
+        self.page_at(at, pages.saturating_mul(PAGE), widths)
     }
 
-    /// A page as it is. `None`: the file has none there.
-    fn page(&self, number: u64) -> Result<Option<Vec<u8>>> {
-        let (at, pages) = self.place(number);
-        self.read(at, pages.saturating_mul(PAGE))
+    /// As [`Salvage::page`], with the place and the size that it has at the most.
+    pub(super) fn page_at(&self, at: u64, octets: u64, widths: Widths) -> Result<Option<Vec<u8>>> {
+        if at.saturating_add(octets) > self.length()? {
+            return Ok(None);
+        }
+        let first = self.read(at, octets.min(PAGE))?;
+        if octets <= PAGE {
+            return Ok(first);
+        }
+        let Some(head) = first.as_deref().and_then(|first| Node::head(first, widths)) else {
+            return Ok(first);
+        };
+        let head = self.read(at, octets.min((head as u64).max(PAGE)))?;
+        let extent = head.as_deref().and_then(|head| Node::extent(head, widths));
+        // What does not say where it ends is damaged there, and may have rows all the same.
+        self.read(at, extent.filter(|extent| *extent <= octets).unwrap_or(octets).max(PAGE))
     }
 
     pub(super) fn length(&self) -> Result<u64> {
@@ -188,7 +178,7 @@ impl Salvage {
     }
 
     pub(super) fn read(&self, at: u64, octets: u64) -> Result<Option<Vec<u8>>> {
-        if at.saturating_add(octets) > self.length()? {
+        if octets > MOST_READ || at.saturating_add(octets) > self.length()? {
             return Ok(None);
         }
         let mut page = vec![0; usize::try_from(octets).unwrap_or_default()];
@@ -219,21 +209,41 @@ impl Salvage {
         self.tables.values()
     }
 
+    /// The places of pages that are in use, in order. `None`: it is not known which they are.
+    fn in_use(&self) -> Result<Option<&[u64]>> {
+        let known = match self.in_use.get() {
+            Some(known) => known,
+            None => {
+                let found = freed::in_use(self)?;
+                self.in_use.get_or_init(|| found)
+            }
+        };
+        Ok(known.as_deref())
+    }
+
+    /// The places of pages in use that nothing leads to, in order. `None`: it is not known which they are.
+    pub(super) fn unled(&self) -> Result<Option<&[u64]>> {
+        let known = match self.unled.get() {
+            Some(known) => known,
+            None => {
+                let found = self.in_use()?.map(|in_use| freed::unled(self, in_use)).transpose()?.flatten();
+                self.unled.get_or_init(|| found)
+            }
+        };
+        Ok(known.as_deref())
+    }
+
     /// What is not to be found is not empty: nothing of it is given up.
-    fn tree<K: Key + 'static, V: Value + 'static>(&self, table: TableDefinition<'_, K, V>) -> Result<Tree> {
+    pub(super) fn tree<K: Key + 'static, V: Value + 'static>(
+        &self,
+        table: TableDefinition<'_, K, V>,
+    ) -> Result<Tree> {
         let widths = Widths { key: K::fixed_width(), value: V::fixed_width() };
         let known = self.tables.get(table.name().as_bytes()).filter(|tree| tree.widths == widths);
         let proven = match known {
             Some(tree) if tree.is_sound => Some(*tree),
-            // It is what it was if it leads to a page that is what it says.
-            Some(tree) => match tree.root {
-                Some(root) => self
-                    .page(root.page)?
-                    .and_then(|page| Node::parse(page, widths, Some(root)))
-                    .and_then(|(_, is_sound)| is_sound.then_some(*tree)),
-                None => None,
-            },
-            None => None,
+            Some(tree) if self.is_proven(tree)? => Some(*tree),
+            _ => None,
         };
         proven.ok_or_else(|| {
             corrupt(format!(
@@ -243,108 +253,16 @@ impl Salvage {
         })
     }
 
-    /// Hands out, in portions, the rows of a table in pages that can be read.
-    ///
-    /// # Errors
-    /// `Corrupt` if the table is not to be found. `Temporary` if the file can not be read.
-    pub(super) fn rows<K: Key + 'static, V: Value + 'static, T>(
-        &self,
-        table: TableDefinition<'_, K, V>,
-        read: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> Result<T>,
-        mut each: impl FnMut(Vec<Result<T>>) -> Result<()>,
-    ) -> Result<()> {
-        let (tree, name) = (self.tree(table)?, table.name().to_owned());
-        let Some(root) = tree.root else { return Ok(()) };
-        let entry = |entry: Option<(&[u8], &[u8])>| {
-            let (key, value) =
-                entry.ok_or_else(|| corrupt(format!("a row of the table {name} is cut off")))?;
-            read(K::from_bytes(key), V::from_bytes(value))
-        };
-        let (mut last, mut found): (Option<Vec<u8>>, u64) = (None, 0);
-        let (mut portion, mut is_branch_lost) = (Vec::new(), false);
-        self.walk(root, tree.widths, &mut |met| {
-            let (page, leaf, is_sound) = match met {
-                Met::Branch(_) => return Ok(()),
-                Met::Lost(page) => {
-                    is_branch_lost = true;
-                    self.tell(page, &name);
-                    return Ok(());
-                }
-                Met::Leaf(page, leaf, is_sound) => (page, leaf, is_sound),
-            };
-            if !is_sound {
-                self.tell(page, &name);
-            }
-            for octets in leaf.entries() {
-                let row = entry(octets);
-                if let (Ok(_), Some((key, _))) = (&row, octets) {
-                    // A page that is not the one that was written may have rows of other times. The key of a damaged row
-                    // may be what is damaged.
-                    if last.as_deref().is_some_and(|last| K::compare(last, key).is_ge()) {
-                        portion
-                            .push(Err(corrupt(format!("rows of the table {name} do not follow each other"))));
-                        continue;
-                    }
-                    (last, found) = (Some(key.to_vec()), found + 1);
-                }
-                portion.push(row);
-            }
-            if portion.len() >= PORTION { each(std::mem::take(&mut portion)) } else { Ok(()) }
-        })?;
-        if is_branch_lost && tree.is_sound {
-            let leaves = self.unled(&tree, |leaf| leaf.entries().any(|octets| entry(octets).is_ok()))?;
-            let sound = |leaf: &Leaf| leaf.entries().filter(|octets| entry(*octets).is_ok()).count() as u64;
-            let more: u64 = leaves.iter().map(sound).sum();
-            // More than there are would be rows of other times.
-            if found.saturating_add(more) <= tree.length {
-                found += more;
-                for leaf in leaves {
-                    each(leaf.entries().map(entry).collect())?;
-                }
-            }
+    /// A table of a damaged list is what it was if it leads to a page that is what it says, and is in use: else the list, and all of
+    /// the table with it, may be of another time.
+    fn is_proven(&self, tree: &Tree) -> Result<bool> {
+        let Some((root, in_use)) = tree.root.zip(self.in_use()?) else { return Ok(false) };
+        if in_use.binary_search(&self.place(root.page).0).is_err() {
+            return Ok(false);
         }
-        if found < tree.length && tree.is_sound {
-            let (lost, of) = (tree.length - found, tree.length);
-            self.damage.tell(corrupt(format!("{lost} of the {of} rows of the table {name} are lost")));
-        }
-        each(portion)
-    }
-
-    /// Leaves of a table that no sound page leads to, and that are in use all the same.
-    fn unled(&self, tree: &Tree, is_of: impl Fn(&Leaf) -> bool) -> Result<Vec<Leaf>> {
-        let pages = match self.unled.get() {
-            Some(pages) => pages,
-            None => {
-                let found = freed::unled(self)?.unwrap_or_default();
-                self.unled.get_or_init(|| found)
-            }
-        };
-        let (mut leaves, mut end) = (Vec::new(), 0);
-        for at in pages {
-            if *at < end {
-                continue;
-            }
-            let Some(page) = self.read(*at, PAGE)? else { continue };
-            // Of one that is larger, the first page says how large.
-            let octets = Leaf::extent(&page, tree.widths).unwrap_or_default().next_multiple_of(PAGE);
-            let is_unled = |page: u64| pages.binary_search(&page).is_ok();
-            let is_whole =
-                octets > 0 && (0..octets / PAGE).all(|nth| is_unled(at.saturating_add(nth * PAGE)));
-            let read = if is_whole { self.read(*at, octets)? } else { None };
-            if let Some((Node::Leaf(leaf), _)) = read.and_then(|page| Node::parse(page, tree.widths, None))
-                && is_of(&leaf)
-            {
-                end = at.saturating_add(octets);
-                leaves.push(leaf);
-            }
-        }
-        Ok(leaves)
-    }
-
-    fn tell(&self, page: u64, table: &str) {
-        let (at, name) = (self.place(page).0, self.name.display());
-        self.damage
-            .tell(corrupt(format!("the page at octet {at} of {name}, of the table {table}, is damaged")));
+        let page = self.page(root.page, tree.widths)?;
+        let node = page.and_then(|page| Node::parse(page, tree.widths, Some(root)));
+        Ok(node.is_some_and(|(_, is_sound)| is_sound))
     }
 }
 

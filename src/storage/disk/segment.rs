@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 
 use crate::message::MessageId;
+use crate::storage::StorageErrorKind;
 use crate::storage::rows::Result;
 
 use super::aside::{ASIDE, Aside};
@@ -427,6 +428,16 @@ impl Bodies {
             next = Some(offset.saturating_add(RECORD_HEADER as u64 + u64::from(header.length)));
             Some(Ok((offset, header)))
         })
+    }
+
+    /// Whether there is a record of a message's body, by its header.
+    pub(super) fn has_record(&self, id: MessageId, location: Location) -> Result<bool> {
+        match self.read_at(location.segment, location.offset, RECORD_HEADER) {
+            Err(error) if error.kind() != StorageErrorKind::Corrupt => Err(error),
+            Err(_) | Ok(None) => Ok(false),
+            Ok(Some(header)) => Ok(RecordHeader::parse(&header)
+                .is_some_and(|header| header.id == id && header.length == location.length)),
+        }
     }
 
     /// Whose file it is. `None`: that can not be read.

@@ -32,11 +32,11 @@ type AliveRow = (u64, u64, u32);
 pub(super) const META: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("meta");
 pub(super) const ITEMS: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("items");
 pub(super) const MESSAGES: TableDefinition<'_, IdKey, &'static [u8]> = TableDefinition::new("messages");
-const PARTS: TableDefinition<'_, PartKey, ()> = TableDefinition::new("parts");
+pub(super) const PARTS: TableDefinition<'_, PartKey, ()> = TableDefinition::new("parts");
 pub(super) const FINISHED: TableDefinition<'_, IdKey, Finished> = TableDefinition::new("finished");
 pub(super) const LANES: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("lanes");
 pub(super) const LANE_NAMES: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("lane-names");
-const ORDER: TableDefinition<'_, OrderBytes, ()> = TableDefinition::new("order");
+pub(super) const ORDER: TableDefinition<'_, OrderBytes, ()> = TableDefinition::new("order");
 pub(super) const STATE: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("state");
 pub(super) const OUTBOX: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("outbox");
 const SEGMENTS: TableDefinition<'_, u64, AliveRow> = TableDefinition::new("segments");
@@ -162,7 +162,7 @@ pub(super) fn part_key(id: MessageId, item: ItemId) -> [u8; 24] {
     key
 }
 
-fn part_item(key: &[u8; 24]) -> ItemId {
+pub(super) fn part_item(key: &[u8; 24]) -> ItemId {
     ItemId(key.last_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes)))
 }
 
