@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::is_full;
 use super::files::OpenFile;
@@ -75,12 +75,23 @@ impl redb::StorageBackend for MetadataFile {
 pub(super) struct Tracked {
     file: Arc<dyn OpenFile>,
     written: AtomicU64,
+    is_left: AtomicBool,
 }
 
 impl Tracked {
     pub(super) fn new(file: Arc<dyn OpenFile>) -> io::Result<Self> {
         let written = AtomicU64::new(file.length()?);
-        Ok(Self { file, written })
+        Ok(Self { file, written, is_left: AtomicBool::default() })
+    }
+
+    /// Writes nothing more to it.
+    fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let is_left = self.is_left.load(Ordering::Acquire);
+        if is_left { Err(io::Error::other("the file is left as it is")) } else { Ok(()) }
     }
 
     /// Octets it has unless somebody else cut it short.
@@ -96,6 +107,7 @@ impl OpenFile for Tracked {
 
     /// At no time it is shorter than what is said.
     fn set_length(&self, octets: u64) -> io::Result<()> {
+        self.check()?;
         self.written.fetch_min(octets, Ordering::AcqRel);
         self.file.set_length(octets)?;
         self.written.store(octets, Ordering::Release);
@@ -107,16 +119,41 @@ impl OpenFile for Tracked {
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.check()?;
         self.file.write_all_at(data, offset)?;
         self.written.fetch_max(offset.saturating_add(data.len() as u64), Ordering::AcqRel);
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.check()?;
         self.file.sync()
     }
 
     fn is_at(&self, path: &Path) -> bool {
         self.file.is_at(path)
+    }
+}
+
+/// Leaves a file as it is unless all goes well: redb writes once more as it is dropped, by what it has read of a damaged file.
+pub(super) struct LeftUnless(Option<Arc<Tracked>>);
+
+impl LeftUnless {
+    pub(super) fn well(file: &Arc<Tracked>) -> Self {
+        Self(Some(file.clone()))
+    }
+
+    pub(super) fn done(mut self, went_well: bool) {
+        if went_well {
+            self.0 = None;
+        }
+    }
+}
+
+impl Drop for LeftUnless {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            file.leave();
+        }
     }
 }

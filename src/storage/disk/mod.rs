@@ -48,6 +48,8 @@ mod table_writer;
 mod tables;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unverified;
 mod walk;
 mod witness;
 mod writer;

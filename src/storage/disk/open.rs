@@ -14,12 +14,13 @@ use crate::storage::rows::{Counters, Met, Result, RowsMut};
 use crate::storage::{StorageError, StorageErrorKind};
 
 use super::aside::{self, Aside};
-use super::backend::{MetadataFile, Tracked};
+use super::backend::{LeftUnless, MetadataFile, Tracked};
 use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, FolderLock, Mode, OpenFile};
 use super::pairing::Pairing;
 use super::reserve::Reserve;
+use super::salvage::Salvage;
 use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, KEPT, META, PAIRING, RECOUNT};
@@ -71,7 +72,10 @@ impl Shared {
             let new = is_new.then(|| Pairing::new(files.draw()));
             let bodies =
                 |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
+            // Declared after the database, and so dropped before it.
+            let left = LeftUnless::well(&metadata);
             let begun = begin(&database, new, bodies, &reader, &damage, &aside)?;
+            left.done(begun.is_ok());
             Ok(begun.map(|state| (database, metadata, state)))
         };
         let mut opened = guarded(METADATA, attempt);
@@ -223,7 +227,9 @@ fn open_metadata(
     let opening = |error| error::io("opening", &name, error);
     let file = options.files.open(&name, Mode::Write).map_err(opening)?;
     let file = Arc::new(Tracked::new(file).map_err(opening)?);
-    let verified = is_suspect || file.length().map_err(opening)? <= options.verified_octets;
+    let verified = is_suspect
+        || file.length().map_err(opening)? <= options.verified_octets
+        || !says_what_is_free(&name, file.clone());
     let backend = MetadataFile::new(file.clone(), reserve);
     let opened = database(backend, options.cache_size, verified);
     let database = opened.map_err(|error| match error {
@@ -231,6 +237,13 @@ fn open_metadata(
         error => corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error),
     })?;
     Ok((database, file))
+}
+
+/// Whether what it says about pages in use is as it was written with the last commit. By anything else redb would write over what is in
+/// use, and it does not look.
+fn says_what_is_free(name: &Path, file: Arc<dyn OpenFile>) -> bool {
+    let opened = Salvage::open(name.to_owned(), file, Arc::default());
+    opened.and_then(|salvage| salvage.says_what_is_in_use()).unwrap_or_default()
 }
 
 pub(super) fn database(

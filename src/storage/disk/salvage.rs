@@ -221,6 +221,10 @@ impl Salvage {
         Ok(known.as_deref())
     }
 
+    pub(super) fn says_what_is_in_use(&self) -> Result<bool> {
+        Ok(self.in_use()?.is_some())
+    }
+
     /// The places of pages in use that nothing leads to, in order. `None`: it is not known which they are.
     pub(super) fn unled(&self) -> Result<Option<&[u64]>> {
         let known = match self.unled.get() {

@@ -11,17 +11,17 @@ use super::simulated::{Disk, Survival};
 use super::*;
 use crate::testing::conformance::{due, item, message_of, settle};
 
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// No page of items holds more.
 const MOST_IN_A_PAGE: usize = 40;
 const MESSAGES: u128 = 400;
 
-fn metadata() -> PathBuf {
+pub(super) fn metadata() -> PathBuf {
     Path::new(STORE).join(super::open::METADATA)
 }
 
 /// Many items, of which some were settled. `closed`: in good order.
-async fn large_store(closed: bool) -> Disk {
+pub(super) async fn large_store(closed: bool) -> Disk {
     let disk = Disk::default();
     let mut large = options(&disk).with_segment_size(64 * 1024);
     large.files = Arc::new(disk.clone());
@@ -46,22 +46,22 @@ async fn large_store(closed: bool) -> Disk {
     disk.reboot(Survival::All, 1)
 }
 
-fn zero(disk: &Disk, path: &Path, page: usize) {
+pub(super) fn zero(disk: &Disk, path: &Path, page: usize) {
     let file = disk.open(path, Mode::Write).unwrap();
     let octets = (file.length().unwrap() as usize - page * PAGE).min(PAGE);
     file.write_all_at(&vec![0; octets], (page * PAGE) as u64).unwrap();
 }
 
-fn with_zeroes(whole: &Disk, pages: &[usize]) -> Disk {
+pub(super) fn with_zeroes(whole: &Disk, pages: &[usize]) -> Disk {
     let disk = whole.reboot(Survival::All, 1);
     pages.iter().for_each(|page| zero(&disk, &metadata(), *page));
     disk
 }
 
-type Ids = BTreeSet<(ItemId, usize)>;
+pub(super) type Ids = BTreeSet<(ItemId, usize)>;
 
 /// What opening keeps. `None`: it refuses.
-async fn kept(disk: &Disk, what: &str) -> Option<(Ids, Vec<StorageError>)> {
+pub(super) async fn kept(disk: &Disk, what: &str) -> Option<(Ids, Vec<StorageError>)> {
     match DiskStorage::open_with(STORE, options(disk)).await {
         Ok(store) => {
             let items = dump(&store).await.unwrap().items;
@@ -76,7 +76,7 @@ async fn kept(disk: &Disk, what: &str) -> Option<(Ids, Vec<StorageError>)> {
 }
 
 /// What checking lists.
-fn listed(disk: &Disk) -> (Ids, CheckReport) {
+pub(super) fn listed(disk: &Disk) -> (Ids, CheckReport) {
     let mut ids = Ids::new();
     let visit = &mut |message: StoredMessage| {
         ids.extend(message.items.iter().map(|item| (item.id, item.recipients.len())));
@@ -85,7 +85,7 @@ fn listed(disk: &Disk) -> (Ids, CheckReport) {
     (ids, report)
 }
 
-fn pages(disk: &Disk) -> usize {
+pub(super) fn pages(disk: &Disk) -> usize {
     disk.content(&metadata()).len() / PAGE
 }
 

@@ -1,0 +1,175 @@
+//! Metadata too large to verify at each opening: what is damaged in it is met later, by redb, which writes by what it reads.
+
+use std::path::Path;
+
+use super::cuts::{STORE, dump, open, options, run, sized};
+use super::damaged::{DOMAINS, Part, claim, filled, flip};
+use super::files::{FileSystem, Mode};
+use super::salvaged::{PAGE, kept, large_store, listed, metadata, pages, with_zeroes, zero};
+use super::simulated::{Disk, Survival};
+use super::*;
+use crate::testing::conformance::{at, due};
+
+fn unverified(disk: &Disk) -> DiskOptions {
+    options(disk).with_verified_metadata(0)
+}
+
+fn is_marked(disk: &Disk) -> bool {
+    disk.paths().contains(&Path::new(STORE).join("suspect"))
+}
+
+/// redb reads it, and what is found in it refuses it.
+#[test]
+fn what_a_refused_opening_is_rebuilt_from_is_the_file_as_it_was_found() {
+    run(async {
+        let whole = large_store(true).await;
+        let mut tried = 0;
+        for (row, part) in (0..4).flat_map(|row| [(row, Part::Key), (row, Part::Value)]) {
+            let disk = whole.reboot(Survival::All, 1);
+            if !flip(&disk, "meta", row, part) {
+                continue;
+            }
+            tried += 1;
+            let found = disk.content(&metadata());
+            for options in [options(&disk), unverified(&disk)] {
+                disk.open(&metadata(), Mode::Fresh).unwrap().write_all_at(&found, 0).unwrap();
+                let opened = DiskStorage::open_with(STORE, options).await;
+                let damaged = Path::new(STORE).join(replace::DAMAGED);
+                let left = match disk.paths().contains(&damaged) {
+                    true => damaged,
+                    false => metadata(),
+                };
+                assert!(opened.is_err() || left != metadata(), "row {row}, {part:?}");
+                assert!(disk.content(&left)[PAGE..] == found[PAGE..], "row {row}, {part:?}");
+                drop(opened);
+                let _ = disk.remove(&left);
+            }
+        }
+        assert!(tried > 3, "{tried}");
+    });
+}
+
+#[test]
+fn what_an_opening_over_damage_is_rebuilt_from_is_the_file_as_it_was_found() {
+    run(async {
+        for closed in [true, false] {
+            let whole = large_store(closed).await;
+            let mut rebuilt = 0;
+            for page in 1..pages(&whole) {
+                let what = format!("pages [{page}], closed {closed}");
+                let disk = with_zeroes(&whole, &[page]);
+                let found = disk.content(&metadata());
+                let Ok(store) = DiskStorage::open_with(STORE, unverified(&disk)).await else { continue };
+                let damaged = Path::new(STORE).join(replace::DAMAGED);
+                if !disk.paths().contains(&damaged) {
+                    continue;
+                }
+                // But for redb's own header.
+                assert!(disk.content(&damaged)[PAGE..] == found[PAGE..], "{what}");
+                let ids = dump(&store).await.unwrap().items;
+                let ids = ids.iter().map(|item| (item.id, item.recipients.len())).collect();
+                assert!(kept(&with_zeroes(&whole, &[page]), &what).await.unwrap().0 == ids, "{what}");
+                rebuilt += 1;
+            }
+            assert!(rebuilt > 2, "{rebuilt}");
+        }
+    });
+}
+
+/// By it redb takes pages for free that are in use.
+#[test]
+fn damage_to_the_record_of_free_pages_costs_nothing() {
+    run(async {
+        let whole = large_store(true).await;
+        let all = listed(&whole.reboot(Survival::All, 1)).0;
+        let content = whole.content(&metadata());
+        let mut tried = 0;
+        for page in 1..pages(&whole) {
+            let (list, report) = listed(&with_zeroes(&whole, &[page]));
+            let is_of_a_table = |problem: &Problem| problem.damage.contains("of the table");
+            if report.is_clean() || list != all || report.problems.iter().any(is_of_a_table) {
+                continue;
+            }
+            // Windows of it that say something.
+            let windows = (page * PAGE + 8..(page + 1) * PAGE - 8).step_by(8);
+            let windows: Vec<usize> =
+                windows.filter(|at| content[*at..at + 8].iter().any(|octet| *octet != 0)).collect();
+            for at in windows.iter().step_by(windows.len() / 24 + 1) {
+                let disk = whole.reboot(Survival::All, 1);
+                disk.open(&metadata(), Mode::Write).unwrap().write_all_at(&[0; 8], *at as u64).unwrap();
+                let disk = disk.reboot(Survival::All, 1);
+                let store = DiskStorage::open_with(STORE, unverified(&disk)).await.unwrap();
+                for from in [5_000, 5_100] {
+                    let messages = (from..from + 40).map(|number| sized(number, "d.example", 60)).collect();
+                    store.insert(messages).await.unwrap();
+                }
+                drop(store);
+                let (ids, _) = kept(&disk, "after more mail").await.unwrap();
+                assert!(all.is_subset(&ids) && ids.len() == all.len() + 80, "page {page}, octet {at}");
+                tried += 1;
+            }
+        }
+        assert!(tried > 10, "{tried}");
+    });
+}
+
+/// Whether something was met that is damage to the metadata.
+async fn use_all(store: &DiskStorage) -> bool {
+    let mut met: Vec<StorageError> = Vec::new();
+    met.extend(dump(store).await.err());
+    met.extend(store.heads(None, 99).await.err());
+    met.extend(store.usage().await.err());
+    for domain in DOMAINS {
+        let request = ClaimRequest {
+            owner: crate::testing::conformance::A,
+            now: at(1),
+            until: at(2),
+            what: vec![due(domain, 1_000_000, 999)],
+        };
+        match store.claim(request).await {
+            Ok(claimed) => {
+                let keys = claimed.items.iter().map(|item| BodyKey(item.envelope.id)).collect();
+                let bodies = store.bodies(keys).await;
+                met.extend(bodies.unwrap_or_default().into_iter().filter_map(Result::err));
+            }
+            Err(error) => met.push(error),
+        }
+    }
+    met.extend(store.insert(vec![sized(5_000, "a.example", 100)]).await.err());
+    met.extend(store.maintain(at(1_000_000)).await.err());
+    met.extend(store.take_damage().await);
+    met.iter().any(|error| error.kind() == StorageErrorKind::Corrupt)
+}
+
+#[test]
+fn damage_that_a_running_store_meets_is_verified_at_the_next_opening() {
+    run(async {
+        let whole = large_store(true).await;
+        let mut marked = 0;
+        for page in 1..pages(&whole) {
+            let disk = whole.reboot(Survival::All, 1);
+            let store = DiskStorage::open_with(STORE, unverified(&disk).with_cache_size(0)).await.unwrap();
+            // Where the disk fails while it is open.
+            zero(&disk, &metadata(), page);
+            let met = use_all(&store).await;
+            assert!(!met || is_marked(&disk), "page {page}");
+            marked += usize::from(met);
+        }
+        assert!(marked > 10, "{marked}");
+    });
+}
+
+#[test]
+fn damage_met_after_an_opening_that_told_some_is_marked_too() {
+    run(async {
+        let disk = filled().await;
+        assert!(flip(&disk, "lanes", 0, Part::Value) && flip(&disk, "items", 0, Part::Value));
+        disk.open(&Path::new(STORE).join("suspect"), Mode::Fresh).unwrap();
+        let store = open(&disk).await;
+        let told = store.take_damage().await;
+        assert!(told.iter().any(|told| told.to_string().contains("lane")), "{told:?}");
+        assert!(!is_marked(&disk), "it was verified");
+        claim(&store, due("a.example", 1_000_000, 99)).await;
+        assert!(!store.take_damage().await.is_empty() && is_marked(&disk));
+    });
+}
