@@ -26,7 +26,7 @@ use super::pairing::Pairing;
 use super::replace::{self, REBUILDING};
 use super::reserve::Reserve;
 use super::salvage::Salvage;
-use super::segment::{Bodies, FILE_HEADER, SegmentWriter};
+use super::segment::{Bodies, FILE_HEADER, RecordHeader, SegmentWriter};
 use super::table_writer::Writer;
 use super::tables::{self, COUNTERS, KEPT, META, PAIRING, RECOUNT};
 use super::witness::Witness;
@@ -348,11 +348,29 @@ impl Copy {
             return Ok(());
         }
         let mut found = BTreeMap::new();
+        let mut unsearched = Vec::new();
         for (segment, size) in body_files {
-            for (offset, header) in bodies.records(*segment, FILE_HEADER, *size).map_while(Result::ok) {
-                if lost.contains_key(&header.id) {
-                    found.insert(header.id, Location { segment: *segment, offset, length: header.length });
+            let mut searched = FILE_HEADER;
+            for record in bodies.records(*segment, FILE_HEADER, *size) {
+                let (offset, RecordHeader { id, length, .. }) = match record {
+                    Err(error) if error.kind() == StorageErrorKind::Corrupt => break,
+                    record => record?,
+                };
+                let body = Location { segment: *segment, offset, length };
+                searched = body.end();
+                // The last one that is whole: what a crash has left has no body.
+                if lost.contains_key(&id) && (!found.contains_key(&id) || is_whole(bodies, id, body)?) {
+                    found.insert(id, body);
                 }
+            }
+            unsearched.extend((searched < *size).then_some((*segment, searched)));
+        }
+        if lost.keys().any(|id| !found.contains_key(id)) {
+            for (segment, from) in unsearched {
+                self.target.damage.tell(corrupt(format!(
+                    "{} is not searched for bodies from octet {from} on: what begins there is damaged or was never whole",
+                    bodies.path_of(segment).display()
+                )));
             }
         }
         self.messages += lost.len() as u64;
@@ -409,6 +427,13 @@ impl Copy {
                 })
             },
         )
+    }
+}
+
+fn is_whole(bodies: &Bodies, id: MessageId, body: Location) -> Result<bool> {
+    match bodies.read(id, body) {
+        Err(error) if error.kind() != StorageErrorKind::Corrupt => Err(error),
+        read => Ok(matches!(read, Ok(Some(_)))),
     }
 }
 

@@ -316,3 +316,36 @@ fn a_refused_opening_leaves_nothing_of_what_it_tried() {
         assert!(refused > 0);
     });
 }
+
+/// Bodies are found by following records from one to the next. What is not searched is told.
+#[test]
+fn a_body_file_that_can_not_be_followed_is_told() {
+    run(async {
+        let whole = large_store(true).await;
+        let bodies = whole.list(&Path::new(STORE).join("bodies")).unwrap();
+        let mut told_of = 0;
+        for page in 1..pages(&whole) {
+            let disk = with_zeroes(&whole, &[page]);
+            let told = kept(&disk, &format!("pages [{page}]")).await.unwrap_or_default().1;
+            let says =
+                |told: &[StorageError], words: &str| told.iter().any(|told| told.to_string().contains(words));
+            if !says(&told, "of the table messages, is damaged") {
+                continue;
+            }
+            assert!(!says(&told, "has lost its body") && !says(&told, "is not searched"), "{told:?}");
+            let disk = with_zeroes(&whole, &[page]);
+            for (path, _) in &bodies {
+                // In the header of the first record.
+                disk.flip(path, 40, 3);
+            }
+            let (ids, told) = kept(&disk, &format!("pages [{page}]")).await.unwrap();
+            assert_eq!(
+                says(&told, "has lost its body"),
+                says(&told, "is not searched for bodies from octet 36 on")
+            );
+            assert!(!ids.is_empty());
+            told_of += usize::from(says(&told, "is not searched"));
+        }
+        assert!(told_of > 1, "{told_of}");
+    });
+}
