@@ -632,15 +632,17 @@ impl Driver {
 
     /// MTA-STS policies outlive a restart, as RFC 8461 §3.3 wants it.
     pub(super) fn keep_policies(&mut self) {
-        let changes =
-            self.parts.policies.as_ref().map(|policies| policies.take_changes()).unwrap_or_default();
+        let Some(policies) = self.parts.policies.clone() else { return };
+        let changes = policies.take_changes();
         if changes.is_empty() {
             return;
         }
         let storage = self.parts.storage.clone();
         self.storage_tasks.spawn(async move {
-            if let Err(error) = unless_panicked(storage.commit(changes)).await.unwrap_or_else(panicked) {
-                tracing::warn!(%error, "MTA-STS policies could not be kept; they hold until the engine ends");
+            let written = unless_panicked(storage.commit(changes.clone())).await.unwrap_or_else(panicked);
+            if let Err(error) = written {
+                tracing::warn!(%error, "MTA-STS policies could not be kept: they are, with the next ones");
+                policies.put_back_changes(changes);
             }
         });
     }

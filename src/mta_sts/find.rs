@@ -111,6 +111,11 @@ impl Policies {
         self.lock().store.take_changes()
     }
 
+    /// They could not be made durable: they come with the next ones.
+    pub(crate) fn put_back_changes(&self, changes: Vec<Change>) {
+        self.lock().store.put_back_changes(changes);
+    }
+
     /// Waits until there is something to be made durable.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;

@@ -10,6 +10,8 @@ use crate::message::is_host_name;
 
 /// The most octets of a policy file that are read. RFC 8461 §3.3 leaves the bound to senders, and names this one.
 pub const MAX_POLICY_SIZE: usize = 64 * 1024;
+/// The most hosts that a policy may name: each takes memory as long as the policy holds.
+const MAX_PATTERNS: usize = 128;
 /// The longest `max_age`: about a year (RFC 8461 §3.2).
 const LONGEST_AGE: u64 = 31_557_600;
 
@@ -58,6 +60,9 @@ pub enum StsPolicyError {
     /// Larger than [`MAX_POLICY_SIZE`].
     #[error("the policy is larger than {MAX_POLICY_SIZE} octets")]
     TooLarge,
+    /// More `mx` lines than are kept.
+    #[error("the policy names more than {MAX_PATTERNS} hosts")]
+    TooManyHosts,
     /// Not text.
     #[error("the policy is not UTF-8 text")]
     NotText,
@@ -110,6 +115,7 @@ impl StsPolicy {
                 "version" => _ = version.get_or_insert(value),
                 "mode" => _ = mode.get_or_insert(value),
                 "max_age" => _ = max_age.get_or_insert(value),
+                "mx" if mx.len() >= MAX_PATTERNS => return Err(StsPolicyError::TooManyHosts),
                 "mx" => mx.push(MxPattern::parse(value)?),
                 _ => {}
             }
@@ -229,6 +235,15 @@ mod tests {
 
     fn parse(text: &str) -> Result<StsPolicy, String> {
         StsPolicy::parse(text.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn hosts_have_a_bound() {
+        let named = |count: usize| {
+            parse(&format!("version: STSv1\nmode: enforce\nmax_age: 1\n{}", "mx: a\n".repeat(count)))
+        };
+        assert_eq!(named(MAX_PATTERNS).unwrap().patterns().count(), 128);
+        assert_eq!(named(MAX_PATTERNS + 1).unwrap_err(), StsPolicyError::TooManyHosts.to_string());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Policies by domain, and the fetches that failed. Pure: time is an argument.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -258,6 +258,21 @@ impl Store {
     /// What is to be made durable since this was last asked.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// They were not written. What has changed since counts.
+    pub(super) fn put_back_changes(&mut self, mut changes: Vec<Change>) {
+        fn key(change: &Change) -> Option<&[u8]> {
+            match change {
+                Change::PutState(row) => Some(&row.key),
+                Change::DeleteState(key) => Some(key),
+                _ => None,
+            }
+        }
+        let newer: BTreeSet<Vec<u8>> = self.changes.iter().filter_map(key).map(<[u8]>::to_vec).collect();
+        changes.retain(|change| key(change).is_some_and(|key| !newer.contains(key)));
+        changes.append(&mut self.changes);
+        self.changes = changes;
     }
 
     /// A policy whose time is over holds no more.

@@ -70,6 +70,26 @@ fn a_policy_holds_without_record_until_its_time_is_over() {
     assert_eq!(fetch(&mut store, "a.example", Some("1"), 100), Fetch::New, "no rest without a policy");
 }
 
+/// A store that refuses for a while costs no policy over a restart.
+#[test]
+fn what_could_not_be_written_comes_with_the_next_changes() {
+    let mut store = Store::default();
+    store.fetched("a.example", kept("1", AGE, 0));
+    store.fetched("b.example", kept("1", AGE, 0));
+    let refused = store.take_changes();
+    store.fetched("a.example", kept("2", AGE, 0));
+    let newer = store.take_changes();
+    store.fetched("a.example", kept("2", AGE, 0));
+    store.put_back_changes(refused.clone());
+    let expected = [&refused[1], &newer[0]];
+    assert_eq!(
+        format!("{:?}", store.take_changes()),
+        format!("{expected:?}"),
+        "of one domain the newer counts"
+    );
+    assert!(store.take_changes().is_empty());
+}
+
 /// RFC 8461 §3.3: five minutes, whatever a record says that may change with every answer.
 #[test]
 fn after_a_fetch_there_is_rest_whatever_the_id() {
