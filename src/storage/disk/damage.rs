@@ -24,6 +24,7 @@ const MOST_TOLD: usize = 1_000;
 pub(super) struct Damage {
     found: Mutex<Found>,
     mark: Option<Mark>,
+    is_met: AtomicBool,
     /// The store is only looked at.
     checks: bool,
 }
@@ -64,6 +65,7 @@ impl Damage {
 
     /// Has the metadata verified at the next opening.
     pub(super) fn mark(&self) {
+        self.is_met.store(true, Ordering::Release);
         let Some(Mark { files, path, is_made }) = &self.mark else { return };
         if is_made.swap(true, Ordering::AcqRel) {
             return;
@@ -74,8 +76,14 @@ impl Damage {
         }
     }
 
+    /// Some was met since the opening, whether that could be marked or not.
+    pub(super) fn is_met(&self) -> bool {
+        self.is_met.load(Ordering::Acquire)
+    }
+
     /// The metadata was verified: what is met from now on marks it anew.
     pub(super) fn unmark(&self) -> io::Result<()> {
+        self.is_met.store(false, Ordering::Release);
         let Some(Mark { files, path, is_made }) = &self.mark else { return Ok(()) };
         is_made.store(false, Ordering::Release);
         files.remove(path)

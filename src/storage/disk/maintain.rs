@@ -1,6 +1,7 @@
 //! Giving space back: body files in which little is alive, and a metadata file that has become nearly empty.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use redb::ReadableTableMetadata;
@@ -150,6 +151,7 @@ impl Shared {
         }
         // Waits for reads that go on, and holds new ones back.
         let mut database = self.database.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(database) = Arc::get_mut(&mut *database) else { return Ok(()) };
         match database.compact() {
             Ok(_) => state.compacted = self.metadata_length(),
             Err(redb::CompactionError::Storage(error)) => {
@@ -162,7 +164,7 @@ impl Shared {
 
     fn is_nearly_empty(&self, length: u64) -> Result<bool> {
         let database = self.database();
-        let transaction = redb::ReadableDatabase::begin_read(&*database).map_err(db)?;
+        let transaction = redb::ReadableDatabase::begin_read(&**database).map_err(db)?;
         let tables = Tables::open(&transaction, self.damage.clone())?;
         let rows = tables.items.len().map_err(db)?.saturating_add(tables.outbox.len().map_err(db)?);
         if rows.saturating_mul(ROW_OCTETS) > length / 4 {

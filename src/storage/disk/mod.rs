@@ -126,7 +126,7 @@ pub struct DiskStorage {
 struct Shared {
     path: PathBuf,
     /// Taken alone to compact it, and to open it anew once the disk was found full.
-    database: RwLock<Database>,
+    database: RwLock<Arc<Database>>,
     /// The file under it.
     metadata: Arc<Tracked>,
     cache_size: usize,
@@ -340,8 +340,19 @@ impl Storage for DiskStorage {
     }
 }
 
+impl Drop for Shared {
+    /// Over damaged pages redb can panic as it is dropped, and again while that unwinds, which would end the process. So it is not
+    /// dropped: its cache stays in memory, once, and the file is as it was after the last commit.
+    fn drop(&mut self) {
+        if self.damage.is_met() {
+            self.metadata.leave();
+            std::mem::forget(self.database().clone());
+        }
+    }
+}
+
 impl Shared {
-    fn database(&self) -> RwLockReadGuard<'_, Database> {
+    fn database(&self) -> RwLockReadGuard<'_, Arc<Database>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -108,7 +108,7 @@ impl Shared {
         let leases = LeaseTable::new(writer.counters.openings);
         Ok(Ok(Self {
             path: path.to_owned(),
-            database: RwLock::new(database),
+            database: RwLock::new(Arc::new(database)),
             metadata,
             cache_size: options.cache_size,
             leases: Mutex::new(leases),

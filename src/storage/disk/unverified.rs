@@ -173,3 +173,26 @@ fn damage_met_after_an_opening_that_told_some_is_marked_too() {
         assert!(!store.take_damage().await.is_empty() && is_marked(&disk));
     });
 }
+
+/// redb panics over damaged pages as it is dropped, twice if it must.
+#[test]
+fn a_store_that_met_damage_can_be_dropped() {
+    run(async {
+        let whole = large_store(true).await;
+        let mut met = 0;
+        for page in 1..pages(&whole) {
+            let disk = with_zeroes(&whole, &[page]);
+            let Ok(store) = DiskStorage::open_with(STORE, unverified(&disk)).await else { continue };
+            // Whatever comes of it.
+            for from in [5_000, 5_100] {
+                let messages = (from..from + 40).map(|number| sized(number, "d.example", 60)).collect();
+                let _ = store.insert(messages).await;
+                let _ = dump(&store).await;
+                let _ = store.maintain(at(9)).await;
+            }
+            drop(store);
+            met += usize::from(is_marked(&disk));
+        }
+        assert!(met > 10, "{met}");
+    });
+}

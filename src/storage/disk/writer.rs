@@ -2,6 +2,7 @@
 //! flush of bodies and one commit of metadata.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::PoisonError;
 
 use redb::ReadableDatabase;
@@ -273,7 +274,7 @@ impl Shared {
             return Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message));
         }
         drop((meta, transaction));
-        *database = opened;
+        *database = Arc::new(opened);
         Ok(())
     }
 
