@@ -58,6 +58,7 @@ impl Mail {
             size: BODY_OCTETS as u64,
             eight_bit: false,
             require_tls: false,
+            smtputf8: false,
             recipient_count: 1,
             tags: BTreeMap::from([("job".to_owned(), "newsletter".to_owned())]),
             dsn: None,

@@ -147,6 +147,7 @@ impl SessionTask {
             body,
             eight_bit: outgoing.eight_bit,
             require_tls: outgoing.require_tls,
+            smtputf8: outgoing.smtputf8,
             host_is_authentic: outgoing.host_is_authentic,
             dsn: outgoing.dsn,
         })

@@ -54,6 +54,7 @@ pub struct Message {
     pub(crate) dsn: Option<MessageDsn>,
     pub(crate) recipient_dsn: HashMap<Address, RecipientDsn>,
     pub(crate) require_tls: bool,
+    pub(crate) smtputf8: bool,
 }
 
 /// Why a message was refused before it was stored.
@@ -151,6 +152,7 @@ impl Message {
             dsn: None,
             recipient_dsn: HashMap::new(),
             require_tls: false,
+            smtputf8: false,
         })
     }
 
@@ -206,6 +208,15 @@ impl Message {
     /// domain such a policy in mode `enforce` or DANE.
     pub fn with_require_tls(mut self) -> Self {
         self.require_tls = true;
+        self
+    }
+
+    /// Says that its header has UTF-8 (RFC 6532). It is sent with SMTPUTF8 (RFC 6531), and bounces as 5.6.9 where the server does not
+    /// offer that. An address that is not ASCII needs no such word.
+    ///
+    /// Nothing is read in the content to find out: most servers take such a header from who does not say so.
+    pub fn with_smtputf8(mut self) -> Self {
+        self.smtputf8 = true;
         self
     }
 

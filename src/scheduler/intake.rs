@@ -68,6 +68,7 @@ impl Scheduler {
             size: message.body.len() as u64,
             eight_bit: !message.body.is_ascii(),
             require_tls: message.require_tls,
+            smtputf8: message.smtputf8,
             recipient_count: u32::try_from(message.recipients.len()).unwrap_or(u32::MAX),
             tags: message.tags,
             dsn: message.dsn.map(Box::new),

@@ -320,6 +320,7 @@ impl Scheduler {
             content,
             eight_bit: envelope.eight_bit,
             require_tls: envelope.require_tls,
+            smtputf8: envelope.smtputf8,
             host_is_authentic,
             dsn,
         };

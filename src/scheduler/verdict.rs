@@ -227,9 +227,10 @@ fn refused(stage: Stage, reply: &Reply) -> Verdict {
 fn unsendable(why: Unsendable) -> Verdict {
     let reason = match why {
         Unsendable::TooLarge { .. } => Some(Reason::TooLarge),
-        Unsendable::EightBit | Unsendable::Utf8Address | Unsendable::RequireTlsNotOffered => {
-            Some(Reason::ExtensionMissing)
-        }
+        Unsendable::EightBit
+        | Unsendable::Utf8Address
+        | Unsendable::Utf8Header
+        | Unsendable::RequireTlsNotOffered => Some(Reason::ExtensionMissing),
         Unsendable::HostNotVerified => Some(Reason::HostNotVerified),
         Unsendable::BareLineEnding => None,
     };

@@ -76,6 +76,8 @@ pub struct Envelope {
     pub eight_bit: bool,
     /// It goes only over verified TLS, to servers that promise the same (REQUIRETLS, RFC 8689).
     pub require_tls: bool,
+    /// Its header has UTF-8 (RFC 6532): it goes only to servers that offer SMTPUTF8 (RFC 6531).
+    pub smtputf8: bool,
     /// Recipients of the whole message.
     pub recipient_count: u32,
     /// Names and values returned on every record.

@@ -315,6 +315,7 @@ fn waiting_item(now: Timestamp, due: Timestamp, address: Address) -> Item {
         size: 1,
         eight_bit: false,
         require_tls: false,
+        smtputf8: false,
         recipient_count: 1,
         tags: BTreeMap::new(),
         dsn: None,

@@ -40,6 +40,7 @@ fn transaction(to: &[&str]) -> Transaction {
         body: Bytes::from_static(b"Subject: x\r\n\r\n.hi\r\n"),
         eight_bit: false,
         require_tls: false,
+        smtputf8: false,
         host_is_authentic: false,
         dsn: None,
     }

@@ -306,6 +306,8 @@ pub struct Transaction {
     /// To be sent only in a session whose server's certificate was verified, to an authentic host, with REQUIRETLS
     /// (RFC 8689 §4.2.1); else [`Unsendable`].
     pub require_tls: bool,
+    /// The content's header has UTF-8 (RFC 6532).
+    pub smtputf8: bool,
     /// The host is the receiver's for certain: it was configured, or an MTA-STS policy or DNSSEC says so; and a certificate that was
     /// verified was verified for it.
     pub host_is_authentic: bool,
@@ -371,6 +373,8 @@ pub enum Unsendable {
     EightBit,
     /// An address is not ASCII and the server does not offer SMTPUTF8 (RFC 6531).
     Utf8Address,
+    /// The header has UTF-8, as its sender says, and the server does not offer SMTPUTF8 (RFC 6531).
+    Utf8Header,
     /// The content has a CR or LF that is not part of a CRLF (RFC 5321 §2.3.8). No server is sent such.
     BareLineEnding,
     /// The message requires TLS (RFC 8689), and the session has none, or none that was verified, or nothing but DNS says that
@@ -387,6 +391,7 @@ impl Unsendable {
             Self::TooLarge { .. } => EnhancedStatus::new(5, 3, 4),
             Self::EightBit => EnhancedStatus::new(5, 6, 3),
             Self::Utf8Address => EnhancedStatus::new(5, 6, 7),
+            Self::Utf8Header => EnhancedStatus::new(5, 6, 9),
             Self::BareLineEnding => EnhancedStatus::new(5, 6, 0),
             Self::HostNotVerified => EnhancedStatus::new(5, 7, 10),
             Self::RequireTlsNotOffered => EnhancedStatus::new(5, 7, 30),
@@ -404,6 +409,7 @@ impl Display for Unsendable {
             Self::Utf8Address => {
                 f.write_str("an address is not ASCII and the server does not offer SMTPUTF8")
             }
+            Self::Utf8Header => f.write_str("the header has UTF-8 and the server does not offer SMTPUTF8"),
             Self::BareLineEnding => f.write_str("the content has a bare CR or LF: lines must end in CRLF"),
             Self::HostNotVerified => {
                 f.write_str("the message requires TLS to a host that is verified to be the receiver's")

@@ -22,3 +22,19 @@ async fn a_message_reaches_both_domains_byte_for_byte() {
         ["delivered b@example.net", "delivered c@example.net", "delivered d@other.example", "received 3"]
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_message_says_that_its_header_has_utf8() {
+    for (offers, line) in
+        [("8BITMIME", "0 bounced b@example.net 5.6.9"), ("SMTPUTF8", "0 delivered b@example.net")]
+    {
+        let world = World::new();
+        let server = SmtpServer::new().ehlo([offers]);
+        world.server(MX, &server);
+        let engine = world.engine(MemoryStorage::new(), "").await;
+        engine.submit(message(&["b@example.net"]).with_smtputf8()).await.unwrap();
+        idle(&engine).await;
+        assert!(world.seen.timeline()[0].starts_with(line), "{:?}", world.seen.timeline());
+        assert_eq!(server.message_count(), u64::from(offers == "SMTPUTF8"));
+    }
+}

@@ -79,6 +79,7 @@ async fn starttls_with_openssl() {
         body: body.clone().into(),
         eight_bit: false,
         require_tls: false,
+        smtputf8: false,
         host_is_authentic: false,
         dsn: None,
     };

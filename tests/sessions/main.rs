@@ -36,6 +36,7 @@ fn transaction() -> Transaction {
         body: "Subject: x\r\n\r\n0123456789\r\n".repeat(1_000).into(),
         eight_bit: false,
         require_tls: false,
+        smtputf8: false,
         host_is_authentic: false,
         dsn: None,
     }

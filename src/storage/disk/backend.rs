@@ -85,7 +85,7 @@ impl Tracked {
     }
 
     /// Writes nothing more to it.
-    fn leave(&self) {
+    pub(super) fn leave(&self) {
         self.is_left.store(true, Ordering::Release);
     }
 

@@ -28,7 +28,7 @@ use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, mend, rebuild, replace};
 
 /// The version of the folder's layout.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";

@@ -53,6 +53,7 @@ pub(super) async fn envelopes_come_back_as_they_were<F: StorageUnderTest>() {
         envelope.size = u64::from(u32::MAX) + 1;
         envelope.eight_bit = true;
         envelope.require_tls = true;
+        envelope.smtputf8 = true;
         envelope.recipient_count = 50_000;
         envelope.tags = [("", "empty"), ("empty", ""), ("\0", "\0"), ("job", "\u{fc}")]
             .map(|(name, value)| (name.into(), value.into()))

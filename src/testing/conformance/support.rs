@@ -60,6 +60,7 @@ pub(crate) fn message_of(number: u128, age_from: u64, items: Vec<NewItem>) -> Ne
         size: body.len() as u64,
         eight_bit: false,
         require_tls: false,
+        smtputf8: false,
         recipient_count: items.iter().map(|item| item.recipients.len() as u32).sum(),
         tags: BTreeMap::new(),
         dsn: None,

@@ -146,6 +146,8 @@ impl SmtpSession {
             Some(Unsendable::TooLarge { size, limit })
         } else if transaction.eight_bit && !self.extensions.eight_bit_mime {
             Some(Unsendable::EightBit)
+        } else if transaction.smtputf8 && !self.extensions.smtputf8 {
+            Some(Unsendable::Utf8Header)
         } else {
             utf8(utf8_path)
         };
@@ -234,11 +236,12 @@ impl SmtpSession {
 
     fn encode_mail(&self, out: &mut Vec<u8>, transaction: &Transaction, report: &mut TransactionReport) {
         let path_needs_utf8 = transaction.reverse_path.as_ref().is_some_and(|path| path.needs_smtputf8());
+        let is_utf8 = transaction.smtputf8 || path_needs_utf8;
         let parameters = MailParameters {
             size: self.extensions.size.map(|_| data::size(&transaction.body)),
             eight_bit: transaction.eight_bit && self.extensions.eight_bit_mime,
             require_tls: transaction.require_tls,
-            utf8: path_needs_utf8 || asked(transaction, report).any(|asked| asked.recipient.needs_smtputf8()),
+            utf8: is_utf8 || asked(transaction, report).any(|asked| asked.recipient.needs_smtputf8()),
             dsn: transaction.dsn.as_ref().map(|dsn| &dsn.message).filter(|_| self.extensions.dsn),
         };
         commands::mail(out, &transaction.reverse_path, parameters);

@@ -289,7 +289,7 @@ async fn another_version_is_refused_by_number() {
     drop(database);
     let error = rig.try_open().await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Corrupt);
-    assert!(error.to_string().contains("version 9") && error.to_string().contains("version 3"), "{error}");
+    assert!(error.to_string().contains("version 9") && error.to_string().contains("version 4"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -218,6 +218,25 @@ async fn a_utf8_sender_concerns_everyone() {
     assert_eq!(server.commands(), ["EHLO out.example"]);
 }
 
+/// By the word of who sends it, whatever is in it.
+#[tokio::test(start_paused = true)]
+async fn a_header_in_utf8_goes_where_smtputf8_is_offered() {
+    for (offers, is_sent) in [(vec!["8BITMIME"], false), (vec!["SMTPUTF8", "PIPELINING"], true)] {
+        let server = SmtpServer::new().ehlo(offers);
+        let mut session = session(&server).await;
+        let report = session.transact(&Transaction { smtputf8: true, ..simple() }).await;
+        if is_sent {
+            assert_eq!(report.dot.unwrap().code(), 250);
+            assert_eq!(server.messages()[0].mail_parameters, "SMTPUTF8");
+        } else {
+            let why = Unsendable::Utf8Header;
+            assert_eq!(report.recipients, [RecipientReport::Unsendable(why)]);
+            assert_eq!(why.status().to_string(), "5.6.9");
+            assert_eq!(server.message_count(), 0);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn parameters_only_where_offered() {
     for (offers, parameters) in [

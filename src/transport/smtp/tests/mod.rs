@@ -74,6 +74,7 @@ fn transaction(to: &[&str], body: impl Into<Bytes>) -> Transaction {
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         eight_bit: !body.is_ascii(),
         require_tls: false,
+        smtputf8: false,
         host_is_authentic: false,
         body,
         dsn: None,
