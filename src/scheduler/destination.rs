@@ -69,6 +69,8 @@ pub(crate) struct Work {
     /// Connections that are open, their EHLO done, not closing.
     pub(super) working: FewSet<ConnectionId>,
     pub(super) opening: usize,
+    /// The one that was opened last for mail that some hosts can not take.
+    pub(super) opening_for_seekers: Option<ConnectionId>,
     /// Connections that hold a permit, closing ones included.
     pub(super) connections: usize,
     /// Items of it in the window, and places promised to messages being stored and to its claim.
@@ -94,6 +96,7 @@ impl AtRest for Work {
         idle: Idle::new(),
         working: FewSet::new(),
         opening: 0,
+        opening_for_seekers: None,
         connections: 0,
         claimed: 0,
         ready: 0,
@@ -126,6 +129,7 @@ impl AtRest for Work {
             idle,
             working,
             opening,
+            opening_for_seekers: _,
             connections,
             claimed,
             ready,

@@ -248,6 +248,9 @@ impl Scheduler {
         self.open += 1;
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
+        if attempt.seeks {
+            destination.work.opening_for_seekers = Some(id);
+        }
         self.connections.insert(
             id,
             Connection {

@@ -335,7 +335,8 @@ impl Scheduler {
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            let usable = destination.work.opening + destination.work.idle.len();
+            let opening = destination.work.opening.saturating_sub(self.opening_for_seekers(key));
+            let usable = opening + destination.work.idle.len();
             let wanted = destination.work.ready.saturating_sub(self.seeking(key) + usable);
             if wanted == 0 && !self.seeks_other_host(key) || self.is_held(now, key) {
                 // A shared one may just have sent its mail home to be looked up.
@@ -357,9 +358,7 @@ impl Scheduler {
             // In retry mode one connection probes, until its EHLO succeeds.
             let probing = destination.retry.until.is_some();
             // One finds out whether it works, before others are opened.
-            if destination.work.opening > 0
-                && (destination.work.in_doubt || destination.work.working.is_empty())
-            {
+            if opening > 0 && (destination.work.in_doubt || destination.work.working.is_empty()) {
                 return;
             }
             let allowed = if probing { 1 } else { destination.cohort.allowed() };

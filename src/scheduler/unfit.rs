@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::destination::Work;
 use super::record::{Failed, engine_diagnosis};
-use super::session::{Attempt, Candidate};
+use super::session::{Attempt, Candidate, State};
 use super::verdict::Cause;
 use super::window::WindowItem;
 use super::{ConnectionId, DestinationKey, Scheduler};
@@ -30,9 +30,10 @@ impl Unfit {
         self.hosts.iter().any(|unfit| **unfit == *host)
     }
 
-    /// Whether a route leads to no other host.
+    /// Whether a route leads to no other host, nor may lead to one that could not be looked up.
     fn is_all_of(&self, route: &Route) -> bool {
-        let is_left = |host: &crate::dns::RouteHost| host.has_address() && !self.has(&host.name);
+        let is_left =
+            |host: &crate::dns::RouteHost| (host.has_address() || host.unknown) && !self.has(&host.name);
         self.hosts.len() >= MAX_MAIL_EXCHANGERS || !route.hosts.iter().any(is_left)
     }
 }
@@ -78,6 +79,15 @@ impl Scheduler {
     pub(super) fn seeks_other_host(&self, key: DestinationKey) -> bool {
         self.destinations.get(key).is_some_and(|destination| destination.work.opening == 0)
             && self.seekers(key).next().is_some()
+    }
+
+    /// Connections that are being opened for them: one, or none. Other mail does not wait for it.
+    pub(super) fn opening_for_seekers(&self, key: DestinationKey) -> usize {
+        let opening = self.destinations.get(key).and_then(|destination| destination.work.opening_for_seekers);
+        let connection = opening.and_then(|id| self.connections.get(&id));
+        usize::from(connection.is_some_and(|connection| {
+            connection.destination == key && matches!(connection.state, State::Opening)
+        }))
     }
 
     /// One of them, and an idle session it can use. It leaves its line.

@@ -472,7 +472,14 @@ fn route(domain: &str) -> Arc<Route> {
     let number = number.fold(0, |number: u32, digit| number * 10 + u32::from(digit - b'0'));
     let peer = SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + number), 25));
     Arc::new(Route {
-        hosts: vec![RouteHost { name, preference: 0, addresses: vec![peer], barred: false, tlsa: None }],
+        hosts: vec![RouteHost {
+            name,
+            preference: 0,
+            addresses: vec![peer],
+            barred: false,
+            unknown: false,
+            tlsa: None,
+        }],
         kind: RouteKind::Mx,
         ttl: Duration::ZERO,
         mta_sts: None,

@@ -75,6 +75,8 @@ pub struct RouteHost {
     /// Barred by the domain's MTA-STS policy, or since its TLSA records could not be found out: then it has no addresses
     /// here.
     pub barred: bool,
+    /// Not all was found out that a route to it needs, since a look-up failed: it may have an address.
+    pub unknown: bool,
     /// Its TLSA records, if it has any that are authentic: what sessions with it must have (RFC 7672).
     pub tlsa: Option<Arc<TlsaSet>>,
 }
@@ -285,9 +287,10 @@ fn finish(
                 Demand::Unknown(error) => (None, Some(error)),
             };
             let barred = error.is_some();
+            let unknown = barred || found.error.is_some() && !found.has_address();
             let addresses = if barred { Vec::new() } else { found.into_addresses() };
             unknown_demand = unknown_demand.or(error);
-            hosts.push(RouteHost { name, preference, addresses, barred, tlsa });
+            hosts.push(RouteHost { name, preference, addresses, barred, unknown, tlsa });
         }
     }
     if hosts.iter().any(RouteHost::has_address) {

@@ -24,7 +24,7 @@ impl Route {
             Mode::Testing => {}
             Mode::Enforce => {
                 for host in self.hosts.iter_mut().filter(|host| !policy.policy().permits(&host.name)) {
-                    host.barred = true;
+                    (host.barred, host.unknown) = (true, false);
                     host.addresses.clear();
                 }
             }
@@ -69,6 +69,7 @@ mod tests {
             preference: 0,
             addresses: (0..addresses).map(|n| format!("192.0.2.{n}:25").parse().unwrap()).collect(),
             barred: false,
+            unknown: false,
             tlsa: None,
         };
         let hosts = hosts.iter().map(host).collect();

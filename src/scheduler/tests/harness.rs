@@ -475,6 +475,7 @@ pub(crate) fn route(preferences: &[&[(&str, &[&str])]]) -> Arc<Route> {
         preference,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         barred: false,
+        unknown: false,
         tlsa: None,
     };
     let hosts = (0..).zip(preferences).flat_map(|(place, hosts)| hosts.iter().map(move |it| host(place, it)));

@@ -167,6 +167,48 @@ fn a_host_that_is_down_defers_this_mail_alone() {
     assert!(rig.events.iter().all(|event| !matches!(event, DeliveryEvent::QueueDeferred(_))));
 }
 
+/// What could take it does not answer, for as long as it is waited for: other mail goes where it can.
+#[test]
+fn a_host_that_is_silent_holds_up_no_other_mail() {
+    let mut rig = rig(2, "");
+    submit_secret(&mut rig, "secret@x.example");
+    rig.connect();
+    rig.transact(can_not(Unsendable::HostNotVerified));
+    let (silent, target) = rig.opening();
+    assert_eq!(target.peer.to_string(), PEERS[1]);
+    // The first session idles too long.
+    rig.pass(MINUTE);
+    rig.submit("a@x.example");
+    let (connection, target) = rig.opening();
+    assert_eq!(target.peer.to_string(), PEERS[0]);
+    rig.tell(Event::Connected { connection, opened: Default::default() });
+    rig.accept();
+    assert_eq!(rig.timeline(), ["60 delivered a@x.example"]);
+    rig.tell(Event::Connected { connection: silent, opened: Default::default() });
+    rig.accept();
+    assert_eq!(rig.last_line(), "60 delivered secret@x.example");
+}
+
+/// It is not known whether another host could: it is asked for again, as any host that can not be reached.
+#[test]
+fn a_host_that_could_not_be_looked_up_is_no_reason_to_bounce() {
+    let mut rig = rig(2, "retry-after = [\"10m\"]");
+    let mut found = (*hosts(2)).clone();
+    found.hosts[1].addresses.clear();
+    found.hosts[1].unknown = true;
+    rig.answer_with("x.example", Ok(Arc::new(Route { ttl: MINUTE, ..found })));
+    submit_secret(&mut rig, "secret@x.example");
+    rig.connect();
+    rig.transact(can_not(Unsendable::HostNotVerified));
+    run(&mut rig, &[]);
+    let lines = rig.timeline();
+    assert!(lines.len() == 1 && lines[0].starts_with("0 deferred secret@x.example"), "{lines:?}");
+    rig.answer_with("x.example", Ok(hosts(2)));
+    rig.pass(15 * MINUTE);
+    run(&mut rig, &[1]);
+    assert!(rig.last_line().ends_with("delivered secret@x.example"), "{:?}", rig.timeline());
+}
+
 /// The host it was not found unfit for is gone from the route meanwhile.
 #[test]
 fn a_route_that_leads_nowhere_else_any_more_bounces_it() {
