@@ -200,6 +200,13 @@ fn commit(transaction: WriteTransaction) -> Result<()> {
     transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))
 }
 
+/// An item, and whether its row is as it was written last.
+struct FoundItem {
+    id: ItemId,
+    row: ItemRow,
+    is_sound: bool,
+}
+
 /// A message, and whether its row is as it was written last.
 struct FoundMessage {
     id: MessageId,
@@ -282,9 +289,12 @@ impl Copy {
 
     fn items(&mut self, lanes: &BTreeMap<LaneId, LaneId>) -> Result<()> {
         let Self { source, target, counters, items, .. } = self;
-        let read = |item: u64, row: &[u8]| Ok((ItemId(item), codec::item_from_row(ItemId(item), row)?));
+        let read = |item: u64, row: &[u8]| {
+            let id = ItemId(item);
+            Ok(FoundItem { id, row: codec::item_from_row(id, row)?, is_sound: true })
+        };
         let witness = OnceCell::new();
-        let doubt = |(item, row)| {
+        let doubt = |met: FoundItem| {
             let witness = match witness.get() {
                 Some(witness) => witness,
                 None => {
@@ -292,11 +302,13 @@ impl Copy {
                     witness.get_or_init(|| heard)
                 }
             };
-            Ok(witness.may_live(item).then_some((item, row)))
+            Ok(witness.may_live(met.id).then_some(FoundItem { is_sound: false, ..met }))
         };
-        source.rows(tables::ITEMS, read, doubt, |portion: Vec<Result<(ItemId, ItemRow)>>| {
+        source.rows(tables::ITEMS, read, doubt, |portion: Vec<Result<FoundItem>>| {
             target.each(portion, |writer, met| {
-                let Some((item, mut row)) = writer.readable(met)? else { return Ok(()) };
+                let Some(FoundItem { id: item, mut row, is_sound }) = writer.readable(met)? else {
+                    return Ok(());
+                };
                 counters.next_item = counters.next_item.max(item.0.saturating_add(1));
                 let Some(lane) = lanes.get(&row.lane) else {
                     let damage = format!("item {}: the name of its lane {} is lost", item.0, row.lane);
@@ -304,7 +316,18 @@ impl Copy {
                     return Ok(());
                 };
                 row.lane = *lane;
-                items.entry(row.envelope.id).or_default().push(item);
+                let of_message = items.entry(row.envelope.id).or_default();
+                if !is_sound {
+                    // Of an earlier time it may have recipients that have parted from it since. Sound rows came before.
+                    for other in of_message.iter() {
+                        let there = writer.item(*other)?.map(|other| other.recipients).unwrap_or_default();
+                        row.recipients.retain(|one| there.iter().all(|other| other.index != one.index));
+                    }
+                    if row.recipients.is_empty() {
+                        return Ok(());
+                    }
+                }
+                of_message.push(item);
                 writer.put_item(item, &row)?;
                 row.head().place.keys(item).try_for_each(|key| writer.put_order(key))
             })

@@ -83,7 +83,10 @@ fn defer(item: &Item, until: u64) -> Change {
     let mut recipients = item.recipients.clone();
     let settled: Vec<u32> = recipients.drain(..recipients.len() / 2).map(|settled| settled.index).collect();
     recipients.iter_mut().for_each(|recipient| recipient.attempts += 1);
-    let released = vec![Release { due: at(until), recipients }];
+    // Some part from it.
+    let parted = recipients.split_off(recipients.len() - recipients.len() / 2);
+    let mut released = vec![Release { due: at(until), recipients }];
+    released.extend((!parted.is_empty()).then_some(Release { due: at(until + 7), recipients: parted }));
     Change::Update { item: item.id, lease: item.lease, settled, released }
 }
 
@@ -165,6 +168,17 @@ async fn found(story: &Story, disk: &Disk, what: &str) -> Option<Found> {
     };
     let dump = dump(&store).await.unwrap();
     let told: Vec<String> = store.take_damage().await.iter().map(ToString::to_string).collect();
+    let mut recipients = BTreeSet::new();
+    for item in &dump.items {
+        for recipient in &item.recipients {
+            let is_only_one = recipients.insert((item.envelope.id, recipient.index));
+            assert!(
+                is_only_one,
+                "{what}: recipient {} of {} is in two items",
+                recipient.index, item.envelope.id
+            );
+        }
+    }
     let items = dump.items.iter().map(|item| {
         (item.id, item.recipients.iter().map(|recipient| recipient.index).collect::<BTreeSet<u32>>())
     });
