@@ -78,12 +78,11 @@ fn report(number: u128) -> Change {
     Change::Report { event, payload: vec![number as u8; 100].into() }
 }
 
-/// Settles the first recipient, and lets the others wait.
+/// Settles the first of three recipients, and lets the others wait, not all for the same time.
 fn defer(item: &Item, until: u64) -> Change {
     let mut recipients = item.recipients.clone();
-    let settled: Vec<u32> = recipients.drain(..recipients.len() / 2).map(|settled| settled.index).collect();
+    let settled: Vec<u32> = recipients.drain(..recipients.len() / 3).map(|settled| settled.index).collect();
     recipients.iter_mut().for_each(|recipient| recipient.attempts += 1);
-    // Some part from it.
     let parted = recipients.split_off(recipients.len() - recipients.len() / 2);
     let mut released = vec![Release { due: at(until), recipients }];
     released.extend((!parted.is_empty()).then_some(Release { due: at(until + 7), recipients: parted }));
@@ -409,5 +408,51 @@ fn a_branch_that_reads_as_a_leaf_loses_nothing() {
             }
         }
         assert!(tried > 2, "{tried}");
+    });
+}
+
+/// Some wait for another time, and so have an item of their own, which lies in a page that is as it was written.
+#[test]
+fn recipients_that_parted_from_an_item_of_an_earlier_time_are_in_one() {
+    run(async {
+        let disk = Disk::default();
+        let mut story =
+            Story { disk: disk.clone(), earlier: Vec::new(), originals: BTreeMap::new(), next: 0 };
+        let store = open(&disk).await;
+        story.insert(&store, vec![message_of(1, 1, vec![item("c.example", 1, 10)])]).await;
+        for from in (2..=302).step_by(20) {
+            story.insert(&store, (from..from + 20).map(message).collect()).await;
+        }
+        drop(store);
+        story.remember();
+        let store = open(&disk).await;
+        let parted = claim(&store, due("c.example", 1, 1)).await.remove(0);
+        store.commit(vec![defer(&parted, 7_000)]).await.unwrap();
+        drop(store);
+        let key = parted.id.0.to_le_bytes();
+        let with_its_row = |content: &[u8]| {
+            let has = |page: &[u8]| match Node::parse(page.to_vec(), WIDTHS[1], None) {
+                Some((Node::Leaf(leaf), _)) => {
+                    let row = leaf.entries().flatten().find(|(found, _)| *found == key);
+                    row.is_some_and(|(_, row)| codec::item_from_row(parted.id, row).is_ok())
+                }
+                _ => false,
+            };
+            content.chunks_exact(PAGE).enumerate().filter(|(_, page)| has(page)).map(|(nth, _)| nth).collect()
+        };
+        let (now, then) = (disk.content(&metadata()), &story.earlier[0]);
+        let (pages, before): (Vec<usize>, Vec<usize>) = (with_its_row(&now), with_its_row(then));
+        let mut tried = 0;
+        for (page, of_then) in pages.iter().flat_map(|page| before.iter().map(move |then| (page, then))) {
+            let octets = &then[of_then * PAGE..(of_then + 1) * PAGE];
+            let lost = disk.reboot(Survival::All, 1);
+            lost.open(&metadata(), Mode::Write).unwrap().write_all_at(octets, (page * PAGE) as u64).unwrap();
+            let found = found(&story, &lost.reboot(Survival::All, 1), "of then").await.unwrap();
+            let items = found.items.values().filter(|recipients| recipients.len() > 1);
+            let recipients: Vec<usize> = items.map(|recipients| recipients.len()).collect();
+            // The three that were settled are in the row of then, beside those that stayed.
+            tried += usize::from(recipients.contains(&7) && recipients.contains(&3));
+        }
+        assert!(tried > 0, "{pages:?} {before:?}");
     });
 }
