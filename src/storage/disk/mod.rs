@@ -95,7 +95,7 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 /// The folder holds `metadata.redb`, body files in `bodies` and the file `reserve`; while it is opened for the first time
 /// also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was written anew for
 /// it the damaged file as `metadata.damaged` (further ones as `metadata.damaged-2` to `-4`) and body files as `*.bodies-damaged`, which may be deleted. It must lie on a
-/// local file system that keeps what it has flushed. The folder itself is locked (on Windows, a file `lock` in it, which nobody can remove then).
+/// local file system that keeps what it has flushed. The folder itself is locked, and `bodies` in it (on Windows, a file `lock` in each, which nobody can remove then).
 ///
 /// # Writing
 ///
