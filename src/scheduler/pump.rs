@@ -227,14 +227,9 @@ impl Scheduler {
         loop {
             let is_next = |&id: &ItemId| self.window.get(id).is_some_and(&may);
             let id = self.destinations.get(key)?.work.doubts.suspects.iter().copied().find(is_next)?;
-            let lane = self.window.get(id)?.lane;
-            if self.is_stale(now, lane) {
-                let domain = self.lanes.get(lane)?.domain;
-                self.send_home(now, domain);
-                continue;
+            if self.take_suspect(now, key, id)? {
+                return Some(id);
             }
-            self.take_suspect(key, id);
-            return Some(id);
         }
     }
 

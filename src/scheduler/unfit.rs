@@ -105,19 +105,21 @@ impl Scheduler {
                 })
             };
             let (connection, id) = self.seekers(key).find_map(|(id, unfit)| Some((usable(unfit)?, id)))?;
-            let lane = self.window.get(id)?.lane;
-            if self.is_stale(now, lane) {
-                let domain = self.lanes.get(lane)?.domain;
-                self.send_home(now, domain);
-                continue;
+            if self.take_suspect(now, key, id)? {
+                return Some((connection, id));
             }
-            self.take_suspect(key, id);
-            return Some((connection, id));
         }
     }
 
-    /// An item leaves the line of those that are tried last, or apart.
-    pub(super) fn take_suspect(&mut self, key: DestinationKey, id: ItemId) {
+    /// An item leaves the line of those that are tried last, or apart. `false`: where its domain leads is out of date, and all mail
+    /// of that has gone to be looked up.
+    pub(super) fn take_suspect(&mut self, now: Timestamp, key: DestinationKey, id: ItemId) -> Option<bool> {
+        let lane = self.window.get(id)?.lane;
+        if self.is_stale(now, lane) {
+            let domain = self.lanes.get(lane)?.domain;
+            self.send_home(now, domain);
+            return Some(false);
+        }
         if let Some(destination) = self.destinations.get_mut(key)
             && destination.work.doubts.suspects.remove(&id)
         {
@@ -126,6 +128,7 @@ impl Scheduler {
                 item.ready = false;
             }
         }
+        Some(true)
     }
 
     /// Whether an idle session is to end in place of taking other mail: a connection to another host is wanted, and it stands in
