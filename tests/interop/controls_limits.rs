@@ -253,8 +253,9 @@ fn a_limit_holds_while_sessions_break() {
     assert!(ended.count("deferred") > 20);
     for recorder in &recorders {
         assert_eq!(most_at_once(&recorder.visits()), 3);
-        assert!(recorder.visits().len() > 60);
     }
+    // Whole sessions would need 60. How they part between the two hosts is not fixed: who breaks off rests.
+    assert!(visits(&recorders).len() > 120);
 }
 
 #[test]
