@@ -1,7 +1,8 @@
 //! What an event costs the scheduler alone, by the number of queues that have mail.
 //!
 //! `cargo bench --bench scheduler -- --summary` prints it beside a reference measured in the same run: one pop and one
-//! insert of a `BTreeMap` that holds a million (time, id) keys. Without `--summary` criterion measures it.
+//! insert of a `BTreeMap` that holds a million (time, id) keys. With `--count` it does the same work on every run, for who
+//! counts instructions. Without either criterion measures it.
 //!
 //! It is built as `[profile.bench]` says, optimised as a whole, which a host may do too.
 //!
@@ -77,6 +78,22 @@ impl Reference {
     }
 }
 
+/// The same work on every run, for a tool that counts instructions: `valgrind --tool=callgrind
+/// --toggle-collect='*counted*'` counts those of so many events.
+fn events_to_count() {
+    let mut load = SchedulerLoad::new(QUEUES[0], 1);
+    measure(&mut load, EVENTS);
+    load.prepare(PREPARED);
+    while load.make_ready(BATCH) {
+        counted(&mut load);
+    }
+}
+
+#[inline(never)]
+fn counted(load: &mut SchedulerLoad) {
+    load.replay();
+}
+
 #[allow(clippy::print_stdout, reason = "it is run for this")]
 fn summary() {
     let mut reference = Reference::new();
@@ -124,6 +141,8 @@ criterion_group!(benches, events);
 fn main() {
     if std::env::args().any(|arg| arg == "--summary") {
         summary();
+    } else if std::env::args().any(|arg| arg == "--count") {
+        events_to_count();
     } else {
         benches();
         Criterion::default().configure_from_args().final_summary();

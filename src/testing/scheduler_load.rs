@@ -54,6 +54,8 @@ pub struct SchedulerLoad {
     ready: Vec<Told>,
     /// What it commanded.
     commands: Vec<Command>,
+    /// In place of what was committed.
+    nothing: Arc<Vec<Change>>,
     next_submission: Timestamp,
     store: Store,
     network: Network,
@@ -121,6 +123,7 @@ impl SchedulerLoad {
             script: Vec::new(),
             ready: Vec::new(),
             commands: Vec::new(),
+            nothing: Arc::default(),
             next_submission: now,
             store: Store::default(),
             network: Network::default(),
@@ -168,6 +171,13 @@ impl SchedulerLoad {
     /// Tells the second scheduler what is ready, and takes its commands.
     pub fn replay(&mut self) {
         for (now, event) in self.ready.drain(..) {
+            // Who commits has let go of it when it is done.
+            if let Some(Event::CommitDone(_)) = event
+                && let Some(Command::Commit(changes)) =
+                    self.commands.iter_mut().rfind(|command| matches!(command, Command::Commit(_)))
+            {
+                *changes = self.nothing.clone();
+            }
             match event {
                 Some(event) => self.second.handle(now, event),
                 None => self.second.handle_timeout(now),
