@@ -39,6 +39,10 @@ pub(crate) enum Control {
 pub(super) struct Pauses(BTreeSet<Selector>);
 
 impl Pauses {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn insert(&mut self, selector: Selector) -> bool {
         self.0.insert(selector)
     }

@@ -391,6 +391,17 @@ impl Destination {
         }
     }
 
+    /// There is something to send, claim, ask or give back, or mail to be refused.
+    pub(super) fn has_work(&self) -> bool {
+        let work = &*self.work;
+        work.ready > 0
+            || !work.hungry.is_empty()
+            || !work.expiring.is_empty()
+            || work.wants_fresh
+            || work.grant.is_some()
+            || self.refusal.is_some()
+    }
+
     /// In retry mode, and its time has not come.
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
         self.retry.until.is_some_and(|until| until > now)

@@ -8,7 +8,6 @@ use smallvec::{SmallVec, smallvec};
 
 use super::claims::window_share;
 use super::command::{Answer, Command, SubmitFailure, Token};
-use super::destination::Destination;
 use super::fault::Fault;
 use super::few::FewSet;
 use super::lane::{Head, LaneState};
@@ -449,16 +448,8 @@ impl Scheduler {
             None
         } else {
             let oldest = lane.head.oldest.map(|oldest| oldest + self.bounce_after(lane));
-            let missing = self.missing_from(lane).and_then(|at| {
-                // What DNS was asked about is seen to when it answers.
-                let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
-                (at > now || !asking).then(|| at.max(self.fresh_from(destination_key).unwrap_or(at)))
-            });
-            let policy = self.policy_from(lane).filter(|&at| {
-                let asking = self.destinations.get(destination_key).is_some_and(Destination::is_asking);
-                at > now || !asking
-            });
-            earliest(earliest(earliest(oldest, lane.head.first_expiry), missing), policy)
+            let asked = self.asks_from(now, lane);
+            earliest(earliest(oldest, lane.head.first_expiry), asked)
         };
         let window_expiry = work.deadlines.first().map(|&(deadline, _)| deadline);
         let due = lane.head.next_due;
@@ -477,6 +468,20 @@ impl Scheduler {
             }
             self.mark(destination_key);
         }
+    }
+
+    /// When DNS is to be asked about the lane's domain since its mail is about to end: the domain is missing, or its policy
+    /// could not be kept. What it was asked about is seen to when it answers.
+    fn asks_from(&self, now: Timestamp, lane: &LaneState) -> Option<Timestamp> {
+        let destination = self.destinations.get(lane.destination)?;
+        // Mostly neither is so.
+        if destination.missing.is_none() && destination.retry.until.is_none() {
+            return None;
+        }
+        let later = |at: &Timestamp| *at > now || !destination.is_asking();
+        let missing = self.missing_from(lane).filter(later);
+        let missing = missing.map(|at| at.max(self.fresh_from(lane.destination).unwrap_or(at)));
+        earliest(missing, self.policy_from(lane).filter(later))
     }
 
     /// When the oldest of a lane's stored mail is as old as its domain may be missing.
@@ -525,7 +530,7 @@ fn by_domain(
     mut dsn: HashMap<Address, RecipientDsn>,
 ) -> SmallVec<[(Domain, Vec<Recipient>); 1]> {
     let fresh = |(index, address)| {
-        let dsn = dsn.remove(&address).map(Box::new);
+        let dsn = if dsn.is_empty() { None } else { dsn.remove(&address).map(Box::new) };
         Recipient { index, address, attempts: 0, last: None, dsn }
     };
     let recipients: Vec<Recipient> = (0..).zip(addresses).map(fresh).collect();

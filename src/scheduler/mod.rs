@@ -463,7 +463,9 @@ impl Scheduler {
 
     /// Works until nothing more follows from what is known.
     fn run(&mut self, now: Timestamp) {
-        self.revisit_some(now);
+        if !self.revisits.is_empty() || !self.replaced.is_empty() || self.revisit_timer.is_some() {
+            self.revisit_some(now);
+        }
         loop {
             while let Some(key) = self.dirty.pop_front() {
                 self.pump(now, key);
@@ -479,9 +481,11 @@ impl Scheduler {
             }
         }
         self.limits.forget_new_paces();
-        self.write_state();
-        for key in std::mem::take(&mut self.changed_queues) {
-            self.remove_queue_if_done(now, key);
+        if !self.changed_queues.is_empty() || self.limits.has_to_keep() {
+            self.write_state();
+            for key in std::mem::take(&mut self.changed_queues) {
+                self.remove_queue_if_done(now, key);
+            }
         }
         self.flush_writes(now);
         if self.shutting_down

@@ -241,7 +241,8 @@ impl Scheduler {
         // Both are in order of the recipients' indices.
         let indices = carried.transaction.recipients.iter().copied();
         let mut verdicts = indices.zip(verdicts).peekable();
-        let mut left = Settlement::default();
+        let settled = Vec::with_capacity(carried.transaction.recipients.len());
+        let mut left = Settlement { settled, ..Settlement::default() };
         let mut ruling = Ruling::new(carried, ended_by);
         let random = self.rng.u64(..);
         for mut recipient in recipients {

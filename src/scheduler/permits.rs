@@ -15,7 +15,7 @@ use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::local_address;
 use super::record::{Failed, engine_diagnosis};
-use super::session::{Attempt, Candidate, Connection, Meeting, State, Wish};
+use super::session::{Attempt, Candidate, Candidates, Connection, Meeting, State, Wish};
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
@@ -232,7 +232,7 @@ impl Scheduler {
     }
 
     /// The address a connection goes out from.
-    pub(super) fn local_of(&self, id: ConnectionId) -> Option<Local> {
+    fn local_of(&self, id: ConnectionId) -> Option<Local> {
         let connection = self.connections.get(&id)?;
         Some(self.local(&connection.source, connection.current.peer))
     }
@@ -332,7 +332,7 @@ impl Scheduler {
             }
             _ => true,
         };
-        let (mut alive, mut dead) = (Vec::new(), Vec::new());
+        let (mut alive, mut dead) = (Candidates::new(), Candidates::new());
         let mut left = MOST_CANDIDATES;
         let vouched_for = route.has_authentic_hosts();
         let has_address = |hosts: &&[RouteHost]| hosts.iter().any(RouteHost::has_address);
@@ -512,9 +512,14 @@ impl Scheduler {
     }
 
     /// The slots of the rates at which a queue may offer recipients.
-    fn message_paces(&mut self, now: Timestamp, queue: QueueKey, local: Option<Local>) -> Vec<SlotKey> {
-        let Some(state) = self.queues.get(queue) else { return Vec::new() };
-        let mut slots = Vec::new();
+    fn message_paces(
+        &mut self,
+        now: Timestamp,
+        queue: QueueKey,
+        session: Option<ConnectionId>,
+    ) -> SmallVec<[SlotKey; 3]> {
+        let mut slots = SmallVec::new();
+        let Some(state) = self.queues.get(queue) else { return slots };
         if let Some(rate) = state.message_rate() {
             let key = LimitKey::MessageRate(state.name.clone(), state.source.clone());
             slots.push(self.limits.pace(now, key, rate));
@@ -523,7 +528,9 @@ impl Scheduler {
             let key = LimitKey::CapRate(state.name.clone(), state.source.clone());
             slots.push(self.limits.pace(now, key, rate));
         }
-        if let Some((rate, local)) = state.settings.source_ip_max_msg_rate.zip(local) {
+        if let Some(rate) = state.settings.source_ip_max_msg_rate
+            && let Some(local) = session.and_then(|id| self.local_of(id))
+        {
             let key = LimitKey::SourceIpMessageRate(state.name.clone(), local);
             slots.push(self.limits.pace(now, key, rate));
         }
@@ -539,15 +546,15 @@ impl Scheduler {
         now: Timestamp,
         key: DestinationKey,
         wanted: u32,
-        local: Option<Local>,
+        session: Option<ConnectionId>,
     ) -> Option<u32> {
         let destination = self.destinations.get(key)?;
         // Who is called has left the line; who stands there again found too little.
         let waits = !destination.work.waits.rate.is_empty();
-        let slots = self.message_paces(now, destination.queue, local);
+        let slots = self.message_paces(now, destination.queue, session);
         if slots.is_empty() {
             // Called for the rate of an address it is to send from, it keeps its turn until it has a session.
-            if let Some(call) = self.called.filter(|call| call.destination == key && local.is_none())
+            if let Some(call) = self.called.filter(|call| call.destination == key && session.is_none())
                 && let Some(destination) = self.destinations.get_mut(key)
             {
                 let grant = Grant { slots: Vec::new(), units: 0, place: Some(call.place) };
@@ -610,6 +617,9 @@ impl Scheduler {
     /// A grant that no session is coming for is given back.
     pub(super) fn drop_unused_grant(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
+        if destination.work.grant.is_none() {
+            return;
+        }
         let session =
             destination.work.opening > 0 || !destination.work.idle.is_empty() && destination.work.ready > 0;
         if !session {

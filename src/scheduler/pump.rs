@@ -34,12 +34,16 @@ impl Scheduler {
             self.close_idle(key);
             return;
         }
-        self.refuse_all(now, key);
-        self.look_up_afresh(now, key);
-        self.claim_if_wanted(now, key);
-        self.send_over_idle(now, key);
-        self.connect_if_wanted(now, key);
-        self.drop_unused_grant(now, key);
+        if destination.has_work() {
+            self.refuse_all(now, key);
+            self.look_up_afresh(now, key);
+            self.claim_if_wanted(now, key);
+            self.send_over_idle(now, key);
+            self.connect_if_wanted(now, key);
+            self.drop_unused_grant(now, key);
+        } else if !destination.site.is_shared() {
+            self.forget_turn(key);
+        }
         self.arm_destination(now, key);
         self.remove_destination_if_done(now, key);
         if let Some(destination) = self.destinations.get_mut(key) {
@@ -148,14 +152,14 @@ impl Scheduler {
     fn send_over_idle(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            if destination.work.ready == 0 || self.is_held(now, key) {
-                return;
-            }
-            if !destination.work.waits.rate.is_empty() {
+            if destination.work.ready == 0 || !destination.work.waits.rate.is_empty() {
                 return;
             }
             // The one used last: the others may go.
             let Some(&(_, connection)) = destination.work.idle.last() else { return };
+            if self.is_held(now, key) {
+                return;
+            }
             // Its sessions lead to where the mail went when DNS was asked. That may have changed.
             let is_known = destination.route_now(now).is_some();
             let can_ask = self.resolver_rests.is_none_or(|until| until <= now);
@@ -269,8 +273,7 @@ impl Scheduler {
         let most = if item.singly { 1 } else { most };
         let wanted = u32::try_from(item.item.recipients.len().min(most)).unwrap_or(u32::MAX);
         let fresh = item.is_fresh();
-        let local = self.local_of(connection_id);
-        let Some(recipients) = self.acquire_rate(now, key, wanted, local) else {
+        let Some(recipients) = self.acquire_rate(now, key, wanted, Some(connection_id)) else {
             self.stand_in_line(id, fresh, true);
             return false;
         };
@@ -412,7 +415,6 @@ impl Scheduler {
     }
 
     fn look_up_if_possible(&mut self, key: DestinationKey, freshness: Freshness) {
-        let has_fresh = self.has_fresh(key);
         let Some(destination) = self.destinations.get_mut(key) else { return };
         if matches!(destination.route, RouteState::LookingUp) {
             return;
@@ -420,6 +422,7 @@ impl Scheduler {
         if self.looking_up >= self.bounds.look_ups {
             if !destination.work.waits.look_up {
                 destination.work.waits.look_up = true;
+                let has_fresh = self.has_fresh(key);
                 self.waiting.look_up.push(key, has_fresh);
             }
             return;
@@ -511,12 +514,15 @@ impl Scheduler {
     pub(super) fn is_held(&self, now: Timestamp, key: DestinationKey) -> bool {
         self.destinations.get(key).is_some_and(|destination| {
             destination.is_held(now)
-                || self.pause_of_home(destination).is_some()
-                || self.queues.get(destination.queue).is_some_and(|queue| {
-                    let is_paused = self.pauses.of_queue(&queue.name, &queue.source).is_some();
-                    queue.is_held(now) || (is_paused && !Fault::SentWhilePaused.is_there())
-                })
+                || self.queues.get(destination.queue).is_some_and(|queue| queue.is_held(now))
+                || !self.pauses.is_empty() && self.is_paused_here(destination)
         })
+    }
+
+    fn is_paused_here(&self, destination: &Destination) -> bool {
+        let queue = self.queues.get(destination.queue);
+        let pause = queue.and_then(|queue| self.pauses.of_queue(&queue.name, &queue.source));
+        self.pause_of_home(destination).is_some() || pause.is_some() && !Fault::SentWhilePaused.is_there()
     }
 
     /// What pauses a domain: its mail lies at home meanwhile.

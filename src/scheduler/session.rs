@@ -1,6 +1,7 @@
 //! Connections, from the wish for one to its end.
 
-use std::net::SocketAddr;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -29,10 +30,13 @@ pub(super) struct Candidate {
     pub(super) vouched_for: bool,
 }
 
+/// Addresses, each with its group. Most attempts have one.
+pub(super) type Candidates = SmallVec<[(u32, Candidate); 1]>;
+
 /// One attempt to reach a destination: its addresses in order, until one takes us.
 pub(super) struct Attempt {
     /// Addresses not tried yet, each with its group. A group is tried when those before it are used up.
-    untried: Vec<(u32, Candidate)>,
+    untried: Candidates,
     /// What the last candidate met.
     pub(super) last: Option<Box<(Candidate, Diagnosis)>>,
     /// Every failure so far was this machine's own.
@@ -50,7 +54,7 @@ pub(super) struct Attempt {
 impl Default for Attempt {
     fn default() -> Self {
         Self {
-            untried: Vec::new(),
+            untried: Candidates::new(),
             last: None,
             all_local: true,
             all_ipv6: true,
@@ -63,7 +67,7 @@ impl Default for Attempt {
 
 impl Attempt {
     /// Addresses with their groups, the best group first.
-    pub(super) fn new(untried: Vec<(u32, Candidate)>) -> Self {
+    pub(super) fn new(untried: Candidates) -> Self {
         Self { untried, ..Self::default() }
     }
 
@@ -165,11 +169,24 @@ impl Wish {
 }
 
 /// Where an idle session and those who may use it find each other.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Meeting {
     source: Arc<str>,
     peer: SocketAddr,
     wish: Wish,
+}
+
+/// Sources have many sessions to one address each; what is wished of them hardly differs.
+impl Hash for Meeting {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.source.hash(state);
+        let address = match self.peer.ip() {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        state.write_u128(address);
+        state.write_u16(self.peer.port());
+    }
 }
 
 impl Meeting {

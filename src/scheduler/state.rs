@@ -230,7 +230,8 @@ impl Scheduler {
 
     /// Writes what changed of queues and slow rates since the last commit.
     pub(super) fn write_state(&mut self) {
-        for key in self.changed_queues.clone() {
+        for place in 0..self.changed_queues.len() {
+            let Some(&key) = self.changed_queues.get(place) else { break };
             let Some(queue) = self.queues.get_mut(key) else { continue };
             if !std::mem::take(&mut queue.unsaved) {
                 continue;

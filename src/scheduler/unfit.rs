@@ -70,14 +70,20 @@ impl Scheduler {
         suspects.filter_map(|&id| Some((id, self.window.get(id)?.unfit.as_deref()?)))
     }
 
+    /// Mostly nothing stands apart, and there is nothing to look for.
+    fn has_suspects(&self, key: DestinationKey) -> bool {
+        self.destinations.get(key).is_some_and(|destination| !destination.work.doubts.suspects.is_empty())
+    }
+
     /// How many they are.
     pub(super) fn seeking(&self, key: DestinationKey) -> usize {
-        self.seekers(key).count()
+        if self.has_suspects(key) { self.seekers(key).count() } else { 0 }
     }
 
     /// Whether a connection is to be opened for one of them. One at a time.
     pub(super) fn seeks_other_host(&self, key: DestinationKey) -> bool {
-        self.destinations.get(key).is_some_and(|destination| destination.work.opening == 0)
+        self.has_suspects(key)
+            && self.destinations.get(key).is_some_and(|destination| destination.work.opening == 0)
             && self.seekers(key).next().is_some()
     }
 
@@ -96,7 +102,7 @@ impl Scheduler {
         now: Timestamp,
         key: DestinationKey,
     ) -> Option<(ConnectionId, ItemId)> {
-        loop {
+        while self.has_suspects(key) {
             let work: &Work = &self.destinations.get(key)?.work;
             let usable = |unfit: &Unfit| {
                 let mut sessions = work.idle.iter().rev().map(|&(_, id)| id);
@@ -109,6 +115,7 @@ impl Scheduler {
                 return Some((connection, id));
             }
         }
+        None
     }
 
     /// An item leaves the line of those that are tried last, or apart. `false`: where its domain leads is out of date, and all mail
@@ -134,6 +141,9 @@ impl Scheduler {
     /// Whether an idle session is to end in place of taking other mail: a connection to another host is wanted, and it stands in
     /// the way of that.
     pub(super) fn ends_for_seekers(&self, now: Timestamp, key: DestinationKey, id: ConnectionId) -> bool {
+        if !self.has_suspects(key) {
+            return false;
+        }
         let Some(destination) = self.destinations.get(key) else { return false };
         let Some(connection) = self.connections.get(&id) else { return false };
         let (work, cohort) = (&destination.work, &destination.cohort);
