@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::storage::order::LaneId;
+use crate::storage::order::{Axis, LaneId, OrderKey, START};
 use crate::storage::rows::{Result, Rows, RowsMut};
 use crate::storage::{Lane, StorageError};
 
@@ -13,6 +13,9 @@ use super::tables::named_lane;
 
 /// A lane has its name under its number and its number under its name, each with both: where one row is damaged, it is
 /// written anew from the other.
+///
+/// # Errors
+/// `Corrupt` if both rows of a lane with mail are damaged.
 pub(super) fn lanes(writer: &mut Writer<'_, '_>) -> Result<()> {
     let (mut by_name, mut by_number) = (Vec::new(), Vec::new());
     for entry in redb::ReadableTable::range::<&[u8]>(&writer.tables().lanes, ..).map_err(db)? {
@@ -36,6 +39,12 @@ pub(super) fn lanes(writer: &mut Writer<'_, '_>) -> Result<()> {
     for entry in writer.lanes_after(None)? {
         sound.extend(entry?.ok().map(|(lane, id)| (id, lane)));
     }
+    for (id, damage) in &by_number {
+        // Written anew, the metadata has a name for it by what lies there.
+        if !sound.contains_key(id) && has_mail(writer, *id)? {
+            return Err(damage.clone());
+        }
+    }
     for (key, damage) in by_name {
         writer.leave_aside(note(&damage, "a lane's name"));
         writer.remove_name(&key)?;
@@ -51,6 +60,12 @@ pub(super) fn lanes(writer: &mut Writer<'_, '_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn has_mail(writer: &Writer<'_, '_>, lane: LaneId) -> Result<bool> {
+    let first = OrderKey { lane, axis: Axis::Fresh, spot: START };
+    let met = writer.order_from(first)?.next().transpose()?;
+    Ok(met.is_some_and(|key| key.is_ok_and(|key| key.lane == lane)))
 }
 
 fn note(damage: &StorageError, what: &str) -> StorageError {

@@ -21,6 +21,7 @@ use super::codec::{self, Location};
 use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::Mode;
+use super::lost_lanes;
 use super::open::{self, METADATA, Meta};
 use super::pairing::Pairing;
 use super::replace::{self, REBUILDING};
@@ -170,14 +171,14 @@ impl MetaRows {
 }
 
 /// The new file.
-struct Target {
+pub(super) struct Target {
     database: Database,
     no_bodies: SegmentWriter,
     damage: Arc<Damage>,
 }
 
 impl Target {
-    fn write(&mut self, write: impl FnOnce(&mut Writer<'_, '_>) -> Result<()>) -> Result<()> {
+    pub(super) fn write(&mut self, write: impl FnOnce(&mut Writer<'_, '_>) -> Result<()>) -> Result<()> {
         let transaction = self.database.begin_write().map_err(db)?;
         open::put_format(&transaction)?;
         let counters = Counters::default();
@@ -293,6 +294,7 @@ impl Copy {
             let id = ItemId(item);
             Ok(FoundItem { id, row: codec::item_from_row(id, row)?, is_sound: true })
         };
+        let mut nameless = Vec::new();
         let witness = OnceCell::new();
         let doubt = |met: FoundItem| {
             let witness = match witness.get() {
@@ -310,12 +312,8 @@ impl Copy {
                     return Ok(());
                 };
                 counters.next_item = counters.next_item.max(item.0.saturating_add(1));
-                let Some(lane) = lanes.get(&row.lane) else {
-                    let damage = format!("item {}: the name of its lane {} is lost", item.0, row.lane);
-                    writer.leave_aside(corrupt(damage));
-                    return Ok(());
-                };
-                row.lane = *lane;
+                let lane = lanes.get(&row.lane);
+                row.lane = *lane.unwrap_or(&row.lane);
                 let of_message = items.entry(row.envelope.id).or_default();
                 if !is_sound {
                     // Of an earlier time it may have recipients that have parted from it since. Sound rows came before.
@@ -329,9 +327,14 @@ impl Copy {
                 }
                 of_message.push(item);
                 writer.put_item(item, &row)?;
+                if lane.is_none() {
+                    nameless.push(item);
+                    return Ok(());
+                }
                 row.head().place.keys(item).try_for_each(|key| writer.put_order(key))
             })
-        })
+        })?;
+        lost_lanes::name(target, items, &nameless, counters)
     }
 
     fn messages(&mut self, bodies: &Bodies, body_files: &BTreeMap<u64, u64>) -> Result<()> {
