@@ -19,7 +19,7 @@ use super::codec::Location;
 use super::damage::guarded;
 use super::error::{self, db};
 use super::files::Mode;
-use super::open::{self, Folder, METADATA, UNFINISHED};
+use super::open::{self, BODIES, Folder, METADATA};
 use super::overlay::Overlay;
 use super::segment::{Bodies, RECORD_HEADER};
 use super::tables::{self, Reading, Tables};
@@ -132,14 +132,19 @@ pub(super) fn run(
             Err(error) => Err(error::io("opening", &name, error)),
         }
     };
-    let metadata = || Ok(length(METADATA)?.or(length(replace::REBUILT)?));
-    if length(UNFINISHED)?.is_some() || metadata()?.is_none() {
+    let is_new = match open::is_new(path, files) {
+        // Said by opening it, as long as nobody else has it.
+        Err(error) if error.kind() == StorageErrorKind::Corrupt => false,
+        is_new => is_new?,
+    };
+    if is_new {
         let message = format!("there is no store in {}", path.display());
         return Err(StorageError::new(StorageErrorKind::NotFound, message));
     }
     let _folder = Folder::lock(path, files)?;
-    let mut report = CheckReport { octets: metadata()?.unwrap_or_default(), ..CheckReport::default() };
-    let folder = path.join("bodies");
+    let octets = length(METADATA)?.or(length(replace::REBUILT)?);
+    let mut report = CheckReport { octets: octets.unwrap_or_default(), ..CheckReport::default() };
+    let folder = path.join(BODIES);
     let body_files = match files.list(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             report.tell(folder.display(), "the folder of bodies is missing");

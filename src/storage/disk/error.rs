@@ -12,7 +12,7 @@ use super::files::OpenFile;
 pub(super) fn io(doing: &str, path: &Path, error: io::Error) -> StorageError {
     let kind = if is_full(&error) { StorageErrorKind::Full } else { StorageErrorKind::Temporary };
     let advice = match error.kind() {
-        io::ErrorKind::NotADirectory => {
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
             ". A store needs a folder of its own: name one, which is made if it is missing"
         }
         _ => "",

@@ -32,9 +32,12 @@ const FORMAT: u32 = 4;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";
+/// The folder of body files.
+pub(super) const BODIES: &str = "bodies";
+const RESERVE: &str = "reserve";
 /// An empty file that is there until a store was opened for the first time: what a crash before that left of the
 /// metadata is no store yet and holds nothing.
-pub(super) const UNFINISHED: &str = "unfinished";
+const UNFINISHED: &str = "unfinished";
 /// An empty file that is there once damage was met: the metadata is verified at the next opening, whatever its size.
 const SUSPECT: &str = "suspect";
 
@@ -43,25 +46,31 @@ impl Shared {
     ///
     /// The inner error: it is another's store, and nothing of it is changed.
     pub(super) fn open(path: &Path, options: &DiskOptions, checks: bool) -> Met<Self> {
-        let folder = path.join("bodies");
+        let folder = path.join(BODIES);
         let files = &options.files;
         let suspicion = path.join(SUSPECT);
         let damage = if checks { Damage::checking() } else { Damage::new(files.clone(), suspicion.clone()) };
         let damage = Arc::new(damage);
-        has_bodies(path, &folder, &**files).or_else(|error| match error.kind() {
-            StorageErrorKind::Corrupt => damage.refuse(error),
-            _ => Err(error),
-        })?;
+        files.create_folder(path).map_err(|error| error::io("creating", path, error))?;
+        let own_folder = Folder::lock(path, &**files)?;
+        replace::finish(path, &**files)?;
+        let is_new = is_new(path, &**files)?;
+        if is_new {
+            begin_metadata(path, &**files)?;
+        } else {
+            has_bodies(path, &folder, &**files).or_else(|error| match error.kind() {
+                StorageErrorKind::Corrupt => damage.refuse(error),
+                _ => Err(error),
+            })?;
+        }
         files.create_folder(&folder).map_err(|error| error::io("creating", &folder, error))?;
-        let folders = [Folder::lock(path, &**files)?, Folder::lock(&folder, &**files)?];
-        let reserve = Arc::new(Reserve::new(files.clone(), path.join("reserve"), options.reserve));
+        let folders = [own_folder, Folder::lock(&folder, &**files)?];
+        let reserve = Arc::new(Reserve::new(files.clone(), path.join(RESERVE), options.reserve));
         if !reserve.ensure() {
             let refusal = reserve.refusal();
             tracing::error!(path = %path.display(), "{refusal}");
         }
-        replace::finish(path, &**files)?;
         let known = body_files(&**files, &folder)?;
-        let is_new = begin_metadata(path, &**files, known.values().any(|&length| length > 0))?;
         let octets = Arc::new(AtomicU64::new(0));
         let reader = Bodies::new(files.clone(), folder.clone(), &known);
         let is_suspect =
@@ -161,52 +170,84 @@ impl Folder {
 
 /// Refuses a store whose folder of bodies is gone: each of its messages would bounce for it.
 fn has_bodies(path: &Path, folder: &Path, files: &dyn FileSystem) -> Result<()> {
+    match files.list(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(corrupt(format!(
+            "{} is there and {} is not, without which all its messages would bounce: restore it, or make an empty folder of \
+             this name to have them bounce",
+            path.join(METADATA).display(),
+            folder.display()
+        ))),
+        listed => listed.map(drop).map_err(|error| error::io("listing", folder, error)),
+    }
+}
+
+/// Whether a store is to be made: there never was one, or one that was not finished.
+///
+/// # Errors
+/// `Corrupt` if there was one and its metadata is gone: nothing of it is to be deleted for that.
+pub(super) fn is_new(path: &Path, files: &dyn FileSystem) -> Result<bool> {
     let name = path.join(METADATA);
-    let found = || match files.list(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            is_there(files, &path.join(UNFINISHED)).and_then(|new| Ok(new || !is_there(files, &name)?))
+    let opening = |error| error::io("opening", &name, error);
+    let is_unfinished = is_there(files, &path.join(UNFINISHED)).map_err(opening)?;
+    if !is_unfinished && is_there(files, &name).map_err(opening)? {
+        let metadata = files.open(&name, Mode::Read).and_then(|file| file.length());
+        if metadata.map_err(opening)? > 0 {
+            return Ok(false);
         }
-        listed => listed.map(|_| true),
+    }
+    let (lost, left) = match is_unfinished {
+        true => ("marked as unfinished", bodies_in(files, &path.join(BODIES))?),
+        false => ("missing or empty", left_of_a_store(files, path)?),
     };
-    if found().map_err(|error| error::io("listing", folder, error))? {
-        return Ok(());
+    if left.is_empty() {
+        return Ok(true);
     }
     Err(corrupt(format!(
-        "{} is there and {} is not, without which all its messages would bounce: restore it, or make an empty folder of \
-         this name to have them bounce",
+        "{} is {lost}, and beside it is what a store leaves: {}. Nothing else leads to the mail of that: restore it, or move \
+         the whole folder away to begin anew",
         name.display(),
-        folder.display()
+        left.join(", ")
     )))
 }
 
-/// Marks a store that is to be made as unfinished, and empties one that never was finished. Where there are bodies there
-/// was one, whose metadata is lost: they are not to be deleted for it.
-fn begin_metadata(path: &Path, files: &dyn FileSystem, has_bodies: bool) -> Result<bool> {
-    let (name, mark) = (path.join(METADATA), path.join(UNFINISHED));
-    let opening = |error| error::io("opening", &name, error);
-    let metadata = files.open(&name, Mode::Write).map_err(opening)?;
-    let is_unfinished = is_there(files, &mark).map_err(opening)?;
-    let is_new = is_unfinished || metadata.length().map_err(opening)? == 0;
-    if is_new && has_bodies {
-        let lost = if is_unfinished { "marked as unfinished" } else { "missing or empty" };
-        return Err(corrupt(format!(
-            "{} is {lost}, and there are bodies of messages beside it, which nothing leads to: restore it, or move \
-             the whole folder away to begin anew",
-            name.display()
-        )));
-    }
-    let begin = || -> io::Result<()> {
-        if is_unfinished {
-            return metadata.set_length(0);
-        }
-        if is_new {
-            files.open(&mark, Mode::Fresh)?;
-            files.sync_folder(path)?;
-        }
-        Ok(())
+/// Body files with anything in them.
+fn bodies_in(files: &dyn FileSystem, folder: &Path) -> Result<Vec<String>> {
+    let listed = listed(files, folder)?.into_iter();
+    Ok(listed.filter(|(path, length)| number_of(path).is_some() && *length > 0).filter_map(name_of).collect())
+}
+
+/// What a store has in its folder beside the metadata.
+fn left_of_a_store(files: &dyn FileSystem, path: &Path) -> Result<Vec<String>> {
+    let is_left = |name: &String| {
+        [BODIES, RESERVE, SUSPECT].contains(&name.as_str()) || name.starts_with(replace::DAMAGED)
     };
-    begin().map_err(opening)?;
-    Ok(is_new)
+    let mut left: Vec<_> = listed(files, path)?.into_iter().filter_map(name_of).filter(is_left).collect();
+    left.sort_unstable();
+    Ok(left)
+}
+
+fn name_of((path, _): (PathBuf, u64)) -> Option<String> {
+    path.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+fn listed(files: &dyn FileSystem, folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    match files.list(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(|error| error::io("listing", folder, error)),
+    }
+}
+
+/// Marks a store that is to be made as unfinished before there is anything else of it, and empties one that never was finished.
+fn begin_metadata(path: &Path, files: &dyn FileSystem) -> Result<()> {
+    let (name, mark) = (path.join(METADATA), path.join(UNFINISHED));
+    let begin = || -> io::Result<()> {
+        if is_there(files, &mark)? {
+            return files.open(&name, Mode::Write)?.set_length(0);
+        }
+        files.open(&mark, Mode::Fresh)?;
+        files.sync_folder(path)
+    };
+    begin().map_err(|error| error::io("opening", &name, error))
 }
 
 pub(super) fn is_there(files: &dyn FileSystem, path: &Path) -> io::Result<bool> {

@@ -82,7 +82,7 @@ fn write_anew(
     if let Err(refused) = open::check_format(&meta)? {
         return Ok(Err(refused));
     }
-    let folder = path.join("bodies");
+    let folder = path.join(open::BODIES);
     let body_files = open::body_files(files, &folder)?;
     let bodies = Bodies::new(options.files.clone(), folder.clone(), &body_files);
     let said = open::pairing(&meta).ok().flatten();

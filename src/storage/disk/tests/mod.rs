@@ -1,6 +1,7 @@
 //! What only files can do: space given back, damage found, failures of the disk.
 
 mod conformance;
+mod missing;
 mod moved;
 mod pairing;
 mod words;
@@ -449,50 +450,4 @@ async fn however_many_lanes_are_empty_they_go_while_others_are_served() {
     maintained.unwrap();
     assert!(left_at_insert > 1, "it did not wait for all of them: {left_at_insert}");
     assert_eq!(lanes(), 1);
-}
-
-#[tokio::test]
-async fn bodies_without_their_metadata_are_not_deleted() {
-    let rig = Rig::new();
-    let store = rig.open().await;
-    insert_each(&store, 1..=3).await;
-    drop(store);
-    let [metadata, aside, mark] =
-        ["metadata.redb", "aside", "unfinished"].map(|name| rig.folder.path().join(name));
-    let bodies = || rig.body_files().iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>();
-    let before = bodies();
-    let refuses = async |why: &str| {
-        let error = rig.try_open().await.unwrap_err();
-        assert_eq!(error.kind(), StorageErrorKind::Corrupt);
-        assert!(error.to_string().contains(why), "{error}");
-        assert_eq!(bodies(), before);
-    };
-    fs::rename(&metadata, &aside).unwrap();
-    refuses("missing or empty").await;
-    refuses("missing or empty").await;
-    fs::rename(&aside, &metadata).unwrap();
-    fs::write(&mark, "").unwrap();
-    refuses("marked as unfinished").await;
-    fs::remove_file(&mark).unwrap();
-    let store = rig.open().await;
-    assert_eq!(store.usage().await.unwrap().items, 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn metadata_without_its_folder_of_bodies_is_refused_until_there_is_one() {
-    let rig = Rig::new();
-    insert_each(&rig.open().await, 1..=2).await;
-    let bodies = rig.folder.path().join("bodies");
-    fs::remove_dir_all(&bodies).unwrap();
-    for _ in 0..2 {
-        let error = rig.try_open().await.unwrap_err();
-        assert_eq!(error.kind(), StorageErrorKind::Corrupt);
-        assert!(error.to_string().contains("restore it"), "{error}");
-    }
-    let report = DiskStorage::check(rig.folder.path()).await.unwrap();
-    assert!(report.problems.iter().any(|problem| problem.damage.contains("folder of bodies")), "{report:?}");
-    fs::create_dir(bodies).unwrap();
-    let store = rig.open().await;
-    assert_eq!(body(&store, 1).await.unwrap_err().kind(), StorageErrorKind::Corrupt);
-    assert_eq!(claim(&store, 9).await.len(), 2);
 }

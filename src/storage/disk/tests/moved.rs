@@ -42,10 +42,8 @@ async fn nobody_else_opens_it_whatever_is_removed_or_renamed_in_its_folder() {
         for error in opened {
             assert_eq!(error.kind(), StorageErrorKind::Locked, "{error}");
         }
-        // Nothing is told of what it has not.
-        let kind = if metadata.exists() { StorageErrorKind::Locked } else { StorageErrorKind::NotFound };
         let error = DiskStorage::check(rig.folder.path()).await.unwrap_err();
-        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!(error.kind(), StorageErrorKind::Locked, "{error}");
     };
     is_locked().await;
     fs::rename(&metadata, &moved).unwrap();

@@ -18,6 +18,8 @@ async fn a_path_that_is_a_file_is_told_what_a_store_needs() {
 #[tokio::test(start_paused = true)]
 async fn a_reserve_that_can_not_be_made_is_told_with_its_size_and_why() {
     let rig = Rig::new();
+    drop(rig.open().await);
+    fs::remove_file(rig.reserve()).unwrap();
     fs::create_dir(rig.reserve()).unwrap();
     let store = rig.open().await;
     let error = store.insert(vec![large(1)]).await.unwrap_err();
