@@ -22,6 +22,7 @@ mod freed;
 mod gather;
 #[cfg(test)]
 mod live;
+mod lost_commit;
 mod lost_lanes;
 mod maintain;
 mod mend;
