@@ -130,7 +130,7 @@ impl LaneClaim<'_> {
     ) -> Result<()> {
         let mut walks = Vec::with_capacity(axes.len());
         for axis in axes {
-            walks.push(walk(rows, leases, lane, *axis)?);
+            walks.extend(rows.readable(walk(rows, leases, lane, *axis))?);
         }
         while self.limit > 0 {
             let first = walks.iter_mut().filter(|walk| walk.next.is_some()).min_by_key(|walk| walk.next);
@@ -143,7 +143,8 @@ impl LaneClaim<'_> {
             } else {
                 leases.set_aside(key);
             }
-            walk.step(leases)?;
+            // One that meets damage ends there.
+            rows.readable(walk.step(leases))?;
         }
         for walk in walks {
             leases.advance(lane, walk.axis, walk.passed);
@@ -238,7 +239,10 @@ fn head<R: Rows>(rows: &R, leases: &mut LeaseTable, id: LaneId, lane: &Lane) -> 
         if beyond.is_some_and(|key| (key.lane, key.axis) > (id, axis)) {
             continue;
         }
-        let walk = walk(rows, leases, id, axis)?;
+        let Some(walk) = rows.readable(walk(rows, leases, id, axis))? else {
+            beyond = None;
+            continue;
+        };
         let (next, passed) = (walk.next, walk.passed);
         beyond = walk.beyond.or(next.is_none().then_some(END));
         *first = next.map(|(time, _)| time);

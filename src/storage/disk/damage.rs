@@ -131,13 +131,30 @@ impl Damage {
 
 /// Runs what reads the metadata: over some kinds of damage to its pages, redb panics.
 pub(super) fn guarded<T>(reading: impl Display, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    let panicked = |panic: Box<dyn Any + Send>| {
-        let words = panic.downcast_ref::<String>().map(String::as_str);
-        let words =
-            words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
-        Err(corrupt(format!("reading {reading}: the metadata has damaged pages: {words}")))
-    };
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(panicked)
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let words = words_of(&*panic);
+        Err(corrupt(format!("reading {reading}: the metadata has damaged pages; opening {MENDS}: {words}")))
+    })
+}
+
+/// Runs what writes the metadata: where redb panics, nothing may be written any more.
+pub(super) fn guarded_writing<T>(write: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|panic| {
+        let message = format!(
+            "writing met damaged pages of the metadata, so it is not known what is on disk, and the store refuses from now on; \
+             opening {MENDS}: {}",
+            words_of(&*panic)
+        );
+        Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message))
+    })
+}
+
+/// What to do about damaged pages.
+pub(super) const MENDS: &str = "the store anew verifies it and writes it anew from what can be read";
+
+fn words_of(panic: &(dyn Any + Send)) -> &str {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
 }
 
 /// The metadata can not be read, or not written anew from what can be. Says what the host can do.

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::storage::rows::Result;
 use crate::storage::{StorageError, StorageErrorKind};
 
+use super::damage::MENDS;
 use super::files::OpenFile;
 
 /// A file operation failed before anything was committed.
@@ -41,14 +42,14 @@ pub(super) fn full(reserve: u64, error: StorageError) -> StorageError {
 /// The metadata could not be read or prepared. After an I/O error redb refuses all that follows, so do we.
 pub(super) fn db(error: impl Into<redb::Error>) -> StorageError {
     let error = error.into();
-    let kind = match error {
+    let (kind, message) = match error {
         redb::Error::Io(_)
         | redb::Error::PreviousIo
         | redb::Error::DatabaseClosed
-        | redb::Error::LockPoisoned(_) => StorageErrorKind::Poisoned,
-        _ => StorageErrorKind::Corrupt,
+        | redb::Error::LockPoisoned(_) => (StorageErrorKind::Poisoned, format!("metadata: {error}")),
+        _ => (StorageErrorKind::Corrupt, format!("the metadata is damaged; opening {MENDS}: {error}")),
     };
-    StorageError::new(kind, format!("metadata: {error}")).with_source(error)
+    StorageError::new(kind, message).with_source(error)
 }
 
 /// Refuses a file that is being written if it is not the one of its name any more, or has less than what was written. Asks the

@@ -293,12 +293,19 @@ impl<A: Access> Rows for Tables<A> {
     }
 
     fn order_from(&self, from: OrderKey) -> Result<impl Iterator<Item = Met<OrderKey>>> {
-        let range = self.order.range::<&[u8; OrderKey::OCTETS]>(&from.to_bytes()..).map_err(db)?;
-        Ok(range.map(|entry| {
+        let mut range = guarded(format_args!("the order of lane {}", from.lane), || {
+            self.order.range::<&[u8; OrderKey::OCTETS]>(&from.to_bytes()..).map_err(db)
+        })?;
+        let read = |entry: Entry<'_, OrderBytes, ()>| {
             let key = entry.map_err(db)?.0;
             let damaged =
                 || corrupt(format!("the entry {} of the order is damaged", key.value().escape_ascii()));
             Ok(OrderKey::from_bytes(key.value()).ok_or_else(damaged))
+        };
+        Ok(std::iter::from_fn(move || {
+            let next =
+                guarded(format_args!("the order of lane {}", from.lane), || Ok(range.next().map(read)));
+            next.unwrap_or_else(|damage| Some(Err(damage)))
         }))
     }
 

@@ -5,9 +5,11 @@ use std::path::Path;
 use super::cuts::{STORE, dump, open, options, run, sized};
 use super::damaged::{DOMAINS, Part, claim, filled, flip};
 use super::files::{FileSystem, Mode};
+use super::node::{Node, Widths};
 use super::salvaged::{PAGE, kept, large_store, listed, metadata, pages, with_zeroes, zero};
 use super::simulated::{Disk, Survival};
 use super::*;
+use crate::storage::order::OrderKey;
 use crate::testing::conformance::{at, due};
 
 fn unverified(disk: &Disk) -> DiskOptions {
@@ -199,5 +201,89 @@ fn a_store_whose_pages_are_damaged_while_it_is_open_can_be_dropped() {
             met += usize::from(is_marked(&disk));
         }
         assert!(met > 10, "{met}");
+    });
+}
+
+/// Leaves of the order, some of them of earlier times.
+fn leaves_of_the_order(whole: &Disk) -> Vec<usize> {
+    let widths = Widths { key: Some(OrderKey::OCTETS), value: Some(0) };
+    let is_key = |key: &[u8]| key.first_chunk().is_some_and(|key| OrderKey::from_bytes(key).is_some());
+    let is_one = |page: &[u8]| match Node::parse(page.to_vec(), widths, None) {
+        Some((Node::Leaf(leaf), _)) => leaf.entries().all(|entry| entry.is_some_and(|(key, _)| is_key(key))),
+        _ => false,
+    };
+    let content = whole.content(&metadata());
+    let pages = content.chunks_exact(PAGE).enumerate();
+    pages.filter(|(_, page)| is_one(page)).map(|(page, _)| page).collect()
+}
+
+#[test]
+fn a_damaged_page_of_the_order_holds_no_other_lane_back_and_is_told_once() {
+    run(async {
+        let whole = large_store(true).await;
+        let (mut tried, mut whole_lanes) = (0, 0);
+        for page in leaves_of_the_order(&whole) {
+            let disk = whole.reboot(Survival::All, 1);
+            let store = DiskStorage::open_with(STORE, unverified(&disk).with_cache_size(0)).await.unwrap();
+            let wanted = dump(&store).await.unwrap().items;
+            zero(&disk, &metadata(), page);
+            let mut told = Vec::new();
+            for _ in 0..2 {
+                let heads = store.heads(None, 99).await.unwrap();
+                let request = ClaimRequest {
+                    owner: crate::testing::conformance::A,
+                    now: at(1),
+                    until: at(2),
+                    what: DOMAINS.iter().map(|domain| due(domain, 1_000_000, 999)).collect(),
+                };
+                let claimed = store.claim(request).await.unwrap();
+                for domain in DOMAINS {
+                    let lane = crate::testing::conformance::lane(domain);
+                    let all = wanted.iter().filter(|item| item.lane == lane).count();
+                    let of_it = claimed.items.iter().filter(|item| item.lane == lane).count();
+                    whole_lanes += usize::from(told.is_empty() && all == of_it);
+                    let has_head = heads.iter().any(|head| head.lane == lane);
+                    assert!(of_it == 0 || has_head, "page {page}");
+                }
+                told.push(store.take_damage().await);
+            }
+            if told[0].is_empty() {
+                // Nothing of this leads to it. redb would meet it as it is dropped.
+                store.shared.damage.mark();
+                continue;
+            }
+            assert!(told[0].iter().any(|told| told.to_string().contains("the store anew")), "{told:?}");
+            assert!(told[1].is_empty(), "page {page}: {told:?}");
+            assert!(is_marked(&disk));
+            tried += 1;
+        }
+        assert!(tried > 2 && whole_lanes > tried, "{tried} {whole_lanes}");
+    });
+}
+
+#[test]
+fn a_store_that_stops_over_a_damaged_page_says_that_it_is_damage_and_what_to_do() {
+    run(async {
+        let whole = large_store(true).await;
+        let mut stopped = 0;
+        for page in 1..pages(&whole) {
+            let disk = whole.reboot(Survival::All, 1);
+            let store = DiskStorage::open_with(STORE, unverified(&disk).with_cache_size(0)).await.unwrap();
+            zero(&disk, &metadata(), page);
+            let mut met = Vec::new();
+            for number in 5_000..5_003 {
+                met.extend(store.insert(vec![sized(number, "d.example", 60)]).await.err());
+                met.extend(store.maintain(at(9)).await.err());
+            }
+            for error in &met {
+                let words = error.to_string();
+                assert!(
+                    words.contains("damaged") && words.contains("the store anew"),
+                    "page {page}: {words}"
+                );
+            }
+            stopped += usize::from(met.iter().any(|error| error.kind() == StorageErrorKind::Poisoned));
+        }
+        assert!(stopped > 3, "{stopped}");
     });
 }

@@ -17,6 +17,7 @@ use crate::storage::{
 };
 
 use super::backend::MetadataFile;
+use super::damage::guarded_writing;
 use super::error::{self, db};
 use super::pairing::Pairing;
 use super::segment::SegmentWriter;
@@ -220,7 +221,7 @@ impl Shared {
             admissions.push(_admission);
             match work {
                 Work::Maintain(now, answer) => {
-                    let done = self.maintain(&mut state, now);
+                    let done = guarded_writing(|| self.maintain(&mut state, now));
                     let done = self.with_room(&state, done);
                     self.note(&done);
                     drop(answer.send(done));
@@ -232,7 +233,7 @@ impl Shared {
         if round.is_empty() {
             return;
         }
-        match self.round(&mut state, &round) {
+        match guarded_writing(|| self.round(&mut state, &round)) {
             Ok(done) => round.into_iter().zip(done).for_each(|(work, done)| work.answer(Ok(done))),
             Err(error) if round.len() == 1 || error::is_fatal(&error) => {
                 self.note::<()>(&Err(error.clone()));
@@ -241,7 +242,7 @@ impl Shared {
             // One of them may be the reason: it alone shall fail.
             Err(_) => {
                 for work in round {
-                    let done = self.round(&mut state, std::slice::from_ref(&work));
+                    let done = guarded_writing(|| self.round(&mut state, std::slice::from_ref(&work)));
                     self.note(&done);
                     work.answer(done.and_then(|mut done| done.pop().ok_or_else(lost)));
                 }
