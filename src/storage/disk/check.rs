@@ -15,13 +15,13 @@ use crate::storage::order::OrderKey;
 use crate::storage::rows::{ItemRow, MessageRow, Result, Rows};
 use crate::storage::{Envelope, ItemId, Lane, OutboxPosition, Recipient, StorageError, StorageErrorKind};
 
-use super::codec::Location;
+use super::codec::{Alive, Location};
 use super::damage::guarded;
 use super::error::{self, db};
 use super::files::Mode;
 use super::open::{self, BODIES, Folder, METADATA};
 use super::overlay::Overlay;
-use super::segment::{Bodies, RECORD_HEADER};
+use super::segment::Bodies;
 use super::tables::{self, Reading, Tables};
 use super::{DiskOptions, Shared, aside, replace};
 
@@ -203,7 +203,7 @@ struct Check<'r> {
     report: &'r mut CheckReport,
     visit: &'r mut dyn FnMut(StoredMessage),
     /// What is alive in each body file, counted here.
-    alive: BTreeMap<u64, (u64, u64)>,
+    alive: BTreeMap<u64, Alive>,
     parts: u64,
     keys: u64,
     /// Items that no message lists.
@@ -289,8 +289,7 @@ impl<'r> Check<'r> {
     }
 
     fn body(&mut self, id: MessageId, place: &str, body: Location) {
-        let alive = self.alive.entry(body.segment).or_default();
-        *alive = (alive.0.saturating_add(u64::from(body.length)), alive.1.saturating_add(1));
+        self.alive.entry(body.segment).or_default().add(body);
         match self.bodies.read(id, body) {
             Ok(Some(_)) => {}
             Ok(None) => {
@@ -402,19 +401,16 @@ impl<'r> Check<'r> {
             let counted = self.alive.get(&segment).copied().unwrap_or_default();
             let told = told.get(&segment).copied().unwrap_or_default();
             let place = format!("body file {segment:016x}");
-            if counted != told {
+            if (counted.octets, counted.records) != (told.octets, told.records) || counted.end > told.end {
                 let damage = format!(
-                    "{} bodies of {} octets are alive in it, its row says {} of {}",
-                    counted.1, counted.0, told.1, told.0
+                    "{} bodies of {} octets up to octet {} are alive in it, its row says {} of {} up to {}",
+                    counted.records, counted.octets, counted.end, told.records, told.octets, told.end
                 );
                 self.report.tell(&place, damage);
             }
-            let needs = counted.0.saturating_add(counted.1.saturating_mul(RECORD_HEADER as u64));
-            if files.get(&segment).is_some_and(|size| *size < needs) {
-                self.report.tell(&place, "it is shorter than what is alive in it");
-            }
             // One in which nothing is alive may be what a crash left.
-            if files.contains_key(&segment) && counted.1 > 0 && self.bodies.store_of(segment).is_none() {
+            if files.contains_key(&segment) && counted.records > 0 && self.bodies.store_of(segment).is_none()
+            {
                 self.report.tell(&place, "its header is damaged");
             }
         }

@@ -189,16 +189,44 @@ pub(super) fn generation_from_row(id: MessageId, (generation, checksum): (u64, u
     Ok(generation)
 }
 
-/// What is alive in a body file, from its row: octets and records.
-pub(super) fn alive_in(segment: u64, (octets, records, checksum): (u64, u64, u32)) -> Result<(u64, u64)> {
-    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
-    verify(format_args!("the row of body file {segment:016x}"), checksum, &parts)?;
-    Ok((octets, records))
+/// What is alive in a body file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Alive {
+    /// Of bodies.
+    pub(super) octets: u64,
+    pub(super) records: u64,
+    /// Where the last record that was ever alive in it ends: a shorter file was cut short.
+    pub(super) end: u64,
 }
 
-pub(super) fn alive_row(segment: u64, (octets, records): (u64, u64)) -> (u64, u64, u32) {
-    let parts: [&[u8]; 3] = [&segment.to_le_bytes(), &octets.to_le_bytes(), &records.to_le_bytes()];
-    (octets, records, checksum(&parts))
+impl Alive {
+    pub(super) fn add(&mut self, body: Location) {
+        self.octets = self.octets.saturating_add(u64::from(body.length));
+        self.records = self.records.saturating_add(1);
+        self.end = self.end.max(body.end());
+    }
+
+    /// Over its number and what it says.
+    fn checksum(self, segment: u64) -> u32 {
+        let Self { octets, records, end } = self;
+        let [segment, octets, records, end] = [segment, octets, records, end].map(u64::to_le_bytes);
+        checksum(&[&segment, &octets, &records, &end])
+    }
+}
+
+/// Octets, records, end, and the checksum of these.
+pub(super) type AliveRow = (u64, u64, u64, u32);
+
+pub(super) fn alive_in(segment: u64, (octets, records, end, checksum): AliveRow) -> Result<Alive> {
+    let alive = Alive { octets, records, end };
+    match alive.checksum(segment) == checksum {
+        true => Ok(alive),
+        false => Err(mismatch(format_args!("the row of body file {segment:016x}"))),
+    }
+}
+
+pub(super) fn alive_row(segment: u64, alive: Alive) -> AliveRow {
+    (alive.octets, alive.records, alive.end, alive.checksum(segment))
 }
 
 #[cfg(test)]

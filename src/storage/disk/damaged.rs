@@ -89,7 +89,7 @@ pub(super) fn flip(disk: &Disk, table: &str, row: usize, part: Part) -> bool {
         "items" | "lane-names" | "outbox" => flip_in::<u64, &[u8]>(disk, table, row, part),
         "messages" => flip_in::<&[u8; 16], &[u8]>(disk, table, row, part),
         "finished" => flip_in::<&[u8; 16], (u64, u32)>(disk, table, row, part),
-        "segments" => flip_in::<u64, (u64, u64, u32)>(disk, table, row, part),
+        "segments" => flip_in::<u64, (u64, u64, u64, u32)>(disk, table, row, part),
         "parts" => flip_in::<&[u8; 24], ()>(disk, table, row, part),
         "order" => flip_in::<&[u8; 25], ()>(disk, table, row, part),
         other => panic!("no table {other}"),
@@ -166,24 +166,12 @@ async fn serve(disk: &Disk, what: &str) -> (usize, usize, Vec<StorageError>) {
 }
 
 #[test]
-fn damaged_numbers_are_found_again_and_another_version_keeps_the_store_shut() {
-    let (mut refused, mut served) = (0, 0);
+fn damaged_rows_about_the_store_itself_are_found_again() {
     each("meta", async |disk, what| {
-        let copy = disk.reboot(Survival::All, 1);
-        if let Err(error) = DiskStorage::open_with(STORE, options(&copy)).await {
-            assert_eq!(error.kind(), StorageErrorKind::Corrupt, "{what}: {error}");
-            assert!(error.to_string().contains("version"), "{what}: {error}");
-            let checked = check::run(Path::new(STORE), &options(&disk), &mut |_| {});
-            assert!(checked.is_err() || !checked.unwrap().is_clean(), "{what}");
-            refused += 1;
-            return;
-        }
         let (claimed, bodies, told) = serve(&disk, &what).await;
         assert_eq!((claimed, bodies), (ITEMS, ITEMS), "{what}");
         assert!(told.iter().any(|told| told.to_string().contains("is written anew")), "{what}: {told:?}");
-        served += 1;
     });
-    assert!(refused > 0 && served > 0, "{refused} {served}");
 }
 
 #[test]
@@ -298,7 +286,7 @@ fn checking_finds_sound_rows_that_do_not_agree() {
     let wrong: [(&str, Change); 7] = [
         ("alive in it", |writer| {
             let mut alive = writer.segments().unwrap();
-            alive.values_mut().for_each(|(octets, _)| *octets += 1);
+            alive.values_mut().for_each(|alive| alive.octets += 1);
             writer.set_segments(&alive).unwrap();
         }),
         ("items are listed of", |writer| {

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::storage::rows::{MessageRow, Result, Rows};
 use crate::storage::{Room, StorageErrorKind};
 
-use super::codec::Location;
+use super::codec::{Alive, Location};
 use super::error::{self, corrupt, db};
 use super::segment::{FILE_HEADER, RECORD_HEADER, RecordHeader};
 use super::table_writer::Writer;
@@ -78,20 +78,20 @@ impl Shared {
         let size = sizes.get(&writing).copied().unwrap_or_default();
         if segments
             .get(&writing)
-            .is_some_and(|alive| alive.1 == 0 || size >= SMALL_BODIES && is_sparse(*alive, size))
+            .is_some_and(|alive| alive.records == 0 || size >= SMALL_BODIES && is_sparse(*alive, size))
         {
             writer.seal();
         }
         // Left by rounds that failed after closing a file.
         let writing = writer.bodies.writing();
-        for (segment, (_, records)) in &segments {
-            if *records == 0 && *segment != writing {
+        for (segment, alive) in &segments {
+            if alive.records == 0 && *segment != writing {
                 writer.recheck(*segment);
             }
         }
         let gives_room = |segment| !state.unreadable.contains(&segment) && writer.bodies.may_delete(segment);
         if moves && let Some(segment) = sparse(&segments, &sizes, writing, gives_room) {
-            let records = segments.get(&segment).map_or(0, |(_, records)| *records);
+            let records = segments.get(&segment).map_or(0, |alive| alive.records);
             let size = sizes.get(&segment).copied().unwrap_or_default();
             let living = writer.readable(self.living(&writer, segment, size))?.unwrap_or_default();
             if living.len() as u64 == records {
@@ -190,19 +190,19 @@ fn move_bodies(writer: &mut Writer<'_, '_>, living: Vec<Living>) -> Result<()> {
 
 /// The first closed body file of which under a quarter is alive, though something is, and that is worth writing anew.
 fn sparse(
-    segments: &BTreeMap<u64, (u64, u64)>,
+    segments: &BTreeMap<u64, Alive>,
     sizes: &BTreeMap<u64, u64>,
     writing: u64,
     gives_room: impl Fn(u64) -> bool,
 ) -> Option<u64> {
-    let is_one = |(segment, alive): &(&u64, &(u64, u64))| {
+    let is_one = |(segment, alive): &(&u64, &Alive)| {
         let size = sizes.get(*segment).copied().unwrap_or_default();
-        **segment != writing && alive.1 > 0 && is_sparse(**alive, size) && gives_room(**segment)
+        **segment != writing && alive.records > 0 && is_sparse(**alive, size) && gives_room(**segment)
     };
     segments.iter().find(is_one).map(|(segment, _)| *segment)
 }
 
 /// Under a quarter of a body file of this size is alive.
-fn is_sparse((octets, records): (u64, u64), size: u64) -> bool {
+fn is_sparse(Alive { octets, records, .. }: Alive, size: u64) -> bool {
     octets.saturating_add(records.saturating_mul(RECORD_HEADER as u64)) < size / 4
 }

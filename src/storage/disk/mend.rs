@@ -6,6 +6,7 @@ use crate::storage::order::{Axis, LaneId, OrderKey, START};
 use crate::storage::rows::{Result, Rows, RowsMut};
 use crate::storage::{Lane, StorageError};
 
+use super::codec::Alive;
 use super::error::{corrupt, db};
 use super::segment;
 use super::table_writer::Writer;
@@ -72,12 +73,9 @@ fn note(damage: &StorageError, what: &str) -> StorageError {
     corrupt(format!("{what} is written anew from its other row, if that is there: {damage}"))
 }
 
-/// What is alive in each body file: octets and records.
-pub(super) type Alive = BTreeMap<u64, (u64, u64)>;
-
 /// Body files with what is alive in them. It is counted anew if `recount` says so or a row about
 /// them is damaged. `false`: a message's row is damaged, so that any file may hold a body that is alive.
-pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(Alive, bool)> {
+pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(BTreeMap<u64, Alive>, bool)> {
     let rows = writer.tables().segments()?;
     let damaged: Vec<_> = rows.iter().filter_map(|(_, alive)| alive.as_ref().err()).cloned().collect();
     if damaged.is_empty() && !recount {
@@ -89,16 +87,12 @@ pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(
     for damage in damaged {
         writer.leave_aside(corrupt(format!("what is alive in body files is counted anew: {damage}")));
     }
-    let mut alive = Alive::new();
+    let mut alive: BTreeMap<u64, Alive> = BTreeMap::new();
     let mut whole = true;
     for entry in writer.tables().messages()? {
         let (_, row) = entry?;
         match writer.readable(row)? {
-            Some(row) => {
-                let file = alive.entry(row.body.segment).or_default();
-                file.0 = file.0.saturating_add(u64::from(row.body.length));
-                file.1 = file.1.saturating_add(1);
-            }
+            Some(row) => alive.entry(row.body.segment).or_default().add(row.body),
             None => whole = false,
         }
     }
@@ -110,15 +104,20 @@ pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(
     Ok((alive, whole))
 }
 
-/// Takes note of body files that are not there.
-pub(super) fn missing(writer: &Writer<'_, '_>, known: &Alive) {
-    let is_missing = |(segment, (_, records)): &(&u64, &(u64, u64))| {
-        *records > 0 && !writer.bodies.sizes().contains_key(segment)
-    };
-    let missing = known.iter().filter(is_missing);
-    for (segment, (_, records)) in missing {
+/// Takes note of body files that are not there, or not whole.
+pub(super) fn missing(writer: &Writer<'_, '_>, known: &BTreeMap<u64, Alive>) {
+    for (segment, Alive { records, end, .. }) in known.iter().filter(|(_, alive)| alive.records > 0) {
         let name = segment::path_of("bodies".as_ref(), *segment);
-        let damage = format!("{} is missing: {records} messages have lost their bodies", name.display());
+        let name = name.display();
+        let damage = match writer.bodies.sizes().get(segment) {
+            None => format!("{name} is missing: {records} messages have lost their bodies"),
+            Some(size) if size < end => {
+                format!(
+                    "{name} is cut short to {size} octets of {end}: what lay behind is lost of {records} messages' bodies"
+                )
+            }
+            Some(_) => continue,
+        };
         writer.leave_aside(corrupt(damage));
     }
 }

@@ -28,7 +28,9 @@ use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, lost_commit, mend, rebuild, replace};
 
 /// The version of the folder's layout.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
+/// The row of earlier versions has no checksum.
+const CHECKSUM_SINCE: u32 = 5;
 pub(super) const FORMAT_KEY: &[u8] = b"format";
 
 pub(super) const METADATA: &str = "metadata.redb";
@@ -339,20 +341,29 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> Meta for T {
 }
 
 /// Refuses other versions, by the inner error. `false`: there is none yet.
+///
+/// # Errors
+/// `Corrupt` if the row is damaged: then it says no version.
 pub(super) fn check_format(meta: &impl Meta) -> Met<bool> {
     let Some(row) = meta.row(FORMAT_KEY)? else { return Ok(Ok(false)) };
-    Ok(match <[u8; 4]>::try_from(row).map(u32::from_le_bytes) {
-        Ok(FORMAT) => Ok(true),
-        Ok(other) => {
+    let what = "the row of the format version";
+    let version = match row.first_chunk() {
+        Some(first) if row.len() == first.len() && u32::from_le_bytes(*first) < CHECKSUM_SINCE => first,
+        _ => <&[u8; 4]>::try_from(codec::raw_value(what, FORMAT_KEY, &row)?)
+            .map_err(|_| corrupt(format!("{what} is damaged")))?,
+    };
+    Ok(match u32::from_le_bytes(*version) {
+        FORMAT => Ok(true),
+        other => {
             Err(corrupt(format!("the store has format version {other}, this program knows version {FORMAT}")))
         }
-        Err(_) => Err(corrupt("the store's format version is damaged")),
     })
 }
 
 pub(super) fn put_format(transaction: &WriteTransaction) -> Result<()> {
     let mut meta = transaction.open_table(META).map_err(db)?;
-    meta.insert(FORMAT_KEY, FORMAT.to_le_bytes().as_slice()).map(drop).map_err(db)
+    let row = codec::raw_row(FORMAT_KEY, &FORMAT.to_le_bytes());
+    meta.insert(FORMAT_KEY, row.as_slice()).map(drop).map_err(db)
 }
 
 /// The numbers that go on. `None`: there are none yet.

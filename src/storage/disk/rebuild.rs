@@ -79,7 +79,8 @@ fn write_anew(
     let file = files.open(&name, Mode::Read).map_err(|error| error::io("opening", &name, error))?;
     let source = Salvage::open(name.clone(), file, damage.clone()).map_err(unreadable)?;
     let meta = MetaRows::read(&source).map_err(unreadable)?;
-    if let Err(refused) = open::check_format(&meta)? {
+    // Where that row is damaged, each of the others says by itself what it is.
+    if let Ok(Err(refused)) = open::check_format(&meta) {
         return Ok(Err(refused));
     }
     let folder = path.join(open::BODIES);

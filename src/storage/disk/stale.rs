@@ -53,7 +53,7 @@ const WIDTHS: [Widths; 7] = [
     Widths { key: Some(16), value: Some(12) },
     Widths { key: Some(24), value: Some(0) },
     Widths { key: Some(25), value: Some(0) },
-    Widths { key: Some(8), value: Some(20) },
+    Widths { key: Some(8), value: Some(28) },
 ];
 
 fn first_key(page: &[u8], widths: Widths) -> Option<Vec<u8>> {

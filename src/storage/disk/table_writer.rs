@@ -11,11 +11,30 @@ use crate::storage::order::{LaneId, OrderKey};
 use crate::storage::rows::{Counters, ItemHead, ItemRow, MessageRow, Met, Result, Rows, RowsMut};
 use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
 
-use super::codec::{self, Location};
+use super::codec::{self, Alive, Location};
 use super::damage::Damage;
 use super::error::{corrupt, db};
 use super::segment::SegmentWriter;
 use super::tables::{COUNTERS, META, PAIRING, RECOUNT, Tables, Writing, id_key, lane_key, part_key};
+
+/// Change of what is alive in a body file.
+#[derive(Default)]
+struct Shift {
+    octets: i64,
+    records: i64,
+    /// Where what came to it ends.
+    end: u64,
+}
+
+impl Shift {
+    fn from(&self, before: Alive) -> Option<Alive> {
+        Some(Alive {
+            octets: before.octets.checked_add_signed(self.octets)?,
+            records: before.records.checked_add_signed(self.records)?,
+            end: before.end.max(self.end),
+        })
+    }
+}
 
 /// Tables of a write transaction, the counters and the bodies that go with it.
 pub(super) struct Writer<'t, 's> {
@@ -23,8 +42,7 @@ pub(super) struct Writer<'t, 's> {
     pub(super) bodies: &'s mut SegmentWriter,
     counters: Counters,
     counters_before: Counters,
-    /// Change of what is alive in each body file: octets and records.
-    alive: BTreeMap<u64, (i64, i64)>,
+    alive: BTreeMap<u64, Shift>,
     changed: bool,
     /// What is alive in some body file is not known: it is counted at the next opening.
     recount: bool,
@@ -40,7 +58,7 @@ impl<'t, 's> Writer<'t, 's> {
     ) -> Result<Self> {
         let mut alive = BTreeMap::new();
         // Touched, so that it goes if nothing in it is alive.
-        alive.extend(bodies.seal(false).map(|sealed| (sealed, (0, 0))));
+        alive.extend(bodies.seal(false).map(|sealed| (sealed, Shift::default())));
         Ok(Self {
             tables: Tables::create(transaction, damage)?,
             bodies,
@@ -69,8 +87,8 @@ impl<'t, 's> Writer<'t, 's> {
         &self.tables
     }
 
-    /// Body files with what is alive in them, octets and records, as far as it is known.
-    pub(super) fn segments(&self) -> Result<BTreeMap<u64, (u64, u64)>> {
+    /// Body files with what is alive in them, as far as it is known.
+    pub(super) fn segments(&self) -> Result<BTreeMap<u64, Alive>> {
         let mut known = BTreeMap::new();
         for (segment, alive) in self.tables.segments()? {
             known.extend(self.readable(alive)?.map(|alive| (segment, alive)));
@@ -79,7 +97,7 @@ impl<'t, 's> Writer<'t, 's> {
     }
 
     /// Says anew what is alive in all body files.
-    pub(super) fn set_segments(&mut self, alive: &BTreeMap<u64, (u64, u64)>) -> Result<()> {
+    pub(super) fn set_segments(&mut self, alive: &BTreeMap<u64, Alive>) -> Result<()> {
         self.changed = true;
         self.tables.segments.retain(|_, _| false).map_err(db)?;
         for (segment, alive) in alive {
@@ -121,16 +139,17 @@ impl<'t, 's> Writer<'t, 's> {
 
     /// Looks whether anything in a body file is alive.
     pub(super) fn recheck(&mut self, segment: u64) {
-        self.touch(segment, 0, 0);
+        self.alive.entry(segment).or_default();
+        self.changed = true;
     }
 
     fn touch_body(&mut self, body: Location, sign: i64) {
-        self.touch(body.segment, sign * i64::from(body.length), sign);
-    }
-
-    fn touch(&mut self, segment: u64, octets: i64, records: i64) {
-        let alive = self.alive.entry(segment).or_default();
-        *alive = (alive.0 + octets, alive.1 + records);
+        let alive = self.alive.entry(body.segment).or_default();
+        alive.octets += sign * i64::from(body.length);
+        alive.records += sign;
+        if sign > 0 {
+            alive.end = alive.end.max(body.end());
+        }
         self.changed = true;
     }
 
@@ -139,22 +158,20 @@ impl<'t, 's> Writer<'t, 's> {
     pub(super) fn finish(mut self, meta: &WriteTransaction) -> Result<(Counters, bool, Vec<u64>)> {
         let writing = self.bodies.writing();
         let mut dead = Vec::new();
-        for (segment, (octets, records)) in std::mem::take(&mut self.alive) {
+        for (segment, shift) in std::mem::take(&mut self.alive) {
             let row = self.tables.segments.get(segment).map_err(db)?.map(|row| row.value());
-            let before = row.map_or(Ok((0, 0)), |row| codec::alive_in(segment, row));
-            let after = before.and_then(|(octets_before, records_before)| {
-                let after =
-                    octets_before.checked_add_signed(octets).zip(records_before.checked_add_signed(records));
+            let before = row.map_or(Ok(Alive::default()), |row| codec::alive_in(segment, row));
+            let after = before.and_then(|before| {
                 let wrong =
                     || corrupt(format!("the row of body file {segment:016x} says less than is alive in it"));
-                Ok((after.ok_or_else(wrong)?, (octets_before, records_before)))
+                Ok((shift.from(before).ok_or_else(wrong)?, before))
             });
             // A file of which this is not known is kept.
             let Some((after, before)) = self.readable(after)? else {
                 self.recount();
                 continue;
             };
-            if after.1 == 0 && segment != writing {
+            if after.records == 0 && segment != writing {
                 self.tables.segments.remove(segment).map_err(db)?;
                 dead.push(segment);
             } else if after != before {

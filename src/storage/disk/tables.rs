@@ -13,7 +13,7 @@ use crate::storage::order::{LaneId, OrderKey};
 use crate::storage::rows::{ItemHead, ItemRow, MessageRow, Met, Result, Rows};
 use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
 
-use super::codec::{self, Location};
+use super::codec::{self, Alive, AliveRow, Location};
 use super::damage::{Damage, guarded};
 use super::error::{corrupt, db};
 
@@ -26,8 +26,6 @@ type Name = &'static [u8];
 // they count if the row they lead to says the same, and `DiskStorage::check` finds those that are missing.
 /// Generation.
 type Finished = (u64, u32);
-/// Octets and records.
-type AliveRow = (u64, u64, u32);
 
 pub(super) const META: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("meta");
 pub(super) const ITEMS: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("items");
@@ -112,8 +110,8 @@ impl<'t> Tables<Writing<'t>> {
 }
 
 impl<A: Access> Tables<A> {
-    /// Body files with what is alive in them: octets and records.
-    pub(super) fn segments(&self) -> Result<Vec<(u64, Alive)>> {
+    /// Body files with what is alive in them.
+    pub(super) fn segments(&self) -> Result<Vec<(u64, Result<Alive>)>> {
         let row = |entry: Entry<'_, u64, AliveRow>| {
             let (segment, alive) = entry.map_err(db)?;
             Ok((segment.value(), codec::alive_in(segment.value(), alive.value())))
@@ -142,7 +140,6 @@ impl<A: Access> Tables<A> {
 }
 
 type Message = Result<MessageRow<Location>>;
-type Alive = Result<(u64, u64)>;
 type Entry<'a, K, V> =
     std::result::Result<(redb::AccessGuard<'a, K>, redb::AccessGuard<'a, V>), redb::StorageError>;
 

@@ -101,3 +101,21 @@ async fn whatever_says_that_there_was_a_store_keeps_one_from_beginning_anew() {
     fs::write(rig.folder.path().join("notes.txt"), "not ours").unwrap();
     insert_each(&rig.open().await, 1..=1).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_file_that_was_cut_short_is_told_at_opening() {
+    let rig = Rig::new();
+    let store = rig.open().await;
+    store.insert((1..=32).map(large).collect()).await.unwrap();
+    // So that what is alive in it is less than what is left of it.
+    settle_first(&store, 30).await;
+    drop(store);
+    let path = rig.body_files().remove(0);
+    let length = fs::metadata(&path).unwrap().len();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
+    let report = DiskStorage::check(rig.folder.path()).await.unwrap();
+    let words = format!("is cut short to {} octets of {length}", length - 1);
+    assert!(report.problems.iter().any(|problem| problem.damage.contains(&words)), "{report:?}");
+    let told = rig.open().await.take_damage().await;
+    assert!(told.len() == 1 && told[0].to_string().contains(&words), "{told:?}");
+}
