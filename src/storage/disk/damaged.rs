@@ -264,7 +264,7 @@ fn a_missing_body_file_is_told_and_costs_what_lay_in_it() {
 }
 
 /// Changes rows such that each is sound by itself.
-async fn change(disk: &Disk, change: impl FnOnce(&mut table_writer::Writer<'_, '_>)) {
+pub(super) async fn change(disk: &Disk, change: impl FnOnce(&mut table_writer::Writer<'_, '_>)) {
     let store = open(disk).await;
     let mut state = lock(&store.shared.writer);
     let state = &mut *state;

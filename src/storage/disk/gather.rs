@@ -24,6 +24,16 @@ const PORTION_OCTETS: usize = 8 * 1024 * 1024;
 
 type Entry<'a> = Option<(&'a [u8], &'a [u8])>;
 
+/// What is known of a row in a page that is not as it was written.
+pub(super) enum Verdict<T> {
+    /// Another table has it too.
+    Counts(T),
+    /// Nothing else says whether it is of now. It does less harm than a lost one.
+    Believed(T),
+    /// It is of another time or place.
+    LeftOut,
+}
+
 /// A damaged page that a sound one leads to.
 struct Damaged {
     page: u64,
@@ -41,8 +51,7 @@ struct Unled {
 }
 
 impl Salvage {
-    /// Hands out, in portions, the rows of a table that can be found. `doubt` gets those of pages that are not as they were written,
-    /// and makes `None` of what does not count.
+    /// Hands out, in portions, the rows of a table that can be found. `doubt` gets those of pages that are not as they were written.
     ///
     /// # Errors
     /// `Corrupt` if the table is not to be found. `Temporary` if the file can not be read.
@@ -50,7 +59,7 @@ impl Salvage {
         &self,
         table: TableDefinition<'_, K, V>,
         read: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> Result<T>,
-        doubt: impl Fn(T) -> Result<Option<T>>,
+        doubt: impl Fn(T) -> Result<Verdict<T>>,
         each: impl FnMut(Vec<Result<T>>) -> Result<()>,
     ) -> Result<()> {
         let (tree, name) = (self.tree(table)?, table.name().to_owned());
@@ -80,7 +89,9 @@ impl Salvage {
             }
             Ok(())
         })?;
-        let (mut found, mut left_out) = (sound, 0);
+        // Those in use are of now. If it is not known which are, so is no page that a damaged one leads to.
+        let are_of_now = damaged.is_empty() || self.unled()?.is_some();
+        let (mut found, mut believed, mut left_out) = (sound, 0, 0);
         let mut is_led = vec![false; damaged.len()];
         let mut take = |leaf: Leaf, only: Option<usize>, last: &mut Option<Vec<u8>>, is_led: &mut [bool]| {
             for entry in leaf.entries() {
@@ -92,13 +103,23 @@ impl Salvage {
                 };
                 let of = holding(&damaged, key, K::compare).filter(|of| only.is_none_or(|only| *of == only));
                 let follows = last.as_deref().is_none_or(|last| K::compare(last, key).is_lt());
-                let counts = if follows && of.is_some() { doubt(row)? } else { None };
-                let Some(row) = counts else {
-                    left_out += 1;
-                    continue;
+                let verdict = if follows && of.is_some() { doubt(row)? } else { Verdict::LeftOut };
+                let row = match verdict {
+                    Verdict::LeftOut => {
+                        left_out += 1;
+                        continue;
+                    }
+                    Verdict::Believed(row) if only.is_some() || !are_of_now => {
+                        believed += 1;
+                        row
+                    }
+                    Verdict::Believed(row) | Verdict::Counts(row) => {
+                        found += 1;
+                        row
+                    }
                 };
                 of.and_then(|of| is_led.get_mut(of)).into_iter().for_each(|is_led| *is_led = true);
-                (*last, found) = (Some(key.to_vec()), found + 1);
+                *last = Some(key.to_vec());
                 portion.add(entry, Ok(row))?;
             }
             Ok(())
@@ -133,8 +154,17 @@ impl Salvage {
             )));
         }
         if found < tree.length && tree.is_sound {
-            let (lost, of) = (tree.length - found, tree.length);
-            self.damage.tell(corrupt(format!("{lost} of the {of} rows of the table {name} are lost")));
+            let (missed, of) = (tree.length - found, tree.length);
+            let lost = missed.saturating_sub(believed);
+            if lost > 0 {
+                self.damage.tell(corrupt(format!("{lost} of the {of} rows of the table {name} are lost")));
+            }
+            if believed > 0 {
+                self.damage.tell(corrupt(format!(
+                    "{missed} of the {of} rows of the table {name} lay in damaged pages, and {believed} are taken as these read: \
+                     if a write was lost, these may be of an earlier time, and as many newer ones lost"
+                )));
+            }
         }
         portion.hand_out()
     }

@@ -21,6 +21,8 @@ mod files;
 mod freed;
 mod gather;
 #[cfg(test)]
+mod guards;
+#[cfg(test)]
 mod live;
 mod lost_commit;
 mod lost_lanes;

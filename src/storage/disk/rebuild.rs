@@ -21,6 +21,7 @@ use super::codec::{self, Location};
 use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::Mode;
+use super::gather::Verdict;
 use super::lost_lanes;
 use super::open::{self, METADATA, Meta};
 use super::pairing::Pairing;
@@ -161,7 +162,7 @@ impl MetaRows {
         let is_sound = Cell::new(true);
         let doubt = |row| {
             is_sound.set(false);
-            Ok(Some(row))
+            believe(row)
         };
         source.rows(META, read, doubt, |portion| {
             rows.extend(portion.into_iter().flatten());
@@ -216,9 +217,13 @@ struct FoundMessage {
     is_sound: bool,
 }
 
-/// Where a row of an earlier time does less harm than a lost one.
-fn believe<T>(row: T) -> Result<Option<T>> {
-    Ok(Some(row))
+fn believe<T>(row: T) -> Result<Verdict<T>> {
+    Ok(Verdict::Believed(row))
+}
+
+/// Whether there is what the row is of.
+fn proven<T>(row: T, is_there: bool) -> Verdict<T> {
+    if is_there { Verdict::Counts(row) } else { Verdict::LeftOut }
 }
 
 /// From the damaged file to the new one.
@@ -305,7 +310,8 @@ impl Copy {
                     witness.get_or_init(|| heard)
                 }
             };
-            Ok(witness.may_live(met.id).then_some(FoundItem { is_sound: false, ..met }))
+            let may_live = witness.may_live(met.id);
+            Ok(proven(FoundItem { is_sound: false, ..met }, may_live))
         };
         source.rows(tables::ITEMS, read, doubt, |portion: Vec<Result<FoundItem>>| {
             target.each(portion, |writer, met| {
@@ -347,7 +353,7 @@ impl Copy {
         // A row of an earlier time may say where the body was before it was moved.
         let doubt = |met: FoundMessage| {
             let is_there = bodies.has_record(met.id, met.row.body)?;
-            Ok(is_there.then_some(FoundMessage { is_sound: false, ..met }))
+            Ok(proven(FoundMessage { is_sound: false, ..met }, is_there))
         };
         source.rows(tables::MESSAGES, read, doubt, |portion: Vec<Result<FoundMessage>>| {
             target.each(portion, |writer, met| {
