@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::owner::{Turn, Turns};
 use super::store::{Decision, Fetch, KnownPolicy, REST, Store};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
@@ -27,8 +28,10 @@ const RECORD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a look-up waits for a policy that is new. A web server that is slow shall not keep others' look-ups from their
 /// turn (RFC 8461 §5.1 lets policies be fetched beside deliveries).
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Fetches under way at a time.
+/// Fetches under way at a time; and of these for names with the same two last labels, and with the same three.
 const MOST_FETCHES: usize = 256;
+const MOST_OF_WIDE_GROUP: usize = 16;
+const MOST_OF_NARROW_GROUP: usize = 4;
 /// Characters kept of what a fetcher says.
 const MOST_SAID: usize = 500;
 
@@ -38,7 +41,7 @@ pub(crate) struct Policies {
     fetcher: Arc<dyn PolicyFetcher>,
     clock: Clock,
     state: Mutex<State>,
-    fetches: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// There is something to be made durable.
     changed: Notify,
     counts: Arc<TlsCounts>,
@@ -93,7 +96,7 @@ impl Policies {
             fetcher,
             clock,
             state: Mutex::default(),
-            fetches: Arc::new(Semaphore::new(MOST_FETCHES)),
+            turns: Turns::new(MOST_FETCHES, MOST_OF_WIDE_GROUP, MOST_OF_NARROW_GROUP),
             changed: Notify::new(),
             counts,
             told_unsupported: AtomicBool::new(false),
@@ -138,8 +141,8 @@ impl Policies {
             Fetch::No => {}
             Fetch::Refresh => {
                 let id = id.or_else(|| Some(decision.kept.as_ref()?.id.clone()));
-                if let (Some(id), Ok(permit)) = (id, self.fetches.clone().try_acquire_owned()) {
-                    self.begin(sought, &id, permit);
+                if let (Some(id), Some(turn)) = (id, self.turns.take(sought.domain)) {
+                    self.begin(sought, &id, turn);
                 }
             }
             Fetch::New => {
@@ -164,19 +167,19 @@ impl Policies {
         let mut flight = match under_way {
             Some(flight) => flight,
             None => {
-                let permit = self.fetches.clone().acquire_owned().await.ok()?;
+                let turn = self.turns.wait(sought.domain).await?;
                 // Somebody may have fetched it while this one waited for its turn.
                 if self.decide(sought.domain, id).fetch == Fetch::No {
                     return None;
                 }
-                self.begin(sought, id?, permit)
+                self.begin(sought, id?, turn)
             }
         };
         flight.wait_for(Option::is_some).await.ok()?.clone()
     }
 
     /// Has a policy fetched, unless it is being fetched.
-    fn begin(self: &Arc<Self>, sought: &Sought<'_>, id: &str, permit: OwnedSemaphorePermit) -> Flight {
+    fn begin(self: &Arc<Self>, sought: &Sought<'_>, id: &str, turn: Turn) -> Flight {
         let mut state = self.lock();
         if let Some(flight) = state.flights.get(sought.domain) {
             return flight.clone();
@@ -184,7 +187,7 @@ impl Policies {
         let domain: Arc<str> = sought.domain.into();
         let (result, flight) = watch::channel(None);
         state.flights.insert(domain.clone(), flight.clone());
-        let landing = Landing { policies: self.clone(), domain, _permit: permit };
+        let landing = Landing { policies: self.clone(), domain, _turn: turn };
         let (id, resolver, prohibited) = (id.to_owned(), sought.resolver.clone(), sought.prohibited.to_vec());
         while state.tasks.try_join_next().is_some() {}
         state.tasks.spawn(async move {
@@ -292,7 +295,7 @@ impl Policies {
 struct Landing {
     policies: Arc<Policies>,
     domain: Arc<str>,
-    _permit: OwnedSemaphorePermit,
+    _turn: Turn,
 }
 
 impl Drop for Landing {

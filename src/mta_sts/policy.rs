@@ -1,7 +1,5 @@
 //! The policy file (RFC 8461 §3.2), and which hosts it permits (§4.1).
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,8 +8,10 @@ use crate::message::is_host_name;
 
 /// The most octets of a policy file that are read. RFC 8461 §3.3 leaves the bound to senders, and names this one.
 pub const MAX_POLICY_SIZE: usize = 64 * 1024;
-/// The most hosts that a policy may name: each takes memory as long as the policy holds.
+/// The most hosts that a policy may name.
 const MAX_PATTERNS: usize = 128;
+/// The most octets of their names. They take memory as long as the policy holds, and with every route under it.
+const MAX_NAMES: usize = 8 * 1024;
 /// The longest `max_age`: about a year (RFC 8461 §3.2).
 const LONGEST_AGE: u64 = 31_557_600;
 
@@ -29,7 +29,8 @@ const LONGEST_AGE: u64 = 31_557_600;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StsPolicy {
     mode: Mode,
-    mx: Vec<MxPattern>,
+    /// A pattern each line: a host name in lower case without a trailing dot, or `*.` and such a name.
+    mx: Box<str>,
     max_age: Duration,
 }
 
@@ -45,14 +46,6 @@ pub enum Mode {
     None,
 }
 
-/// A name, or every name one label below it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct MxPattern {
-    /// Lower case, without the wildcard and without a trailing dot.
-    name: Arc<str>,
-    wildcard: bool,
-}
-
 /// Why a policy file is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -60,8 +53,8 @@ pub enum StsPolicyError {
     /// Larger than [`MAX_POLICY_SIZE`].
     #[error("the policy is larger than {MAX_POLICY_SIZE} octets")]
     TooLarge,
-    /// More `mx` lines than are kept.
-    #[error("the policy names more than {MAX_PATTERNS} hosts")]
+    /// More in `mx` lines than is kept.
+    #[error("the policy names more than {MAX_PATTERNS} hosts, or by more than {MAX_NAMES} octets")]
     TooManyHosts,
     /// Not text.
     #[error("the policy is not UTF-8 text")]
@@ -101,7 +94,7 @@ impl StsPolicy {
         }
         let text = std::str::from_utf8(text).map_err(|_| StsPolicyError::NotText)?;
         let (mut version, mut mode, mut max_age) = (None, None, None);
-        let mut mx = Vec::new();
+        let mut mx: Vec<String> = Vec::new();
         for (number, line) in text.split('\n').enumerate() {
             let line = line.strip_suffix('\r').unwrap_or(line).trim_end_matches([' ', '\t']);
             if line.is_empty() {
@@ -116,7 +109,7 @@ impl StsPolicy {
                 "mode" => _ = mode.get_or_insert(value),
                 "max_age" => _ = max_age.get_or_insert(value),
                 "mx" if mx.len() >= MAX_PATTERNS => return Err(StsPolicyError::TooManyHosts),
-                "mx" => mx.push(MxPattern::parse(value)?),
+                "mx" => mx.push(pattern(value)?),
                 _ => {}
             }
         }
@@ -129,7 +122,11 @@ impl StsPolicy {
         if mx.is_empty() && mode != Mode::None {
             return Err(StsPolicyError::Missing("mx"));
         }
-        Ok(Self { mode, mx, max_age })
+        let mx = mx.join("\n");
+        if mx.len() > MAX_NAMES {
+            return Err(StsPolicyError::TooManyHosts);
+        }
+        Ok(Self { mode, mx: mx.into(), max_age })
     }
 
     /// What becomes of mail that can not be sent as it demands.
@@ -143,21 +140,20 @@ impl StsPolicy {
     }
 
     /// The hosts it permits, as patterns: a name, or `*.` and the name above one label.
-    pub fn patterns(&self) -> impl Iterator<Item = String> {
-        self.mx.iter().map(ToString::to_string)
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.mx.lines()
     }
 
     /// Whether mail may be given to the host of this name, by RFC 8461 §4.1: a wildcard stands for exactly one label.
     /// Case and a trailing dot do not count.
     pub fn permits(&self, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host);
-        self.mx.iter().any(|pattern| pattern.matches(host))
+        self.patterns().any(|pattern| matches(pattern, host))
     }
 
-    /// Octets it takes in memory, more or less.
-    pub(super) fn weight(&self) -> usize {
-        const EACH: usize = size_of::<MxPattern>() + 2 * size_of::<usize>();
-        size_of::<Self>() + self.mx.iter().map(|pattern| pattern.name.len() + EACH).sum::<usize>()
+    /// Octets of the hosts it names.
+    pub(super) fn octets(&self) -> usize {
+        self.mx.len()
     }
 }
 
@@ -181,29 +177,21 @@ impl Mode {
     }
 }
 
-impl MxPattern {
-    fn parse(text: &str) -> Result<Self, StsPolicyError> {
-        let (wildcard, name) = text.strip_prefix("*.").map_or((false, text), |name| (true, name));
-        let name = name.strip_suffix('.').unwrap_or(name);
-        if !is_host_name(name) {
-            return Err(wrong("mx", text, "a host name, or `*.` and a name: mx.example.net, *.example.net"));
-        }
-        Ok(Self { name: name.to_ascii_lowercase().into(), wildcard })
+/// The value of an `mx` line, as it is kept.
+fn pattern(text: &str) -> Result<String, StsPolicyError> {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    if !is_host_name(text.strip_prefix("*.").unwrap_or(text)) {
+        return Err(wrong("mx", text, "a host name, or `*.` and a name: mx.example.net, *.example.net"));
     }
-
-    fn matches(&self, host: &str) -> bool {
-        let host = match (self.wildcard, host.split_once('.')) {
-            (false, _) => host,
-            (true, Some((label, above))) if !label.is_empty() => above,
-            (true, _) => return false,
-        };
-        host.eq_ignore_ascii_case(&self.name)
-    }
+    Ok(text.to_ascii_lowercase())
 }
 
-impl fmt::Display for MxPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.wildcard { "*." } else { "" }, self.name)
+/// A wildcard stands for one label.
+fn matches(pattern: &str, host: &str) -> bool {
+    match (pattern.strip_prefix("*."), host.split_once('.')) {
+        (None, _) => host.eq_ignore_ascii_case(pattern),
+        (Some(above), Some((label, rest))) => !label.is_empty() && rest.eq_ignore_ascii_case(above),
+        (Some(_), None) => false,
     }
 }
 
@@ -243,7 +231,17 @@ mod tests {
             parse(&format!("version: STSv1\nmode: enforce\nmax_age: 1\n{}", "mx: a\n".repeat(count)))
         };
         assert_eq!(named(MAX_PATTERNS).unwrap().patterns().count(), 128);
-        assert_eq!(named(MAX_PATTERNS + 1).unwrap_err(), StsPolicyError::TooManyHosts.to_string());
+        let too_many = StsPolicyError::TooManyHosts.to_string();
+        assert_eq!(named(MAX_PATTERNS + 1).unwrap_err(), too_many);
+        let long = |count: usize| {
+            let name = format!("{}example", "a23456789.".repeat(12));
+            parse(&format!(
+                "version: STSv1\nmode: enforce\nmax_age: 1\n{}",
+                format!("mx: {name}\n").repeat(count)
+            ))
+        };
+        assert_eq!(long(64).unwrap().octets(), 64 * 127 + 63);
+        assert_eq!(long(65).unwrap_err(), too_many);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Policies by domain, and the fetches that failed. Pure: time is an argument.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod uses;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::uses::{Used, Uses};
+use super::StsPolicy;
 use super::find::PolicyFailure;
-use super::{Mode, StsPolicy};
 use crate::clock::Timestamp;
 use crate::storage::{Change, StateRow};
 
@@ -17,16 +20,10 @@ pub(super) const REST: Duration = Duration::from_secs(300);
 /// A policy is fetched again after this, or half its time if that is less, so that one in use never runs out
 /// (RFC 8461 §10.2).
 const REFRESH: Duration = Duration::from_secs(86_400);
-/// Domains of which a policy is kept.
-const MOST_DOMAINS: usize = 10_000;
-/// Domains of which it is only known that a fetch has failed. They take no room from policies.
-const MOST_FAILURES: usize = 10_000;
-/// Octets of policies in memory.
-const MOST_OCTETS: usize = 32 << 20;
 /// What the keys of state rows begin with. Those of the scheduler begin otherwise.
 const KEY_PREFIX: &[u8] = b"mta-sts/";
 /// The first octet of a row's value.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A policy as it was fetched.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +64,11 @@ impl KnownPolicy {
             policy,
             fetched: Timestamp::default(),
         })
+    }
+
+    /// Octets it takes in memory, more or less.
+    pub(crate) fn weight(&self) -> usize {
+        size_of::<Self>() + self.domain.len() + self.id.len() + self.policy.octets()
     }
 
     fn ends(&self) -> Timestamp {
@@ -112,46 +114,14 @@ pub(super) enum Fetch {
     New,
 }
 
-/// At a bound, who was asked for least recently is forgotten, and with a policy that the domain had it, until its next fetch:
-/// policies in mode `enforce` last. O(log n).
+/// At a bound somebody is forgotten ([`Uses`]), and with a policy that the domain had it, until its next fetch. O(log n).
 #[derive(Debug, Default)]
 pub(super) struct Store {
     entries: HashMap<Arc<str>, Entry>,
     uses: Uses,
     tick: u64,
-    octets: usize,
     /// To be made durable.
     changes: Vec<Change>,
-}
-
-/// Domains by the tick of their last use, those apart that are worth more.
-#[derive(Debug, Default)]
-struct Uses {
-    without_policy: BTreeMap<u64, Arc<str>>,
-    lenient: BTreeMap<u64, Arc<str>>,
-    enforced: BTreeMap<u64, Arc<str>>,
-}
-
-impl Uses {
-    fn like(&mut self, entry: &Entry) -> &mut BTreeMap<u64, Arc<str>> {
-        match entry.kept.as_ref().map(|kept| kept.policy.mode()) {
-            None => &mut self.without_policy,
-            Some(Mode::Enforce) => &mut self.enforced,
-            Some(Mode::Testing | Mode::None) => &mut self.lenient,
-        }
-    }
-
-    /// Who is to be forgotten, if there are too many.
-    fn pop_surplus(&mut self, octets: usize) -> Option<Arc<str>> {
-        let surplus = if self.without_policy.len() > MOST_FAILURES {
-            self.without_policy.pop_first()
-        } else if self.lenient.len() + self.enforced.len() > MOST_DOMAINS || octets > MOST_OCTETS {
-            self.lenient.pop_first().or_else(|| self.enforced.pop_first())
-        } else {
-            None
-        };
-        surplus.map(|(_, domain)| domain)
-    }
 }
 
 #[derive(Debug, Default)]
@@ -165,8 +135,9 @@ struct Entry {
 }
 
 impl Entry {
-    fn weight(&self) -> usize {
-        self.kept.as_ref().map_or(0, |kept| kept.policy.weight())
+    fn used(&self, domain: &Arc<str>) -> Used {
+        let policy = self.kept.as_ref().map(|kept| (kept.policy.mode(), kept.weight()));
+        Used { domain: domain.clone(), tick: self.last_use, policy }
     }
 
     fn keep(&mut self, kept: Arc<KnownPolicy>) {
@@ -189,15 +160,14 @@ impl Store {
     pub(super) fn decide(&mut self, domain: &str, id: Option<&str>, now: Timestamp) -> Decision {
         self.forget_if_over(domain, now);
         self.tick += 1;
-        let Some(entry) = self.entries.get_mut(domain) else {
+        let name = self.entries.get_key_value(domain).map(|(name, _)| name.clone());
+        let Some((name, entry)) = name.and_then(|name| Some((name, self.entries.get_mut(domain)?))) else {
             let fetch = if id.is_some() { Fetch::New } else { Fetch::No };
             return Decision { fetch, ..Decision::nothing() };
         };
-        let uses = self.uses.like(entry);
-        if let Some(name) = uses.remove(&entry.last_use) {
-            uses.insert(self.tick, name);
-            entry.last_use = self.tick;
-        }
+        self.uses.remove(&entry.used(&name));
+        entry.last_use = self.tick;
+        self.uses.add(entry.used(&name));
         let kept = entry.kept.clone();
         let left = kept.as_ref().map_or(Duration::MAX, |kept| kept.left(now));
         let fetch = match (&kept, id) {
@@ -223,6 +193,12 @@ impl Store {
             Some(rest) => Decision { kept, failure, again_in: rest.min(left), fetch: Fetch::No },
             None => Decision { kept, failure, again_in: left, fetch },
         }
+    }
+
+    /// The policy that holds for a domain, as far as it is known. Asking is no use of it.
+    #[cfg(test)]
+    pub(super) fn known(&self, domain: &str, now: Timestamp) -> Option<&Arc<KnownPolicy>> {
+        self.entries.get(domain)?.kept.as_ref().filter(|kept| kept.ends() > now)
     }
 
     pub(super) fn fetched(&mut self, domain: &str, kept: Arc<KnownPolicy>) {
@@ -291,15 +267,13 @@ impl Store {
             None => domain.into(),
         };
         let entry = self.entries.entry(name.clone()).or_default();
-        self.uses.like(entry).remove(&entry.last_use);
-        self.octets -= entry.weight();
+        self.uses.remove(&entry.used(&name));
         change(entry);
         entry.last_use = self.tick;
-        self.octets += entry.weight();
-        self.uses.like(entry).insert(self.tick, name);
-        while let Some(domain) = self.uses.pop_surplus(self.octets) {
-            let Some(entry) = self.entries.remove(&domain) else { continue };
-            self.octets -= entry.weight();
+        self.uses.add(entry.used(&name));
+        while let Some(domain) = self.uses.surplus().cloned() {
+            let Some(entry) = self.entries.remove(&domain) else { return };
+            self.uses.remove(&entry.used(&domain));
             if entry.kept.is_some() {
                 self.changes.push(Change::DeleteState(key_of(&domain)));
             }

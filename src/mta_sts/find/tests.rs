@@ -320,6 +320,30 @@ async fn fetches_are_bounded() {
     assert!(last.await.0.policy.is_some());
 }
 
+/// Whoever has many names and a slow web server keeps nobody else's policies from being had.
+#[tokio::test(start_paused = true)]
+async fn a_slow_owner_takes_few_turns() {
+    let (gate, rig) = (Gated::default(), Rig::new());
+    let slow: Vec<_> = (0..MOST_FETCHES + 1).map(|n| format!("d{n}.s{}.slow.example", n % 20)).collect();
+    let in_registry: Vec<_> = (0..20).map(|n| format!("d{n}.bad.co.example")).collect();
+    let others = ["good.co.example", "good.example"];
+    let all = slow.iter().chain(&in_registry).map(String::as_str).chain(others);
+    let records = all.map(|domain| format!("_mta-sts.{domain} 600 TXT \"v=STSv1; id=1\"\n"));
+    rig.zone.set_zone(&records.collect::<String>()).unwrap();
+    let rig = rig.with_fetcher(gate.clone());
+    futures::future::join_all(slow.iter().map(|domain| rig.find_of(domain))).await;
+    assert_eq!(gate.fetches(), MOST_OF_WIDE_GROUP);
+    futures::future::join_all(in_registry.iter().map(|domain| rig.find_of(domain))).await;
+    assert_eq!(gate.fetches(), MOST_OF_WIDE_GROUP + MOST_OF_NARROW_GROUP);
+    for domain in others {
+        let opens = async {
+            tokio::task::yield_now().await;
+            gate.open().await;
+        };
+        assert!(tokio::join!(rig.find_of(domain), opens).0.policy.is_some(), "{domain}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn fetches_end_when_they_are_told_to() {
     let (gate, rig) = (Gated::default(), Rig::new());
@@ -328,7 +352,7 @@ async fn fetches_end_when_they_are_told_to() {
     rig.find().await;
     rig.policies.stop().await;
     assert!(rig.policies.lock().flights.is_empty());
-    assert_eq!(rig.policies.fetches.available_permits(), MOST_FETCHES);
+    assert!(rig.policies.turns.are_all_free(MOST_FETCHES));
 }
 
 /// Answers no question for TXT.

@@ -1,4 +1,6 @@
 use super::*;
+use crate::mta_sts::Mode;
+use crate::mta_sts::store::uses::{MOST_DOMAINS, MOST_FAILURES};
 
 const AGE: u64 = 1_000_000;
 const DAY: u64 = 86_400;
@@ -66,7 +68,7 @@ fn a_policy_holds_without_record_until_its_time_is_over() {
     }
     assert_eq!(store.decide("a.example", None, at(100)), Decision::nothing());
     assert_eq!(deleted(&mut store), ["mta-sts/a.example"]);
-    assert_eq!(store.octets, 0);
+    assert!(store.entries.values().all(|entry| entry.kept.is_none()));
     assert_eq!(fetch(&mut store, "a.example", Some("1"), 100), Fetch::New, "no rest without a policy");
 }
 
@@ -155,9 +157,48 @@ fn lenient() -> Arc<KnownPolicy> {
 }
 
 fn is_consistent(store: &Store) -> bool {
-    let Uses { without_policy, lenient, enforced } = &store.uses;
-    let octets: usize = store.entries.values().map(Entry::weight).sum();
-    store.entries.len() == without_policy.len() + lenient.len() + enforced.len() && octets == store.octets
+    let mut rest = store.uses.clone();
+    store.entries.iter().for_each(|(domain, entry)| rest.remove(&entry.used(domain)));
+    store.entries.len() == store.uses.len() && rest.is_empty()
+}
+
+/// Who has names without end displaces nobody else's policies, be it in a zone of its own or in one that a registry shares out.
+#[test]
+fn an_owner_with_many_names_displaces_its_own_policies() {
+    for suffix in ["flood.example", "flood.co.example"] {
+        let mut store = Store::default();
+        let others: Vec<String> = (0..4_000)
+            .map(|n| format!("d{n}.test"))
+            .chain((0..150).map(|n| format!("d{n}.co.example")))
+            .collect();
+        others.iter().for_each(|domain| store.fetched(domain, kept("1", AGE, 0)));
+        for n in 0..2 * MOST_DOMAINS {
+            store.fetched(&format!("s{n}.{suffix}"), kept("1", AGE, 0));
+        }
+        let lost = others.iter().filter(|domain| store.known(domain, at(1)).is_none()).count();
+        assert_eq!((lost, store.entries.len()), (0, MOST_DOMAINS), "{suffix}");
+        assert!(store.known(&format!("s0.{suffix}"), at(1)).is_none());
+        // Room for more is made at its cost too.
+        (0..4_000).for_each(|n| store.fetched(&format!("e{n}.test"), kept("1", AGE, 0)));
+        assert!((0..4_000).all(|n| store.known(&format!("d{n}.test"), at(1)).is_some()));
+        assert!(is_consistent(&store));
+    }
+}
+
+/// A long policy counts for what it takes.
+#[test]
+fn octets_have_a_bound() {
+    let mut store = Store::default();
+    let mx = "mx: a123456789.b123456789.c123456789.d123456789.example\n".repeat(128);
+    let policy =
+        KnownPolicy::for_tests("1", &format!("version: STSv1\nmode: enforce\nmax_age: 1000000\n{mx}"));
+    for n in 0..MOST_DOMAINS {
+        store.fetched(&format!("d{n}.example"), policy.clone());
+    }
+    let octets: usize = store.entries.len() * policy.weight();
+    assert!((31 << 20..=32 << 20).contains(&octets), "{octets}");
+    assert_eq!(policy.policy().mode(), Mode::Enforce);
+    assert!(is_consistent(&store));
 }
 
 #[test]
