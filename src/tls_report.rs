@@ -89,7 +89,7 @@ pub struct TlsFailures {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum TlsResult {
-    /// The session had no TLS: the server does not offer STARTTLS; in mode `testing` and without a policy, or it failed.
+    /// The session had no TLS: the server does not offer STARTTLS, or refuses it; in mode `testing` and without a policy, or it failed.
     StartTlsNotSupported,
     /// The certificate is for other names.
     CertificateHostMismatch,
@@ -352,7 +352,7 @@ fn judge_tls(session: Result<SessionTls, &ConnectError>) -> Option<Result<(), Tl
         Ok(tls) if !tls.is_there => Err(TlsResult::StartTlsNotSupported),
         Ok(tls) => tls.certificate.map_or(Ok(()), |problem| Err(problem.into())),
         Err(error) => match &error.cause {
-            EndCause::TlsNotOffered => Err(TlsResult::StartTlsNotSupported),
+            EndCause::TlsNotOffered | EndCause::TlsRefused(_) => Err(TlsResult::StartTlsNotSupported),
             EndCause::Certificate(problem, _) => Err((*problem).into()),
             EndCause::Tls(_) => Err(TlsResult::ValidationFailure),
             _ => return None,

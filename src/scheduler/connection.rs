@@ -245,7 +245,9 @@ impl Scheduler {
     ) {
         let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
         let decision = match cause {
-            EndCause::Reply(reply) => self.consult_on_connection(now, id, stage, reply),
+            EndCause::Reply(reply) | EndCause::TlsRefused(reply) => {
+                self.consult_on_connection(now, id, stage, reply)
+            }
             _ => RuleDecision::default(),
         };
         let Some(connection) = self.connections.get_mut(&id) else { return };
@@ -257,12 +259,9 @@ impl Scheduler {
             _ if self.destinations.get(key).is_some_and(Destination::is_enforced) => Demander::MtaSts,
             _ => Demander::Nobody,
         };
-        let is_demanded = demander != Demander::Nobody;
         let code = match cause {
-            // That our credentials are refused says nothing of the mail; nor, that TLS is. It may be STARTTLS that was.
-            EndCause::Reply(reply) if stage != Stage::Auth && !(is_demanded && stage == Stage::Ehlo) => {
-                Some(reply.code())
-            }
+            // That our credentials are refused says nothing of the mail; nor, that TLS is.
+            EndCause::Reply(reply) if stage != Stage::Auth => Some(reply.code()),
             _ => None,
         };
         let failed = connection.current.clone();

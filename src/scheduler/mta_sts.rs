@@ -144,9 +144,13 @@ pub(super) fn connect_diagnosis(stage: Stage, cause: &EndCause, demander: Demand
         Demander::MtaSts => (Reason::MtaSts, "MTA-STS"),
         Demander::Dane => (Reason::Dane, "DANE"),
     };
-    if matches!(cause, EndCause::TlsNotOffered | EndCause::Tls(_) | EndCause::Certificate(..)) {
-        diagnosis.reason = Some(reason);
-        diagnosis.failure = Failure::Engine(format!("{name}: {cause}"));
+    match cause {
+        EndCause::TlsRefused(_) => diagnosis.reason = Some(reason),
+        EndCause::TlsNotOffered | EndCause::Tls(_) | EndCause::Certificate(..) => {
+            diagnosis.reason = Some(reason);
+            diagnosis.failure = Failure::Engine(format!("{name}: {cause}"));
+        }
+        _ => {}
     }
     diagnosis
 }

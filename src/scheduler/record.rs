@@ -72,7 +72,7 @@ pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) ->
         ..engine_diagnosis(stage, failed, cause.to_string())
     };
     match cause {
-        EndCause::Reply(reply) => reply_diagnosis(stage, reply),
+        EndCause::Reply(reply) | EndCause::TlsRefused(reply) => reply_diagnosis(stage, reply),
         EndCause::Protocol(_) => Diagnosis {
             status: EnhancedStatus::new(4, 5, 0),
             category: Category::ProtocolErrors,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::reply::Stage;
+use crate::reply::{Reply, Stage};
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_unix_seconds(seconds)
@@ -46,6 +46,12 @@ fn sessions_are_judged() {
             "mx.example.net",
             Err(&error(EndCause::Tls(String::new()))),
             Some(Err("validation-failure")),
+        ),
+        (
+            "enforce",
+            "mx.example.net",
+            Err(&error(EndCause::TlsRefused(Reply::parse("454 4.7.0 not now").unwrap()))),
+            Some(Err("starttls-not-supported")),
         ),
         ("enforce", "mx.example.net", Err(&error(EndCause::Closed)), None),
     ] {

@@ -454,6 +454,9 @@ pub enum EndCause {
     /// TLS is required and the server does not offer it.
     #[error("TLS is required and the server does not offer STARTTLS")]
     TlsNotOffered,
+    /// TLS is required, and the server offers STARTTLS and refuses it with this reply.
+    #[error("the server refused STARTTLS: {0}")]
+    TlsRefused(Reply),
     /// Credentials are set, and the server offers no mechanism to authenticate by.
     #[error("credentials are set and the server offers AUTH neither by PLAIN nor by LOGIN")]
     AuthNotOffered,

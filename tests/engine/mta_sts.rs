@@ -6,7 +6,7 @@ use postrider::dns::{DnsErrorKind, StaticResolver};
 use postrider::event::{Category, DeliveryEvent, Reason};
 use postrider::mta_sts::{FetchErrorKind, StaticFetcher};
 use postrider::storage::MemoryStorage;
-use postrider::testing::{SmtpServer, TestCertificate};
+use postrider::testing::{Command, SmtpServer, TestCertificate};
 use postrider::tls_report::{DomainTls, TlsPolicy, TlsReport};
 use postrider::transport::smtp::SmtpTransport;
 use postrider::{DeliveryEngine, Policy};
@@ -478,6 +478,26 @@ async fn a_message_that_requires_tls_goes_to_hosts_of_a_policy_or_fixed_ones() {
             if let DeliveryEvent::Bounced(event) = event {
                 assert_eq!(event.diagnosis.category, Category::PolicyRelated);
             }
+        }
+    }
+}
+
+/// RFC 8460 §4.3.1: a host that says it has STARTTLS, and refuses it.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_starttls_is_counted() {
+    for (reply, mode) in
+        [("454 4.7.0 not now", "enforce"), ("502 5.5.1 no", "enforce"), ("454 4.7.0 not now", "testing")]
+    {
+        let rig = Rig::new();
+        rig.world.server(MX, &rig.server().reply(Command::StartTls, reply));
+        rig.publish("1", mode, "mx1.example.net", 86_400);
+        let engine = rig.engine(MemoryStorage::new(), "bounce-upon-5xx-greeting = true").await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        pass(MINUTE).await;
+        let counted = lines(&engine.take_tls_report().await.unwrap());
+        assert_eq!(counted, ["example.net sts 0 starttls-not-supported mx1.example.net 1"], "{reply} {mode}");
+        if mode == "enforce" {
+            assert_eq!(rig.reasons(), [Some(Reason::MtaSts)]);
         }
     }
 }

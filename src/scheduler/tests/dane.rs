@@ -80,9 +80,8 @@ fn what_is_not_had_defers_and_says_why() {
             (EndCause::TlsNotOffered, "4.7.4", Some(Reason::Dane), "DANE: TLS is required"),
             (EndCause::Tls("no".into()), "4.7.5", Some(Reason::Dane), "DANE: TLS failed: no"),
             (mismatch(), "4.7.5", Some(Reason::Dane), "DANE: TLS failed: it matches none"),
-            // To STARTTLS, maybe.
-            (EndCause::Reply(reply("554 5.7.1 no")), "5.7.1", None, ""),
-            (EndCause::Reply(reply("521 5.7.1 no")), "5.7.1", None, ""),
+            (EndCause::TlsRefused(reply("554 5.7.1 no")), "5.7.1", Some(Reason::Dane), ""),
+            (EndCause::TlsRefused(reply("521 5.7.1 no")), "5.7.1", Some(Reason::Dane), ""),
         ] {
             let mut rig = Rig::new(settings);
             let hosts = with(&route(&TWO[..1]), Some(set("mx1.x.example", 3, 1)));

@@ -73,8 +73,7 @@ fn mail_waits_and_never_bounces_before_its_age() {
     for (cause, status, reason) in [
         (EndCause::TlsNotOffered, "4.7.4", Some(Reason::MtaSts)),
         (tls_failed(), "4.7.5", Some(Reason::MtaSts)),
-        // To STARTTLS, maybe.
-        (EndCause::Reply(reply("554 5.7.1 no")), "5.7.1", None),
+        (EndCause::TlsRefused(reply("554 5.7.1 no")), "5.7.1", Some(Reason::MtaSts)),
     ] {
         let mut rig = Rig::new(settings);
         rig.answer_with("x.example", one_host(&["mx.x.example"]));

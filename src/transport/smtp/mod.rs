@@ -51,7 +51,7 @@ use crate::reply::{Reply, Stage};
 /// STARTTLS, or the handshake fails, it closes the connection and opens one in plain to the same address. If that
 /// comes to a session, the next sessions with this host at this address are in plain at once, for an hour; 1,024 such
 /// are remembered. Required TLS never goes out in plain; the host is given up with [`EndCause::TlsNotOffered`],
-/// [`EndCause::Tls`] or the server's own reply.
+/// [`EndCause::TlsRefused`] or [`EndCause::Tls`].
 ///
 /// Verified certificates must be valid for [`Target::host`] by the platform's roots, or by those of
 /// `with_root_certificates`. Sessions are resumed where the server gives tickets; those of 1,024 names are kept.

@@ -38,7 +38,10 @@ impl Ended {
     fn refused(mut self, wire: Wire) -> Self {
         let goes_on = match &self.failed.error.cause {
             EndCause::Reply(reply) => reply.code() != 421,
-            EndCause::TlsNotOffered | EndCause::AuthNotOffered | EndCause::AuthNeedsTls => true,
+            EndCause::TlsNotOffered
+            | EndCause::TlsRefused(_)
+            | EndCause::AuthNotOffered
+            | EndCause::AuthNeedsTls => true,
             _ => false,
         };
         self.wire = goes_on.then_some(wire);
@@ -131,7 +134,7 @@ async fn start_tls(mut wire: Wire, target: &Target, tls: &Tls) -> Result<(Box<dy
         220 => {}
         // It has no time for this session, be it with TLS or without.
         421 => return Err(at(EndCause::Reply(reply))),
-        _ if is_refusal(&reply) => return Err(at(EndCause::Reply(reply)).by_starttls().refused(wire)),
+        _ if is_refusal(&reply) => return Err(at(EndCause::TlsRefused(reply)).by_starttls().refused(wire)),
         _ => return Err(at(EndCause::Protocol(excerpt("STARTTLS", &reply))).by_starttls()),
     }
     let stream = wire.into_stream().await.map_err(|cause| match cause {

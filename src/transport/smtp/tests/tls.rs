@@ -236,7 +236,8 @@ async fn required_tls_that_fails_is_no_session() {
             let error = transport.connect(&wishing(level)).await.unwrap_err();
             assert_eq!((error.stage, network.attempts(peer())), (Stage::Ehlo, 1), "{name}");
             let expected = match &error.cause {
-                EndCause::Reply(reply) => name == reply.code().to_string(),
+                EndCause::TlsRefused(reply) => name == reply.code().to_string(),
+                EndCause::Reply(reply) => name == "421" && reply.code() == 421,
                 EndCause::Protocol(_) => ["a code out of place", "250", "no reply"].contains(&name),
                 EndCause::Closed => name.starts_with("closed"),
                 EndCause::Broken(_) => name == "reset",
