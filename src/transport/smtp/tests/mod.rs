@@ -13,6 +13,7 @@ mod lmtp;
 mod sessions;
 #[cfg(feature = "tls")]
 mod tls;
+mod wire;
 
 use std::future::Future;
 use std::net::SocketAddr;
