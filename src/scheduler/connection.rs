@@ -81,7 +81,7 @@ impl Scheduler {
                 self.seek_policy_again(key, asked);
             }
             Err(failure) if failure.kind == RouteFailureKind::MtaSts => {
-                self.note_nothing_permitted(key);
+                self.note_nothing_permitted(key, failure.kind);
                 // Asked for before its time, the clock runs already.
                 if !self.is_held(now, key) {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
@@ -89,6 +89,9 @@ impl Scheduler {
             }
             Err(failure) if failure.is_permanent() => self.note_not_found(now, key, &failure),
             Err(failure) => {
+                if failure.kind == RouteFailureKind::Dane {
+                    self.note_nothing_permitted(key, failure.kind);
+                }
                 self.fail_step(now, key, None, route_diagnosis(&failure));
                 if asked == Freshness::Fresh
                     && let Some(destination) = self.destinations.get_mut(key)
@@ -124,10 +127,16 @@ impl Scheduler {
             if wish.as_ref() == Some(&connection.wish) && leads(route, connection) {
                 continue;
             }
-            connection.retired = true;
-            if matches!(connection.state, State::Idle { .. }) {
-                self.close(id);
-            }
+            self.retire(id);
+        }
+    }
+
+    /// A session takes no further mail.
+    pub(super) fn retire(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.retired = true;
+        if matches!(connection.state, State::Idle { .. }) {
+            self.close(id);
         }
     }
 
@@ -159,8 +168,8 @@ impl Scheduler {
         let is_enforced = destination.is_enforced();
         let demands =
             |route: &Route| is_enforced || route.hosts.iter().any(|host| host.barred || host.tlsa.is_some());
-        let is_barred =
-            destination.known_route().is_some_and(|route| demands(route) && !leads(route, connection));
+        let is_barred = destination.is_barred
+            || destination.known_route().is_some_and(|route| demands(route) && !leads(route, connection));
         let one = u32::from(Fault::OneMessageMore.is_there());
         let most = [
             queue.settings.max_msg_per_connection,

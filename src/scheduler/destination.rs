@@ -26,6 +26,8 @@ pub(crate) struct Destination {
     pub(super) retry: RetryClock,
     /// The hosts of its last route, if an MTA-STS policy demands TLS there and bars others.
     pub(super) enforced: Option<Box<str>>,
+    /// Its last look-up said that none of its hosts may be used.
+    pub(super) is_barred: bool,
     pub(super) cohort: Cohort,
     /// DNS or the hosts said that no mail is taken: what is due bounces with this until then.
     pub(super) refusal: Option<Box<Refusal>>,
@@ -378,6 +380,7 @@ impl Destination {
             route: RouteState::Unknown,
             retry: RetryClock::default(),
             enforced: None,
+            is_barred: false,
             cohort: Cohort::default(),
             refusal: None,
             missing: None,

@@ -14,7 +14,7 @@ use super::session::{Connection, Wish};
 use super::timers::earliest;
 use super::{DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
-use crate::dns::{Freshness, Route, RouteHost};
+use crate::dns::{Freshness, Route, RouteFailureKind, RouteHost};
 use crate::event::{Diagnosis, Failure, Reason};
 use crate::policy::StartTls;
 use crate::reply::Stage;
@@ -102,11 +102,16 @@ impl Scheduler {
         }
     }
 
-    /// A look-up said that the policy permits no host.
-    pub(super) fn note_nothing_permitted(&mut self, key: DestinationKey) {
-        if let Some(destination) = self.destinations.get_mut(key) {
+    /// A look-up said that no host may be used now: the policy permits none, or what they demand is not known. Nothing goes over
+    /// sessions that were opened before.
+    pub(super) fn note_nothing_permitted(&mut self, key: DestinationKey, kind: RouteFailureKind) {
+        let Some(destination) = self.destinations.get_mut(key) else { return };
+        destination.is_barred = true;
+        if kind == RouteFailureKind::MtaSts {
             destination.enforced = Some("".into());
         }
+        let working: Vec<_> = destination.work.working.iter().copied().collect();
+        working.into_iter().for_each(|id| self.retire(id));
     }
 
     /// A step has failed: lanes whose mail waits for a policy are watched, since it may expire before the next.

@@ -250,6 +250,7 @@ impl Scheduler {
             _ => until,
         };
         destination.refusal = None;
+        destination.is_barred = false;
         destination.enforced = route.is_enforced().then(|| hosts_of(&route).into());
         destination.route = RouteState::Known { route: route.clone(), until };
         self.retire_strays(key, &route);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::harness::*;
 use crate::dane::TlsaSet;
-use crate::dns::{Route, RouteFailureKind, TlsaRecord};
+use crate::dns::{DnsErrorKind, Route, RouteFailureKind, TlsaRecord};
 use crate::event::{Category, DeliveryEvent, Failure, Reason};
 use crate::mta_sts::KnownPolicy;
 use crate::reply::Stage;
@@ -401,5 +401,53 @@ fn a_route_that_ran_out_in_line_is_looked_up_again() {
         let expected = ["a", "b", "c", "d"].map(|name| format!("120 delivered {name}@{name}.example"));
         assert_eq!(rig.timeline(), expected, "{:?} {:?}", rig.looked_up, rig.dialled);
         assert_eq!(looked_up(&rig) - before, 1);
+    }
+}
+
+/// No host may be used, as far as was found out: nothing goes over sessions that were opened before, not even while no name server can be
+/// asked.
+#[test]
+fn sessions_end_when_no_host_may_be_used() {
+    for kind in [RouteFailureKind::Dane, RouteFailureKind::MtaSts] {
+        for is_opening in [false, true] {
+            let mut rig = Rig::new("connection-idle-timeout = \"10m\"\nretry-after = [\"1m\"]");
+            rig.answer_with("x.example", Ok(short(&route(&TWO[..1]))));
+            rig.submit("a@x.example");
+            open(&mut rig);
+            let mut opening = None;
+            if is_opening {
+                // Another is opening when the route runs out, and this one is busy.
+                rig.submit("b@x.example");
+                rig.submit("c@x.example");
+                opening = Some(rig.opening().0);
+            } else {
+                rig.accept_all();
+            }
+            rig.answer_with("x.example", no_route(kind));
+            rig.pass(2 * MINUTE);
+            rig.submit("d@x.example");
+            rig.answer_with("x.example", no_route(RouteFailureKind::LookUp(DnsErrorKind::Unreachable)));
+            if let Some(connection) = opening {
+                rig.tell(Event::Connected { connection, opened: in_tls(None) });
+            }
+            if is_opening {
+                assert_eq!(rig.accept_all(), 1, "it was under way");
+            }
+            for _ in 0..4 {
+                rig.pass(MINUTE);
+                rig.submit("e@x.example");
+                rig.accept_all();
+            }
+            assert_eq!(rig.offered.len(), 1, "{kind:?} {is_opening}");
+            rig.answer_with("x.example", Ok(route(&TWO[..1])));
+            rig.pass(2 * MINUTE);
+            while !rig.connects.is_empty() {
+                open(&mut rig);
+                rig.accept_all();
+            }
+            rig.accept_all();
+            let delivered = rig.timeline().iter().filter(|line| line.contains("delivered")).count();
+            assert_eq!(delivered, if is_opening { 8 } else { 6 }, "{kind:?} {:?}", rig.timeline());
+        }
     }
 }
