@@ -125,6 +125,7 @@ impl Scheduler {
         for id in working {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             if wish.as_ref() == Some(&connection.wish) && leads(route, connection) {
+                connection.current.vouched_for = route.has_authentic_hosts();
                 continue;
             }
             self.retire(id);
@@ -170,6 +171,9 @@ impl Scheduler {
             |route: &Route| is_enforced || route.hosts.iter().any(|host| host.barred || host.tlsa.is_some());
         let is_barred = destination.is_barred
             || destination.known_route().is_some_and(|route| demands(route) && !leads(route, connection));
+        if let Some(route) = destination.known_route() {
+            connection.current.vouched_for = route.has_authentic_hosts() && leads(route, connection);
+        }
         let one = u32::from(Fault::OneMessageMore.is_there());
         let most = [
             queue.settings.max_msg_per_connection,

@@ -239,3 +239,50 @@ fn cancelled_or_shut_down_it_leaves_its_line() {
     run(&mut rig, &[1]);
     assert_eq!(rig.last_line(), "0 delivered secret@x.example");
 }
+
+/// A policy that comes or goes says of open sessions too whose host they lead to.
+#[test]
+fn what_vouches_for_a_host_may_come_and_go() {
+    use crate::mta_sts::KnownPolicy;
+    let text = "version: STSv1\nmode: enforce\nmx: *.x.example\nmax_age: 86400";
+    let plain = Arc::new(Route { ttl: MINUTE, ..(*hosts(1)).clone() });
+    let vouched = (*plain).clone().under_policy("x.example", KnownPolicy::for_tests("1", text)).unwrap();
+    let vouched = Arc::new(vouched);
+    for (first, then) in [(&plain, &vouched), (&vouched, &plain)] {
+        let mut rig = Rig::new("use-starttls = \"verify\"\nconnection-idle-timeout = \"10m\"");
+        rig.answer_with("x.example", Ok(first.clone()));
+        rig.submit("a@x.example");
+        rig.connect();
+        assert_eq!(rig.transacts[0].1.host_is_authentic, first.is_enforced());
+        rig.accept_all();
+        rig.answer_with("x.example", Ok(then.clone()));
+        rig.pass(2 * MINUTE);
+        rig.submit("b@x.example");
+        assert_eq!((rig.dialled.len(), rig.transacts.len()), (1, 1), "the session serves both");
+        assert_eq!(rig.transacts[0].1.host_is_authentic, then.is_enforced());
+    }
+}
+
+/// Of a session too that was opening when the policy came.
+#[test]
+fn what_vouches_for_a_host_may_come_while_a_session_opens() {
+    use crate::mta_sts::KnownPolicy;
+    let text = "version: STSv1\nmode: enforce\nmx: *.x.example\nmax_age: 86400";
+    let plain = Arc::new(Route { ttl: MINUTE, ..(*hosts(1)).clone() });
+    let vouched = (*plain).clone().under_policy("x.example", KnownPolicy::for_tests("1", text)).unwrap();
+    let mut rig = Rig::new("use-starttls = \"verify\"\nconnection-idle-timeout = \"10m\"");
+    rig.answer_with("x.example", Ok(plain));
+    rig.submit("a@x.example");
+    rig.connect();
+    rig.submit("b@x.example");
+    rig.submit("c@x.example");
+    let (opening, _) = rig.opening();
+    rig.answer_with("x.example", Ok(Arc::new(vouched)));
+    rig.pass(2 * MINUTE);
+    rig.submit("d@x.example");
+    rig.tell(Event::Connected { connection: opening, opened: Default::default() });
+    let over =
+        |id| move |offer: &&(crate::scheduler::ConnectionId, crate::scheduler::Outgoing)| offer.0 == id;
+    let transaction = rig.transacts.iter().find(over(opening)).map(|offer| offer.1.host_is_authentic);
+    assert_eq!(transaction, Some(true));
+}
