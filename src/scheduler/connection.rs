@@ -16,7 +16,7 @@ use super::session::{Candidate, State};
 use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind, RouteKind};
-use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred};
+use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred, Reason};
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
 use crate::transport::{ConnectError, EndCause, Target};
@@ -283,8 +283,12 @@ impl Scheduler {
         attempt.all_5xx &= code.is_some_and(|code| code >= 500);
         attempt.all_local &= is_local;
         attempt.all_ipv6 &= failed.peer.is_ipv6();
-        if !is_local || attempt.last.is_none() || attempt.all_local {
-            let mut diagnosis = connect_diagnosis(stage, cause, demander);
+        // Of all that it met what waits for the policy counts: that is looked for before mail expires over it.
+        let is_of_policy = |last: &(Candidate, Diagnosis)| last.1.reason == Some(Reason::MtaSts);
+        let is_over_policy = attempt.last.as_deref().is_some_and(is_of_policy);
+        let is_last = !is_local || attempt.last.is_none() || attempt.all_local;
+        let mut diagnosis = connect_diagnosis(stage, cause, demander);
+        if is_last && (!is_over_policy || diagnosis.reason == Some(Reason::MtaSts)) {
             diagnosis.rule = decision.rule().cloned();
             attempt.last = Some(Box::new((failed.clone(), diagnosis)));
         }

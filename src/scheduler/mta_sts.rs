@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::destination::{Destination, RetryClock};
 use super::lane::LaneState;
-use super::placement::hosts_of;
+use super::placement::{bars_any, hosts_of};
 use super::record::{Failed, cause_diagnosis};
 use super::session::{Connection, Wish};
 use super::timers::earliest;
@@ -29,12 +29,18 @@ impl Destination {
         self.enforced.is_some() || self.site.is_enforced()
     }
 
-    /// It waits since its MTA-STS policy could not be kept, or maybe for that: a refusal at EHLO may be one of STARTTLS.
+    /// It waits since its MTA-STS policy could not be kept with a host, bars one, or did so when DNS last answered.
     fn waits_for_policy(&self) -> bool {
-        let is_about_tls = |last: &Diagnosis| {
-            last.reason == Some(Reason::MtaSts) || self.is_enforced() && last.stage == Stage::Ehlo
+        let is_about_policy = |last: &Diagnosis| {
+            let is_under_policy = self.is_enforced() && (last.stage == Stage::Dns || self.bars_hosts());
+            last.reason == Some(Reason::MtaSts) || is_under_policy
         };
-        self.retry.until.is_some() && self.retry.last.as_deref().is_some_and(is_about_tls)
+        self.retry.until.is_some() && self.retry.last.as_deref().is_some_and(is_about_policy)
+    }
+
+    /// Some of its hosts are not used.
+    fn bars_hosts(&self) -> bool {
+        self.enforced.as_deref().is_some_and(bars_any) || self.site.bars_hosts()
     }
 }
 

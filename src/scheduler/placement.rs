@@ -438,6 +438,11 @@ impl Site {
         matches!(self, Self::Hosts(_))
     }
 
+    /// Of a shared one: some of its hosts are not used.
+    pub(super) fn bars_hosts(&self) -> bool {
+        matches!(self, Self::Hosts(hosts) if bars_any(hosts))
+    }
+
     /// Of a shared one: mail goes there under an MTA-STS policy alone.
     pub(super) fn is_enforced(&self) -> bool {
         matches!(self, Self::Hosts(hosts) if hosts.ends_with(ENFORCED))
@@ -450,7 +455,7 @@ impl Site {
 pub(super) fn hosts_of(route: &Route) -> String {
     let names = |group: &[RouteHost]| {
         let mark = |host: &RouteHost| match (host.barred, &host.tlsa) {
-            (true, _) => "!",
+            (true, _) => BARRED,
             (false, Some(_)) => "=",
             (false, None) => "",
         };
@@ -469,6 +474,13 @@ pub(super) fn hosts_of(route: &Route) -> String {
     hosts
 }
 
+/// Whether some of a set of hosts are barred.
+pub(super) fn bars_any(hosts: &str) -> bool {
+    hosts.strip_suffix(ENFORCED).unwrap_or(hosts).contains(BARRED)
+}
+
+/// What stands before a host that is barred.
+const BARRED: &str = "!";
 /// What a set of hosts ends with that mail goes to under an MTA-STS policy alone.
 const ENFORCED: &str = ";!";
 

@@ -388,3 +388,29 @@ fn a_policy_that_permits_another_host_is_news() {
     rig.pass(Duration::from_secs(86_400 - 600));
     assert_eq!(rig.opening().1.peer.to_string(), OTHER);
 }
+
+/// A refusal by another host of the route does not make it forget that it waits for the policy.
+#[test]
+fn one_host_held_for_the_policy_is_enough_to_look_for_another() {
+    let two: &[&[(&str, &[&str])]] = &[&[("mx1.x.example", &[ONE])], &[("mx2.x.example", &[OTHER])]];
+    let broken = || EndCause::Broken("refused".into());
+    let rows: [(&[&str], Vec<EndCause>, Option<Reason>); 4] = [
+        (&["*.x.example"], vec![tls_failed(), broken()], Some(Reason::MtaSts)),
+        (&["*.x.example"], vec![broken(), tls_failed()], Some(Reason::MtaSts)),
+        // The policy bars a host that might do.
+        (&["mx1.x.example"], vec![broken()], None),
+        (&["*.x.example"], vec![broken(), broken()], None),
+    ];
+    for (n, (mx, causes, reason)) in rows.into_iter().enumerate() {
+        let mut rig = Rig::new("bounce-after = \"1d\"\nretry-after = [\"30h\"]");
+        rig.answer_with("x.example", enforced(two, mx));
+        rig.submit("a@x.example");
+        for cause in causes {
+            rig.fail_connect(cause);
+        }
+        let Some(DeliveryEvent::QueueDeferred(event)) = rig.events.last() else { panic!("{:?}", rig.events) };
+        assert_eq!(event.diagnosis.reason, reason, "{n}");
+        rig.pass(24 * HOUR);
+        assert_eq!(rig.fresh_look_ups().len(), usize::from(n < 3), "{n}");
+    }
+}
