@@ -579,6 +579,7 @@ impl Driver {
                         Err(RouteFailure {
                             kind: RouteFailureKind::LookUp(DnsErrorKind::ServFail),
                             message: format!("{domain}: the resolver panicked"),
+                            policy_unknown: true,
                         })
                     });
                     let _ = results.send(Input::Event(Event::Resolved { destination, result })).await;

@@ -56,13 +56,14 @@ impl LookUp<'_> {
         let policy = async { Ok(self.find_policy(domain, settings, freshness).await) };
         let (route, found) = future::try_join(route, policy).await?;
         let Some(found) = found else { return Ok(Arc::new(route)) };
-        let route = Route { ttl: route.ttl.min(found.again_in), ..route };
+        let policy_unknown = !found.is_current;
+        let route = Route { ttl: route.ttl.min(found.again_in), policy_unknown, ..route };
         let Some(policy) = found.policy else { return Ok(Arc::new(route)) };
         let route = route.under_policy(domain.as_str(), policy.clone());
         if route.as_ref().is_err_and(|failure| failure.kind == RouteFailureKind::MtaSts) {
             self.tls_counts.nothing_permitted(&policy);
         }
-        route.map(Arc::new)
+        route.map(Arc::new).map_err(|failure| RouteFailure { policy_unknown, ..failure })
     }
 
     async fn find_route(

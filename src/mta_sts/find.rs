@@ -70,6 +70,8 @@ pub(crate) struct Sought<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) policy: Option<Arc<KnownPolicy>>,
+    /// Whether that is all the domain says now, and not just what it said before: its record could be asked for, and it names no other.
+    pub(crate) is_current: bool,
     /// Why the current policy could not be had. The one seen before counts, if there is one.
     pub(crate) failure: Option<PolicyFailure>,
     /// After this it is to be looked for again.
@@ -135,7 +137,8 @@ impl Policies {
     ///
     /// May be dropped at any time.
     pub(crate) async fn find(self: &Arc<Self>, sought: &Sought<'_>, freshness: Freshness) -> Found {
-        let (id, holds) = self.current_id(sought, freshness).await;
+        let (record, holds) = self.current_id(sought, freshness).await;
+        let id = record.clone().flatten();
         let mut decision = self.decide(sought.domain, id.as_deref());
         match decision.fetch {
             Fetch::No => {}
@@ -150,7 +153,8 @@ impl Policies {
                 if let Ok(Some(policy)) = fetched {
                     // Also one that is over at once was current now.
                     let again_in = holds.min(policy.refresh_in(self.clock.now()));
-                    return Found { policy: Some(policy), failure: None, again_in };
+                    let is_current = id.as_deref() == Some(policy.id());
+                    return Found { policy: Some(policy), is_current, failure: None, again_in };
                 }
                 decision = self.decide(sought.domain, id.as_deref());
             }
@@ -158,7 +162,12 @@ impl Policies {
         let Decision { kept, failure, again_in, fetch } = decision;
         // It may come any moment.
         let limit = if fetch == Fetch::New { LIMIT } else { Duration::MAX };
-        Found { policy: kept, failure, again_in: holds.min(again_in).min(limit) }
+        let is_current = match record {
+            None => false,
+            Some(None) => true,
+            Some(Some(id)) => kept.as_ref().is_some_and(|kept| kept.id == id),
+        };
+        Found { policy: kept, is_current, failure, again_in: holds.min(again_in).min(limit) }
     }
 
     /// Waits for a policy that is being fetched, or has it fetched. `None`: it was not had, or is known by now.
@@ -199,8 +208,12 @@ impl Policies {
         flight
     }
 
-    /// The id of a domain's current policy, and how long that holds.
-    async fn current_id(&self, sought: &Sought<'_>, freshness: Freshness) -> (Option<String>, Duration) {
+    /// The id of a domain's current policy, if it has one, and how long that holds. `None`: it is not known.
+    async fn current_id(
+        &self,
+        sought: &Sought<'_>,
+        freshness: Freshness,
+    ) -> (Option<Option<String>>, Duration) {
         let name = format!("_mta-sts.{}", sought.domain);
         let asked = timeout(RECORD_LIMIT, sought.resolver.txt(&name, freshness)).await;
         let answer = asked.unwrap_or_else(|_| {
@@ -209,15 +222,15 @@ impl Policies {
         });
         match answer {
             Ok(Answer { data: Data::Records(records), ttl, .. }) => match policy_id(&records) {
-                Some(id) => (Some(id), ttl),
-                None => (None, Duration::MAX),
+                Some(id) => (Some(Some(id)), ttl),
+                None => (Some(None), Duration::MAX),
             },
-            Ok(_) => (None, Duration::MAX),
+            Ok(_) => (Some(None), Duration::MAX),
             Err(error) if error.kind() == DnsErrorKind::Unsupported => {
                 if !self.told_unsupported.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "MTA-STS policies can not be found with this resolver");
                 }
-                (None, Duration::MAX)
+                (Some(None), Duration::MAX)
             }
             Err(error) => {
                 tracing::debug!(%error, "whether a domain has an MTA-STS policy is not known");

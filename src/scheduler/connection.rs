@@ -72,6 +72,7 @@ impl Scheduler {
         match result {
             Ok(route) => {
                 self.release_if_policy_changed(key, &route);
+                self.note_policy(now, key, asked, route.policy_unknown);
                 if !self.note_found(now, key, &route, asked) {
                     self.place(now, key, &route);
                 }
@@ -79,6 +80,7 @@ impl Scheduler {
             Err(failure) if matches!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Unreachable)) => {
                 self.rest_resolver(now, failure.message);
                 self.seek_policy_again(key, asked);
+                self.note_policy(now, key, asked, true);
             }
             Err(failure) if failure.kind == RouteFailureKind::MtaSts => {
                 self.note_nothing_permitted(key, failure.kind);
@@ -86,11 +88,17 @@ impl Scheduler {
                 if !self.is_held(now, key) {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
                 }
+                self.note_policy(now, key, asked, failure.policy_unknown);
             }
             Err(failure) if failure.is_permanent() => self.note_not_found(now, key, &failure),
             Err(failure) => {
                 if failure.kind == RouteFailureKind::Dane {
                     self.note_nothing_permitted(key, failure.kind);
+                }
+                self.note_policy(now, key, asked, true);
+                if asked == Freshness::Fresh && self.is_held_over_policy(now, key) {
+                    // The clock runs already, and what it runs for is to be told when the mail expires.
+                    return self.review_lanes(now, key);
                 }
                 self.fail_step(now, key, None, route_diagnosis(&failure));
                 if asked == Freshness::Fresh

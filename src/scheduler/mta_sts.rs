@@ -22,6 +22,8 @@ use crate::transport::EndCause;
 
 /// So long before mail expires its policy is looked for, so that there is time to deliver it.
 const MARGIN: Duration = Duration::from_secs(600);
+/// When it is looked for again that could not be found out.
+const AGAIN: Duration = Duration::from_secs(60);
 
 impl Destination {
     /// Its mail goes over TLS alone, with a certificate that is valid for the host's name.
@@ -57,16 +59,18 @@ impl Scheduler {
 
     /// When the policy of a lane's domain is to be looked for, since mail that waits for it is about to expire.
     pub(super) fn policy_from(&self, lane: &LaneState) -> Option<Timestamp> {
-        if !self.destinations.get(lane.destination)?.waits_for_policy() {
-            return None;
-        }
         let oldest = lane.head.oldest.map(|oldest| oldest + self.bounce_after(lane));
         let in_window = lane.work.deadlines.first().map(|&(deadline, _)| deadline);
         let expiry = earliest(earliest(oldest, lane.head.first_expiry), in_window)?;
-        let sought = self.domains.get(lane.domain)?.policy_sought;
+        let domain = self.domains.get(lane.domain)?;
+        let waits = self.destinations.get(lane.destination)?.waits_for_policy();
+        if !waits && domain.policy_again.is_none() {
+            return None;
+        }
+        let (sought, again) = (domain.policy_sought, domain.policy_again);
         // One look serves all that expires within twice the margin.
         let was_sought = sought.is_some_and(|sought| sought + 2 * MARGIN >= expiry);
-        (!was_sought).then(|| expiry.saturating_sub(MARGIN))
+        (!was_sought).then(|| expiry.saturating_sub(MARGIN)).map(|at| again.map_or(at, |again| at.max(again)))
     }
 
     /// Looks for the policy of a lane's domain if it is time to. The domain is asked about at its home.
@@ -84,6 +88,47 @@ impl Scheduler {
             destination = state.destination;
         }
         self.ask_afresh(destination);
+    }
+
+    /// A look-up came back that says whether it found out what policy a domain has now. One for mail that is about to expire is else
+    /// made again.
+    pub(super) fn note_policy(
+        &mut self,
+        now: Timestamp,
+        home: DestinationKey,
+        asked: Freshness,
+        unknown: bool,
+    ) {
+        let Some(destination) = self.destinations.get(home) else { return };
+        for lane in destination.lanes.iter() {
+            let domain = self.lanes.get(*lane).map(|lane| lane.domain);
+            let Some(domain) = domain.and_then(|domain| self.domains.get_mut(domain)) else { continue };
+            domain.policy_unknown = unknown;
+            let is_sought =
+                asked == Freshness::Fresh && domain.policy_sought.or(domain.policy_again).is_some();
+            if unknown && is_sought {
+                (domain.policy_sought, domain.policy_again) = (None, Some(now + AGAIN));
+            } else if !unknown && domain.policy_again.take().is_some() && is_sought {
+                domain.policy_sought = Some(now);
+            }
+        }
+    }
+
+    /// Whether the domain of a lane may have a policy that is not known now.
+    pub(super) fn is_policy_unknown(&self, key: DestinationKey, lane: LaneKey) -> bool {
+        let lane = self.lanes.get(lane);
+        let of_domain = lane.and_then(|lane| self.domains.get(lane.domain));
+        // Who has come since the look-up of its home knows it from that.
+        let home = self.destinations.get(key).filter(|destination| !destination.site.is_shared());
+        let route = home.and_then(Destination::known_route);
+        of_domain.is_some_and(|domain| domain.policy_unknown)
+            || route.is_some_and(|route| route.policy_unknown)
+    }
+
+    /// Its clock runs, for its MTA-STS policy.
+    pub(super) fn is_held_over_policy(&self, now: Timestamp, key: DestinationKey) -> bool {
+        let destination = self.destinations.get(key);
+        destination.is_some_and(|destination| destination.is_held(now) && destination.waits_for_policy())
     }
 
     /// No name server could be reached: mail that is about to expire has its policy looked for when one can be.

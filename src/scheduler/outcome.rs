@@ -8,7 +8,8 @@ use super::intake::head_of;
 use super::record::{Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Attempt, Candidate, Connection, InTransaction, State};
-use super::verdict::{Context, SessionVerdict, Verdict, Verdicts, is_broken_off, judge, sent_away_by};
+use super::unfit::Elsewhere;
+use super::verdict::{Cause, Context, SessionVerdict, Verdict, Verdicts, is_broken_off, judge, sent_away_by};
 use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
@@ -258,9 +259,11 @@ impl Scheduler {
             };
             let ruled = self.rule_on(now, key, &mut item, &recipient, verdict, &mut ruling);
             let verdict = match ruled.verdict {
-                Verdict::Elsewhere(cause) if self.note_unfit(key, &mut item, candidate, &cause) => {
-                    Verdict::Bounced(cause)
-                }
+                Verdict::Elsewhere(cause) => match self.note_unfit(key, &mut item, candidate, &cause) {
+                    Elsewhere::Maybe => Verdict::Elsewhere(cause),
+                    Elsewhere::NotYet => Verdict::Deferred(Cause::policy_unknown()),
+                    Elsewhere::Nowhere => Verdict::Bounced(cause),
+                },
                 verdict => verdict,
             };
             match verdict {

@@ -49,6 +49,10 @@ pub(crate) struct DomainState {
     pub(super) until: Option<Timestamp>,
     /// When its MTA-STS policy was last looked for since mail was about to expire over it.
     pub(super) policy_sought: Option<Timestamp>,
+    /// Not to be looked for again before this, since that did not find it out.
+    pub(super) policy_again: Option<Timestamp>,
+    /// Its last look-up did not find out what policy it has.
+    pub(super) policy_unknown: bool,
     pub(super) lanes: FewSet<LaneKey>,
 }
 
@@ -103,6 +107,8 @@ impl Scheduler {
             destination,
             until: None,
             policy_sought: None,
+            policy_again: None,
+            policy_unknown: false,
             lanes: FewSet::default(),
         };
         let key = self.domains.insert(state);
@@ -422,6 +428,8 @@ impl DomainState {
             destination,
             until: None,
             policy_sought: None,
+            policy_again: None,
+            policy_unknown: false,
             lanes: FewSet::default(),
         }
     }

@@ -104,11 +104,19 @@ pub(super) fn route_diagnosis(failure: &RouteFailure) -> Diagnosis {
     }
 }
 
+const POLICY_UNKNOWN: &str = "the message requires TLS to a host that is verified to be the receiver's, and whether an MTA-STS policy \
+    says so is not known now";
+
 impl Cause {
     pub(super) fn diagnosis(&self) -> Diagnosis {
         let mut diagnosis = match &self.what {
             What::Reply(reply) => reply_diagnosis(self.stage, reply),
             What::Lost(cause) => cause_diagnosis(self.stage, cause, Failed::InTransaction),
+            What::PolicyUnknown => Diagnosis {
+                status: EnhancedStatus::new(4, 7, 10),
+                category: Category::PolicyRelated,
+                ..engine_diagnosis(self.stage, Failed::InTransaction, POLICY_UNKNOWN)
+            },
             What::Unsendable(why) => Diagnosis {
                 status: why.status(),
                 category: match why {

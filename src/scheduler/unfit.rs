@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::destination::Work;
 use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, State};
-use super::verdict::Cause;
+use super::verdict::{Cause, What};
 use super::window::WindowItem;
 use super::{ConnectionId, DestinationKey, Scheduler};
 use crate::clock::Timestamp;
@@ -16,6 +16,7 @@ use crate::dns::{MAX_MAIL_EXCHANGERS, Route};
 use crate::event::Diagnosis;
 use crate::reply::Stage;
 use crate::storage::ItemId;
+use crate::transport::Unsendable;
 
 /// Hosts that an item can not be sent to.
 pub(super) struct Unfit {
@@ -23,6 +24,17 @@ pub(super) struct Unfit {
     hosts: Vec<Arc<str>>,
     /// What was the matter with the last, and where that was.
     last: (Candidate, Cause),
+    /// One of them was not known for certain to be the receiver's.
+    unverified: bool,
+}
+
+/// Where else an item can go that a host can not take.
+pub(super) enum Elsewhere {
+    /// To another host, maybe.
+    Maybe,
+    /// To none of the hosts as far as they are known now. The domain's MTA-STS policy is not, and may say more of them.
+    NotYet,
+    Nowhere,
 }
 
 impl Unfit {
@@ -39,28 +51,33 @@ impl Unfit {
 }
 
 impl Scheduler {
-    /// The item can not be sent to the host that a transaction led to. `true`: nor to any other.
+    /// The item can not be sent to the host that a transaction led to: where else?
     pub(super) fn note_unfit(
         &self,
         key: DestinationKey,
         item: &mut WindowItem,
         candidate: &Candidate,
         cause: &Cause,
-    ) -> bool {
+    ) -> Elsewhere {
         let last = (candidate.clone(), cause.clone());
         let unfit = match &mut item.unfit {
             Some(unfit) => {
                 unfit.last = last;
                 unfit
             }
-            none => none.insert(Box::new(Unfit { hosts: Vec::new(), last })),
+            none => none.insert(Box::new(Unfit { hosts: Vec::new(), last, unverified: false })),
         };
         if !unfit.has(&candidate.host) {
             unfit.hosts.push(candidate.host.clone());
         }
+        unfit.unverified |= cause.what == What::Unsendable(Unsendable::HostNotVerified);
         // Looked up anew it may lead elsewhere: that is decided when it is known.
         let route = self.destinations.get(key).and_then(|destination| destination.known_route());
-        route.is_some_and(|route| unfit.is_all_of(route))
+        match route.is_some_and(|route| unfit.is_all_of(route)) {
+            false => Elsewhere::Maybe,
+            true if unfit.unverified && self.is_policy_unknown(key, item.lane) => Elsewhere::NotYet,
+            true => Elsewhere::Nowhere,
+        }
     }
 
     /// Items of a destination that wait for another host than those that are idle, each with what it can not use.
@@ -168,7 +185,12 @@ impl Scheduler {
         let Some((id, unfit)) = self.seekers(key).next() else { return };
         let (candidate, cause) = unfit.last.clone();
         let route = self.destinations.get(key).and_then(|destination| destination.known_route());
-        if route.is_some_and(|route| unfit.is_all_of(route)) {
+        let is_all = route.is_some_and(|route| unfit.is_all_of(route));
+        let lane = self.window.get(id).map(|item| item.lane);
+        let awaits_policy = unfit.unverified && lane.is_some_and(|lane| self.is_policy_unknown(key, lane));
+        if is_all && awaits_policy {
+            self.defer_item(now, key, id, &candidate, &Cause::policy_unknown().diagnosis());
+        } else if is_all {
             let diagnosis = cause.diagnosis();
             self.finish_item(now, id, |scheduler, item, recipient, left| {
                 let mut recipient = recipient.clone();

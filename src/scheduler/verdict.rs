@@ -50,6 +50,14 @@ pub(super) enum What {
     Reply(Reply),
     Lost(EndCause),
     Unsendable(Unsendable),
+    /// It requires TLS to a host that is verified, and what policy its domain has is not known.
+    PolicyUnknown,
+}
+
+impl Cause {
+    pub(super) fn policy_unknown() -> Self {
+        Self { stage: Stage::Mail, what: What::PolicyUnknown, reason: Some(Reason::HostNotVerified) }
+    }
 }
 
 /// What the end of the transaction means for the session and the destination.

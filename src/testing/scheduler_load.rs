@@ -493,6 +493,7 @@ fn route(domain: &str) -> Arc<Route> {
         kind: RouteKind::Mx,
         ttl: Duration::ZERO,
         mta_sts: None,
+        policy_unknown: false,
     })
 }
 

@@ -482,6 +482,30 @@ async fn a_message_that_requires_tls_goes_to_hosts_of_a_policy_or_fixed_ones() {
     }
 }
 
+/// A message that requires TLS waits while it is not known whether a policy says whose the hosts are.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_requires_tls_waits_for_a_policy_that_is_not_known() {
+    for by_dns in [true, false] {
+        let rig = Rig::new();
+        let server = rig.server().ehlo(["REQUIRETLS"]);
+        rig.world.server(MX, &server).server(MX2, &server);
+        rig.publish("1", "enforce", "mx1.example.net", 86_400);
+        if by_dns {
+            rig.world.zone.fail(TXT, DnsErrorKind::Timeout);
+        } else {
+            rig.files.fail("example.net", FetchErrorKind::NoAnswer);
+        }
+        let engine = rig.engine(MemoryStorage::new(), "").await;
+        engine.submit(message(&["b@example.net"]).with_require_tls()).await.unwrap();
+        pass(5 * MINUTE).await;
+        assert_eq!(rig.world.seen.timeline(), ["0 deferred b@example.net 4.7.10"]);
+        rig.world.zone.recover(TXT);
+        rig.publish("1", "enforce", "mx1.example.net", 86_400);
+        idle(&engine).await;
+        assert_eq!(rig.world.seen.timeline().last().unwrap(), "600 delivered b@example.net");
+    }
+}
+
 /// RFC 8460 §4.3.1: a host that says it has STARTTLS, and refuses it.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_of_starttls_is_counted() {

@@ -13,6 +13,10 @@ pub struct RouteFailure {
     pub kind: RouteFailureKind,
     /// For people: names the domain and what was asked.
     pub message: String,
+    /// The domain's MTA-STS policy may be another by now, and could not be looked up: see [`Route::policy_unknown`].
+    ///
+    /// [`Route::policy_unknown`]: super::Route::policy_unknown
+    pub policy_unknown: bool,
 }
 
 /// What is the matter with a domain that has no route.
@@ -95,7 +99,7 @@ impl RouteFailureKind {
 
 impl RouteFailure {
     pub(super) fn new(kind: RouteFailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), policy_unknown: false }
     }
 
     /// See [`RouteFailureKind::is_permanent`].

@@ -46,6 +46,8 @@ pub struct Route {
     pub ttl: Duration,
     /// The domain's MTA-STS policy, if it has one that counts ([`Route::under_policy`]). As found by DNS: none.
     pub mta_sts: Option<Arc<KnownPolicy>>,
+    /// What policy the domain has now could not be found out: its TXT record, or the policy that this names. What was known before counts.
+    pub policy_unknown: bool,
 }
 
 /// How a route was found.
@@ -297,7 +299,7 @@ fn finish(
         const SOON: Duration = Duration::from_secs(60);
         let is_known = sum.error.is_none() && unknown_demand.is_none();
         let ttl = if is_known { ttl } else { ttl.min(SOON) };
-        return Ok(Route { hosts, kind, ttl, mta_sts: None });
+        return Ok(Route { hosts, kind, ttl, mta_sts: None, policy_unknown: false });
     }
     let fail = |kind, why: String| Err(RouteFailure::new(kind, format!("{what}: {why}")));
     // What is not known comes first: with it, the rest might not be true.

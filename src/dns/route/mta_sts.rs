@@ -73,7 +73,8 @@ mod tests {
             tlsa: None,
         };
         let hosts = hosts.iter().map(host).collect();
-        Route { hosts, kind: RouteKind::Mx, ttl: Duration::from_secs(60), mta_sts: None }
+        let (kind, ttl) = (RouteKind::Mx, Duration::from_secs(60));
+        Route { hosts, kind, ttl, mta_sts: None, policy_unknown: false }
     }
 
     fn policy(mode: &str) -> Arc<KnownPolicy> {

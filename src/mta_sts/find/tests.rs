@@ -263,7 +263,10 @@ async fn a_look_up_waits_a_moment_for_a_policy_that_serves_the_next() {
     rig.publish("1", "enforce", 1_000);
     let rig = rig.with_fetcher(gate.clone());
     let (found, took) = rig.timed().await;
-    assert_eq!((found, took), (Found { policy: None, failure: None, again_in: LIMIT }, 10));
+    assert_eq!(
+        (found, took),
+        (Found { policy: None, is_current: false, failure: None, again_in: LIMIT }, 10)
+    );
     gate.open().await;
     let (found, took) = rig.timed().await;
     assert_eq!((found.policy.is_some(), took, gate.fetches()), (true, 0, 1));
@@ -344,6 +347,27 @@ async fn a_slow_owner_takes_few_turns() {
     }
 }
 
+/// Whether it is the policy that the domain's record names now.
+#[tokio::test(start_paused = true)]
+async fn what_is_known_may_not_be_current() {
+    let rig = Rig::new();
+    assert!(rig.find().await.is_current, "no record, no policy");
+    rig.publish("1", "testing", 1_000_000);
+    assert!(rig.find().await.is_current);
+    rig.zone.fail("_mta-sts.example.net", DnsErrorKind::ServFail);
+    assert!(!rig.find().await.is_current, "DNS fails");
+    rig.zone.recover("_mta-sts.example.net");
+    assert!(rig.find().await.is_current);
+    rig.publish("2", "enforce", 1_000_000);
+    assert!(!rig.find().await.is_current, "the new one is not fetched yet");
+    rig.zone.set_zone("").unwrap();
+    assert!(rig.find().await.is_current, "the record is gone");
+    rig.publish("1", "enforce", 1_000_000);
+    rig.files.fail(DOMAIN, FetchErrorKind::NoAnswer);
+    tokio::time::advance(2 * Duration::from_secs(86_400)).await;
+    assert!(rig.find().await.is_current, "that it can not be seen again makes it no other");
+}
+
 #[tokio::test(start_paused = true)]
 async fn fetches_end_when_they_are_told_to() {
     let (gate, rig) = (Gated::default(), Rig::new());
@@ -397,7 +421,7 @@ async fn mail_waits_five_seconds_for_a_record_and_keeps_the_policy_it_had() {
         let found = rig.policies.find(&sought, Freshness::Fresh).await;
         (found, rig.clock.now().saturating_since(before).as_secs())
     };
-    let expected = |policy| Found { policy, failure: None, again_in: REST };
+    let expected = |policy| Found { policy, is_current: false, failure: None, again_in: REST };
     assert_eq!(ask(DOMAIN).await, (expected(known), 5));
     assert_eq!(ask("other.example").await, (expected(None), 5));
 }

@@ -479,11 +479,12 @@ pub(crate) fn route(preferences: &[&[(&str, &[&str])]]) -> Arc<Route> {
         tlsa: None,
     };
     let hosts = (0..).zip(preferences).flat_map(|(place, hosts)| hosts.iter().map(move |it| host(place, it)));
-    Arc::new(Route { hosts: hosts.collect(), kind: RouteKind::Mx, ttl: HOUR, mta_sts: None })
+    let (hosts, kind, ttl) = (hosts.collect(), RouteKind::Mx, HOUR);
+    Arc::new(Route { hosts, kind, ttl, mta_sts: None, policy_unknown: false })
 }
 
 pub(crate) fn no_route(kind: RouteFailureKind) -> Result<Arc<Route>, RouteFailure> {
-    Err(RouteFailure { kind, message: "made up".to_owned() })
+    Err(RouteFailure { kind, message: "made up".to_owned(), policy_unknown: false })
 }
 
 pub(crate) const SERVFAIL: RouteFailureKind = RouteFailureKind::LookUp(DnsErrorKind::ServFail);

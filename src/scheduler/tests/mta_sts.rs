@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::harness::*;
-use crate::dns::{Route, RouteFailure, RouteFailureKind};
+use crate::dns::{DnsErrorKind, Route, RouteFailure, RouteFailureKind};
 use crate::event::{Category, DeliveryEvent, Reason};
 use crate::mta_sts::KnownPolicy;
 use crate::policy::StartTls;
@@ -193,6 +193,26 @@ fn a_fresh_policy_is_looked_for_after_a_restart_too() {
     rig.pass(24 * HOUR);
     assert_eq!(rig.fresh_look_ups().len(), 1);
     assert!(!rig.connects.is_empty());
+}
+
+/// After a restart it is not known what the policy was, only that mail waits for it: DNS that fails must not take that away.
+#[test]
+fn a_look_that_fails_after_a_restart_is_made_again() {
+    let settings = "[domain.\"*\"]\nbounce-after = \"1d\"\nretry-after = [\"30h\"]";
+    let mut rig = Rig::with_policy(settings, Bounds::default());
+    rig.answer_with("x.example", one_host(&["mx.x.example"]));
+    rig.submit("a@x.example");
+    rig.fail_connect(tls_failed());
+    rig.pass(HOUR);
+    let mut rig = rig.restarted(settings);
+    rig.answer_with("x.example", no_route(RouteFailureKind::LookUp(DnsErrorKind::Timeout)));
+    rig.pass(23 * HOUR - 9 * MINUTE);
+    assert!(!rig.fresh_look_ups().is_empty());
+    rig.answer_with("x.example", Ok(route(&[&[("mx.x.example", &[ONE])]])));
+    rig.pass(2 * MINUTE);
+    open(&mut rig);
+    rig.accept_all();
+    assert!(rig.last_line().ends_with("delivered a@x.example"), "{:?}", rig.timeline());
 }
 
 /// In a rollup the domain goes home for it, and by itself.
@@ -413,4 +433,75 @@ fn one_host_held_for_the_policy_is_enough_to_look_for_another() {
         rig.pass(24 * HOUR);
         assert_eq!(rig.fresh_look_ups().len(), usize::from(n < 3), "{n}");
     }
+}
+
+/// A look that did not find the policy out is no look: it is made again in a minute.
+#[test]
+fn a_policy_that_is_not_found_out_is_looked_for_again() {
+    let day = 86_400;
+    let plain = || Ok(route(&[&[("mx.x.example", &[ONE])]]));
+    let unknown = |found: Result<Arc<Route>, RouteFailure>| match found {
+        Ok(route) => Ok(Arc::new(Route { policy_unknown: true, ..(*route).clone() })),
+        Err(failure) => Err(RouteFailure { policy_unknown: true, ..failure }),
+    };
+    let timeout = || no_route(RouteFailureKind::LookUp(DnsErrorKind::Timeout));
+    let away = || no_route(RouteFailureKind::LookUp(DnsErrorKind::Unreachable));
+    // What holds the mail, and what the look meets.
+    for (n, (held, met)) in [
+        (one_host(&["mx.x.example"]), unknown(one_host(&["mx.x.example"]))),
+        (one_host(&["mx.y.example"]), unknown(one_host(&["mx.y.example"]))),
+        (one_host(&["mx.x.example"]), timeout()),
+        (one_host(&["mx.y.example"]), timeout()),
+        (one_host(&["mx.x.example"]), away()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for retry in ["30h", "1425m"] {
+            let mut rig = Rig::new(&format!("bounce-after = \"1d\"\nretry-after = [\"{retry}\"]"));
+            rig.answer_with("x.example", held.clone());
+            rig.submit("a@x.example");
+            if !rig.connects.is_empty() {
+                rig.fail_connect(tls_failed());
+            }
+            // With the shorter interval the clock has run out a moment before.
+            if retry != "30h" {
+                rig.answer_with("x.example", timeout());
+            }
+            rig.pass(Duration::from_secs(day - 601));
+            assert!(rig.fresh_look_ups().is_empty());
+            rig.answer_with("x.example", met.clone());
+            rig.pass(Duration::from_secs(1 + 4 * 60));
+            let looks = rig.fresh_look_ups().len();
+            assert!((4..=10).contains(&looks), "{n} {retry}: {:?}", rig.fresh_look_ups());
+            rig.answer_with("x.example", plain());
+            rig.pass(2 * MINUTE);
+            let looks = rig.fresh_look_ups().len() - looks;
+            assert!((1..=2).contains(&looks), "{n} {retry}: {:?}", rig.fresh_look_ups());
+            open(&mut rig);
+            rig.accept_all();
+            assert!(rig.last_line().ends_with("delivered a@x.example"), "{n} {retry}");
+            rig.pass(HOUR);
+            rig.scheduler.assert_empty();
+        }
+    }
+}
+
+/// In a rollup the domain is at home by then, which has not waited for a policy.
+#[test]
+fn a_policy_of_a_domain_in_a_rollup_is_looked_for_again() {
+    let settings = format!("{PROVIDER}[domain.\"*\"]\nbounce-after = \"1d\"\nretry-after = [\"30h\"]");
+    let mut rig = Rig::with_policy(&settings, Bounds::default());
+    let hosts: &[&[(&str, &[&str])]] = &[&[("mx.p.example", &[ONE])]];
+    rig.answer_with("x.example", enforced(hosts, &["mx.p.example"]));
+    rig.submit("a@x.example");
+    rig.fail_connect(tls_failed());
+    rig.answer_with("x.example", no_route(RouteFailureKind::LookUp(DnsErrorKind::Timeout)));
+    rig.pass(Duration::from_secs(86_400 - 500));
+    assert_eq!(rig.fresh_look_ups().len(), 2);
+    rig.answer_with("x.example", Ok(route(hosts)));
+    rig.pass(MINUTE);
+    open(&mut rig);
+    rig.accept_all();
+    assert_eq!(rig.last_line(), "85960 delivered a@x.example");
 }

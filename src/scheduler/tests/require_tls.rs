@@ -240,6 +240,73 @@ fn cancelled_or_shut_down_it_leaves_its_line() {
     assert_eq!(rig.last_line(), "0 delivered secret@x.example");
 }
 
+/// A policy that is not known may say that the host is the receiver's: until then the message waits.
+#[test]
+fn it_waits_for_a_policy_that_is_not_known() {
+    let unknown = || Arc::new(Route { ttl: MINUTE, policy_unknown: true, ..(*hosts(2)).clone() });
+    for (why, known, end) in [
+        (Unsendable::HostNotVerified, false, "600 bounced a@x.example 5.7.10 host-not-verified"),
+        (Unsendable::HostNotVerified, true, "600 delivered a@x.example"),
+    ] {
+        let mut rig = Rig::new("retry-after = [\"10m\"]");
+        rig.answer_with("x.example", Ok(unknown()));
+        submit_secret(&mut rig, "a@x.example");
+        for _ in 0..2 {
+            rig.connect();
+            rig.transact(can_not(why));
+        }
+        assert_eq!(rig.timeline(), ["0 deferred a@x.example 4.7.10"]);
+        assert_eq!(rig.deferred().diagnosis.reason, Some(Reason::HostNotVerified));
+        rig.answer_with("x.example", Ok(Arc::new(Route { policy_unknown: false, ..(*unknown()).clone() })));
+        rig.pass(MINUTE * 10);
+        for _ in 0..20 {
+            if !rig.connects.is_empty() {
+                rig.connect();
+            } else if rig.transacts.is_empty() {
+                break;
+            } else if known {
+                rig.accept();
+            } else {
+                rig.transact(can_not(why));
+            }
+        }
+        assert_eq!(rig.last_line(), end);
+    }
+    // What no policy can change is no reason to wait.
+    let mut rig = Rig::new("");
+    rig.answer_with("x.example", Ok(unknown()));
+    submit_secret(&mut rig, "a@x.example");
+    for _ in 0..2 {
+        rig.connect();
+        rig.transact(can_not(Unsendable::RequireTlsNotOffered));
+    }
+    assert_eq!(rig.timeline(), ["0 bounced a@x.example 5.7.30 extension-missing"]);
+}
+
+/// In a rollup each domain knows its own.
+#[test]
+fn in_a_rollup_it_waits_for_its_own_domains_policy() {
+    let settings = "[[rollup]]\nqueue = \"p.rollup\"\nmx = \"*.p.example\"\n";
+    let mut rig = Rig::with_policy(settings, crate::scheduler::Bounds::default());
+    let known = route(&[&[("mx.p.example", &[PEERS[0]])]]);
+    for (domain, policy_unknown) in [("x.example", true), ("y.example", false)] {
+        rig.answer_with(domain, Ok(Arc::new(Route { policy_unknown, ..(*known).clone() })));
+    }
+    for domain in ["x.example", "y.example"] {
+        submit_secret(&mut rig, &format!("a@{domain}"));
+    }
+    for _ in 0..20 {
+        if !rig.connects.is_empty() {
+            rig.connect();
+        } else if !rig.transacts.is_empty() {
+            rig.transact(can_not(Unsendable::HostNotVerified));
+        }
+    }
+    let mut timeline = rig.timeline();
+    timeline.sort();
+    assert_eq!(timeline, ["0 bounced a@y.example 5.7.10 host-not-verified", "0 deferred a@x.example 4.7.10"]);
+}
+
 /// A policy that comes or goes says of open sessions too whose host they lead to.
 #[test]
 fn what_vouches_for_a_host_may_come_and_go() {

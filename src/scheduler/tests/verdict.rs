@@ -94,6 +94,7 @@ fn word(verdict: &Verdict) -> String {
             What::Reply(reply) => reply.code().to_string(),
             What::Lost(_) => "lost".to_owned(),
             What::Unsendable(_) => "unsendable".to_owned(),
+            What::PolicyUnknown => "policy unknown".to_owned(),
         };
         let reason = cause.reason.map(|reason: Reason| format!(":{reason}")).unwrap_or_default();
         format!("{}:{what}{reason}", cause.stage.as_str())
