@@ -16,11 +16,14 @@ use crate::transport::{CertificateBy, CertificateProblem, ConnectError, EndCause
 const MOST_DOMAINS: usize = 10_000;
 /// Kinds of failures told apart for one domain, by result, host and address.
 const MOST_FAILURES: usize = 32;
+/// Octets of policies kept for a report.
+const MOST_OCTETS: usize = 8 << 20;
 
 /// What happened to sessions since the last report was taken.
 ///
-/// A session counts for the domain whose mail opened it, once, whatever else is sent over it. Sessions with fixed hosts and address
-/// literals, and where `use-starttls` is `"off"`, are not counted. Nothing of it outlives the engine.
+/// A session counts once for the domain whose mail opened it, and once for each other whose mail goes over it: up to 128. An attempt at
+/// one that fails counts for one domain, in a rollup for one of those that have mail to send. Sessions with fixed hosts and address literals,
+/// and where `use-starttls` is `"off"`, are not counted. Nothing of it outlives the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsReport {
@@ -54,7 +57,7 @@ pub struct DomainTls {
 pub enum TlsPolicy {
     /// Hosts' TLSA records (DANE). They are not kept.
     Tlsa,
-    /// The domain's MTA-STS policy, as it was last; `None`: none could be had.
+    /// The domain's MTA-STS policy, as it was last; `None`: none could be had, or those of other domains were 8 MiB already.
     Sts(Option<Arc<KnownPolicy>>),
     /// Neither is there.
     NoPolicyFound,
@@ -81,6 +84,8 @@ pub struct TlsFailures {
     pub mx: Option<Arc<str>>,
     /// Its address.
     pub receiving_ip: Option<IpAddr>,
+    /// The address it was sent from; `None`: the system chose.
+    pub sending_ip: Option<IpAddr>,
     /// How many (`failed-session-count`).
     pub count: u64,
 }
@@ -154,6 +159,8 @@ impl From<FetchErrorKind> for TlsResult {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionTls {
     pub(crate) is_there: bool,
+    /// Somebody has looked at the certificate.
+    pub(crate) is_looked_at: bool,
     pub(crate) certificate: Option<CertificateProblem>,
 }
 
@@ -181,12 +188,13 @@ impl TlsCounts {
 
     /// A fetch of an MTA-STS policy that failed.
     pub(crate) fn fetch(&self, domain: &str, kind: FetchErrorKind) {
-        self.lock().count(Type::Sts, domain, Err((kind.into(), None, None)));
+        self.lock().count(Type::Sts, domain, Err(Kind::of(kind.into())));
     }
 
     /// A host's TLSA records could not be found out. `None`: those of all of them.
     pub(crate) fn records_unknown(&self, domain: &str, host: Option<&Arc<str>>) {
-        self.lock().count(Type::Tlsa, domain, Err((TlsResult::DnssecInvalid, host.cloned(), None)));
+        let kind = Kind { mx: host.cloned(), ..Kind::of(TlsResult::DnssecInvalid) };
+        self.lock().count(Type::Tlsa, domain, Err(kind));
     }
 
     /// What was counted since this was last asked.
@@ -203,6 +211,8 @@ impl TlsCounts {
 struct Counts {
     since: Timestamp,
     types: BTreeMap<Type, BTreeMap<Arc<str>, Domain>>,
+    /// What the policies of the domains take.
+    octets: usize,
     uncounted: u64,
 }
 
@@ -213,8 +223,20 @@ enum Type {
     NoPolicyFound,
 }
 
-/// With the host and its address, if it is about one.
-type Kind = (TlsResult, Option<Arc<str>>, Option<IpAddr>);
+/// With the host, its address and ours, if it is about one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    result: TlsResult,
+    mx: Option<Arc<str>>,
+    receiving_ip: Option<IpAddr>,
+    sending_ip: Option<IpAddr>,
+}
+
+impl Kind {
+    fn of(result: TlsResult) -> Self {
+        Self { result, mx: None, receiving_ip: None, sending_ip: None }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Domain {
@@ -231,7 +253,12 @@ impl Counts {
 
     fn session(&mut self, target: &Target, session: Result<SessionTls, &ConnectError>) {
         let Some(domain) = &target.domain else { return };
-        let at = |result| (result, Some(target.host.clone()), Some(target.peer.ip()));
+        let at = |result| Kind {
+            result,
+            mx: Some(target.host.clone()),
+            receiving_ip: Some(target.peer.ip()),
+            sending_ip: target.local,
+        };
         if let Some(set) = &target.tlsa
             && let Some(result) = judge_by_records(set, session)
         {
@@ -257,13 +284,18 @@ impl Counts {
 
     fn nothing_permitted(&mut self, policy: &Arc<KnownPolicy>) {
         self.keep(policy);
-        self.count(Type::Sts, policy.domain(), Err((TlsResult::ValidationFailure, None, None)));
+        self.count(Type::Sts, policy.domain(), Err(Kind::of(TlsResult::ValidationFailure)));
     }
 
     fn keep(&mut self, policy: &Arc<KnownPolicy>) {
-        if let Some(domain) = self.domain(Type::Sts, policy.domain()) {
+        let octets = self.octets;
+        let Some(domain) = self.domain(Type::Sts, policy.domain()) else { return };
+        let others = octets - domain.policy.take().map_or(0, |old| old.weight());
+        let with_it = others + policy.weight();
+        if with_it <= MOST_OCTETS {
             domain.policy = Some(policy.clone());
         }
+        self.octets = if with_it <= MOST_OCTETS { with_it } else { others };
     }
 
     fn count(&mut self, of: Type, domain: &str, result: Result<(), Kind>) {
@@ -308,14 +340,15 @@ impl Counts {
 impl Domain {
     fn failed(&mut self, mut kind: Kind) {
         if self.failures.len() >= MOST_FAILURES && !self.failures.contains_key(&kind) {
-            (kind.1, kind.2) = (None, None);
+            kind = Kind::of(kind.result);
         }
         *self.failures.entry(kind).or_default() += 1;
     }
 }
 
-fn failures(((result, mx, receiving_ip), count): (Kind, u64)) -> TlsFailures {
-    TlsFailures { result, mx, receiving_ip, count }
+fn failures((kind, count): (Kind, u64)) -> TlsFailures {
+    let Kind { result, mx, receiving_ip, sending_ip } = kind;
+    TlsFailures { result, mx, receiving_ip, sending_ip, count }
 }
 
 /// Whether a connection was as the host's TLSA records want it. `None`: it says nothing of TLS.
@@ -342,6 +375,8 @@ fn judge(
     let is_tested = policy.policy().mode() == Mode::Testing;
     match session {
         Ok(tls) if tls.is_there && is_tested && !permitted() => Some(Err(TlsResult::ValidationFailure)),
+        // Opened for another domain, which did not want to know.
+        Ok(tls) if tls.is_there && is_tested && !tls.is_looked_at => None,
         session => judge_tls(session),
     }
 }

@@ -593,6 +593,7 @@ impl Driver {
                     target,
                     transport: self.parts.transport.clone(),
                     tls_counts: self.parts.tls_counts.clone(),
+                    policies: self.parts.policies.clone(),
                     storage,
                     orders: incoming,
                     results: self.to_driver.clone(),

@@ -7,6 +7,8 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::driver::Input;
+use crate::dane::TlsaSet;
+use crate::mta_sts::{KnownPolicy, Mode, Policies};
 use crate::reply::Stage;
 use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
@@ -29,11 +31,23 @@ pub(super) struct SessionTask {
     pub(super) transport: Arc<dyn Transport>,
     /// Counts what the session comes to.
     pub(super) tls_counts: Arc<TlsCounts>,
+    /// `None`: no domain has an MTA-STS policy.
+    pub(super) policies: Option<Arc<Policies>>,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) results: mpsc::Sender<Input>,
     pub(super) phase: Phase,
 }
+
+/// For whom a session is counted in TLS reports.
+struct Counted {
+    /// What it came to, if it was opened.
+    tls: Option<SessionTls>,
+    domains: Vec<Arc<str>>,
+}
+
+/// Domains that one session counts for.
+const MOST_COUNTED: usize = 128;
 
 /// How far a session has come: what a panic in a host's part means depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +86,15 @@ impl SessionTask {
         let result = self.transport.connect(&self.target).await;
         let tls = result.as_ref().map(|session| SessionTls {
             is_there: session.tls().is_some(),
+            is_looked_at: session.certificate().is_some() || self.target.tests_certificate(),
             certificate: session.certificate_problem(),
         });
-        self.tls_counts.session(&self.target, tls);
+        let mut counted = Counted { tls: tls.ok(), domains: Vec::new() };
+        if let Some(domain) = self.target.domain.clone() {
+            let (host, tlsa) = (self.target.host.clone(), self.target.tlsa.clone());
+            self.tls_counts.session(&self.held_to(domain.clone(), host, tlsa), tls);
+            counted.domains.push(domain);
+        }
         let session = match result {
             Ok(session) => session,
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
@@ -87,10 +107,29 @@ impl SessionTask {
         };
         self.tell(Event::Connected { connection, opened }).await;
         self.phase = Phase::Open;
-        self.serve(session).await;
+        self.serve(session, counted).await;
     }
 
-    async fn serve(&mut self, mut session: Box<dyn Session>) {
+    /// Counts the session for a domain whose mail goes over it, once.
+    fn count(&self, counted: &mut Counted, outgoing: &Outgoing) {
+        let (Some(domain), Some(tls)) = (&outgoing.policy_domain, counted.tls) else { return };
+        if counted.domains.len() < MOST_COUNTED && !counted.domains.contains(domain) {
+            let held_to = self.held_to(domain.clone(), outgoing.host.clone(), outgoing.tlsa.clone());
+            self.tls_counts.session(&held_to, Ok(tls));
+            counted.domains.push(domain.clone());
+        }
+    }
+
+    /// What a domain holds the session to.
+    fn held_to(&self, domain: Arc<str>, host: Arc<str>, tlsa: Option<Arc<TlsaSet>>) -> Target {
+        // In a rollup the target's is that of one of its domains.
+        let own = self.target.mta_sts.as_ref().filter(|policy| policy.domain() == &*domain).cloned();
+        let is_one = |known: &Arc<KnownPolicy>| known.policy().mode() != Mode::None;
+        let mta_sts = own.or_else(|| self.policies.as_ref()?.known(&domain).filter(is_one));
+        Target { domain: Some(domain), host, tlsa, mta_sts, ..self.target.clone() }
+    }
+
+    async fn serve(&mut self, mut session: Box<dyn Session>, mut counted: Counted) {
         let connection = self.connection;
         loop {
             let order = tokio::select! {
@@ -103,6 +142,7 @@ impl SessionTask {
             };
             match order {
                 Some(Order::Transact(outgoing)) => {
+                    self.count(&mut counted, &outgoing);
                     let transaction = match self.load(outgoing).await {
                         Ok(transaction) => transaction,
                         Err(error) => {

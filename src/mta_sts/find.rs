@@ -121,6 +121,11 @@ impl Policies {
         self.lock().store.put_back_changes(changes);
     }
 
+    /// The policy that holds for a domain, as far as it is known. Nobody is asked.
+    pub(crate) fn known(&self, domain: &str) -> Option<Arc<KnownPolicy>> {
+        self.lock().store.known(domain, self.clock.now()).cloned()
+    }
+
     /// Waits until there is something to be made durable.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;

@@ -66,6 +66,13 @@ impl KnownPolicy {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn of_domain_for_tests(domain: &str, text: &str) -> Arc<Self> {
+        let policy = StsPolicy::parse(text.as_bytes()).unwrap();
+        let (domain, id) = (domain.to_owned(), "1".to_owned());
+        Arc::new(Self { domain, id, policy, fetched: Timestamp::default() })
+    }
+
     /// Octets it takes in memory, more or less.
     pub(crate) fn weight(&self) -> usize {
         size_of::<Self>() + self.domain.len() + self.id.len() + self.policy.octets()
@@ -196,7 +203,6 @@ impl Store {
     }
 
     /// The policy that holds for a domain, as far as it is known. Asking is no use of it.
-    #[cfg(test)]
     pub(super) fn known(&self, domain: &str, now: Timestamp) -> Option<&Arc<KnownPolicy>> {
         self.entries.get(domain)?.kept.as_ref().filter(|kept| kept.ends() > now)
     }

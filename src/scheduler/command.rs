@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::event::Content;
 use super::{ClaimId, ConnectionId, DestinationKey};
+use crate::dane::TlsaSet;
 use crate::dns::Freshness;
 use crate::event::DeliveryEvent;
 use crate::message::{Address, Domain, MessageId, ReversePath};
@@ -64,6 +65,10 @@ pub(crate) struct Outgoing {
     pub(crate) smtputf8: bool,
     pub(crate) host_is_authentic: bool,
     pub(crate) dsn: Option<Box<TransactionDsn>>,
+    /// The domain it counts for in TLS reports; `None`: for none.
+    pub(crate) policy_domain: Option<Arc<str>>,
+    /// What its host demands by TLSA records.
+    pub(crate) tlsa: Option<Arc<TlsaSet>>,
 }
 
 /// The answer to a question of the host's.

@@ -32,6 +32,7 @@ impl Scheduler {
         let source = self.policy.source(&queue.source);
         connection.wish = wish;
         connection.tlsa.clone_from(&connection.current.tlsa);
+        let Some(connection) = self.connections.get(&id) else { return };
         let candidate = &connection.current;
         // While it is being looked up it is not known what the session is held to.
         let route = destination.known_route();
@@ -41,7 +42,7 @@ impl Scheduler {
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
-            domain: route.filter(is_by_name).map(|_| destination.domain.shared().clone()),
+            domain: route.filter(is_by_name).map(|_| self.opens_for(destination)),
             queue: queue.name.clone(),
             source: queue.source.clone(),
             protocol: connection.wish.protocol,

@@ -4,11 +4,13 @@
 //! destination's retry step. Before it expires, its policy is looked for once more, past the cache of DNS: if that
 //! has changed what may be done, it is tried at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::destination::{Destination, RetryClock};
 use super::lane::LaneState;
 use super::placement::{bars_any, hosts_of};
+use super::pump::LANES_LOOKED_AT;
 use super::record::{Failed, cause_diagnosis};
 use super::session::{Connection, Wish};
 use super::timers::earliest;
@@ -129,6 +131,13 @@ impl Scheduler {
     pub(super) fn is_held_over_policy(&self, now: Timestamp, key: DestinationKey) -> bool {
         let destination = self.destinations.get(key);
         destination.is_some_and(|destination| destination.is_held(now) && destination.waits_for_policy())
+    }
+
+    /// Whose mail a session is opened for: in a rollup a domain's that has mail to send now.
+    pub(super) fn opens_for(&self, destination: &Destination) -> Arc<str> {
+        let lanes = destination.lanes.iter().take(LANES_LOOKED_AT).filter_map(|&lane| self.lanes.get(lane));
+        let with_mail = lanes.filter(|_| destination.site.is_shared()).find(|lane| lane.has_ready());
+        with_mail.map_or(&destination.domain, |lane| &lane.key.domain).shared().clone()
     }
 
     /// No name server could be reached: mail that is about to expire has its policy looked for when one can be.

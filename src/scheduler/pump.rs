@@ -1,6 +1,7 @@
 //! What a destination does next: claim, look up, connect, send, or wait for what is missing.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{Command, Outgoing};
@@ -16,12 +17,13 @@ use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::dns::Freshness;
+use crate::message::Domain;
 use crate::policy::Source;
 use crate::storage::{BodyKey, Envelope, ItemId, Recipient};
 use crate::transport::TransactionDsn;
 
-/// Lanes looked at to see whether one is starved.
-const LANES_LOOKED_AT: usize = 16;
+/// Lanes looked at to see whether one is starved, or has mail.
+pub(super) const LANES_LOOKED_AT: usize = 16;
 /// Items a destination may claim when the window is full, so that one that can send always can.
 const GUARANTEED_WINDOW: usize = 8;
 
@@ -285,6 +287,7 @@ impl Scheduler {
         let dsn = dsn_of(&envelope, chosen.clone());
         let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
+        let policy_domain = self.policy_domain(key, &item.item.lane.domain);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
         destination.work.grant = None;
@@ -296,7 +299,7 @@ impl Scheduler {
         }
         connection.state = State::Busy(InTransaction { item: id, recipients, octets, begun: now });
         connection.used += 1;
-        let host = connection.current.host.clone();
+        let (host, tlsa) = (connection.current.host.clone(), connection.current.tlsa.clone());
         self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(connection_id));
         self.transit.begin(octets, room);
         self.busy += 1;
@@ -321,6 +324,8 @@ impl Scheduler {
             smtputf8: envelope.smtputf8,
             host_is_authentic,
             dsn,
+            policy_domain,
+            tlsa,
         };
         self.commands.push_back(Command::Transact { connection: connection_id, transaction });
         true
@@ -328,6 +333,13 @@ impl Scheduler {
 
     fn queue_of(&self, key: DestinationKey) -> Option<&super::Queue> {
         self.queues.get(self.destinations.get(key)?.queue)
+    }
+
+    /// The domain that mail counts for in TLS reports. `None`: it goes to fixed hosts, or to an address.
+    fn policy_domain(&self, key: DestinationKey, domain: &Domain) -> Option<Arc<str>> {
+        let is_by_name =
+            self.queue_of(key)?.settings.smtp_hosts.is_empty() && domain.literal_address().is_none();
+        is_by_name.then(|| domain.shared().clone())
     }
 
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {

@@ -12,10 +12,11 @@ fn policy(mode: &str) -> Arc<KnownPolicy> {
 
 #[test]
 fn sessions_are_judged() {
-    let there = |certificate| Ok(SessionTls { is_there: true, certificate });
+    let there = |certificate| Ok(SessionTls { is_there: true, is_looked_at: true, certificate });
     let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
     let certificate = |problem| error(EndCause::Certificate(problem, String::new()));
-    let plain = Ok(SessionTls { is_there: false, certificate: None });
+    let plain = Ok(SessionTls { is_there: false, is_looked_at: false, certificate: None });
+    let unseen = Ok(SessionTls { is_there: true, is_looked_at: false, certificate: None });
     let expired = Some(CertificateProblem::Expired);
     for (mode, host, session, expected) in [
         ("enforce", "mx.example.net", there(None), Some(Ok(()))),
@@ -54,6 +55,9 @@ fn sessions_are_judged() {
             Some(Err("starttls-not-supported")),
         ),
         ("enforce", "mx.example.net", Err(&error(EndCause::Closed)), None),
+        ("enforce", "mx.example.net", unseen, Some(Ok(()))),
+        ("testing", "mx.example.net", unseen, None),
+        ("testing", "mx2.example.net", unseen, Some(Err("validation-failure"))),
     ] {
         let judged = judge(&policy(mode), host, session);
         let judged = judged.map(|result| result.map_err(TlsResult::as_str));
@@ -69,8 +73,8 @@ fn sessions_count_for_what_they_are_held_to() {
         Some(Arc::new(TlsaSet::new("mx.example.net".into(), [], vec![TlsaRecord::new(usage, 1, 1, [1; 32])])))
     };
     let (usable, unusable) = (set(3), set(1));
-    let there = || Ok(SessionTls { is_there: true, certificate: None });
-    let plain = || Ok(SessionTls { is_there: false, certificate: None });
+    let there = || Ok(SessionTls { is_there: true, is_looked_at: true, certificate: None });
+    let plain = || Ok(SessionTls { is_there: false, is_looked_at: false, certificate: None });
     let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
     let none = error(EndCause::TlsNotOffered);
     let handshake = error(EndCause::Tls(String::new()));
@@ -136,14 +140,15 @@ fn what_is_found_out_without_a_session_counts_too() {
 #[test]
 fn a_report_is_taken_once() {
     let mut counts = Counts::new(at(5));
-    let mut failed = |result: TlsResult| counts.count(Type::Sts, "a.example", Err((result, None, None)));
+    let mut failed = |result: TlsResult| counts.count(Type::Sts, "a.example", Err(Kind::of(result)));
     failed(FetchErrorKind::NoAnswer.into());
     failed(FetchErrorKind::NoAnswer.into());
     failed(FetchErrorKind::Certificate.into());
     counts.nothing_permitted(&policy("enforce"));
     let report = counts.take(at(9));
     assert_eq!((report.since, report.until, report.domains.len()), (at(5), at(9), 2));
-    let failure = |result, count| TlsFailures { result, mx: None, receiving_ip: None, count };
+    let failure =
+        |result, count| TlsFailures { result, mx: None, receiving_ip: None, sending_ip: None, count };
     let expected = [failure(TlsResult::StsPolicyFetchError, 2), failure(TlsResult::StsWebpkiInvalid, 1)];
     assert_eq!(report.domains[0].failures, expected);
     assert_eq!(report.domains[1].policy, TlsPolicy::Sts(Some(policy("enforce"))));
@@ -164,8 +169,53 @@ fn what_is_counted_is_bounded() {
     let mut domain = Domain::default();
     for n in 0..100u8 {
         let (host, address) = (format!("mx{n}.example").into(), IpAddr::from([192, 0, 2, n]));
-        domain.failed((TlsResult::CertificateExpired, Some(host), Some(address)));
+        let kind = Kind::of(TlsResult::CertificateExpired);
+        domain.failed(Kind { mx: Some(host), receiving_ip: Some(address), ..kind });
     }
     assert_eq!(domain.failures.len(), MOST_FAILURES + 1);
-    assert_eq!(domain.failures[&(TlsResult::CertificateExpired, None, None)], 68);
+    assert_eq!(domain.failures[&Kind::of(TlsResult::CertificateExpired)], 68);
+}
+
+#[test]
+fn policies_kept_for_a_report_have_a_bound() {
+    let long = "mx: a123456789.b123456789.c123456789.d123456789.example\n".repeat(128);
+    let of = |domain: String, mx: &str| {
+        let text = format!("version: STSv1\nmode: enforce\nmax_age: 1\n{mx}");
+        KnownPolicy::of_domain_for_tests(&domain, &text)
+    };
+    let mut counts = Counts::default();
+    for n in 0..2_000 {
+        counts.nothing_permitted(&of(format!("d{n}.example"), &long));
+    }
+    let octets = |counts: &Counts| -> usize {
+        let domains = counts.types.values().flat_map(BTreeMap::values);
+        domains.filter_map(|domain| domain.policy.as_ref()).map(|policy| policy.weight()).sum()
+    };
+    assert_eq!(octets(&counts), counts.octets);
+    assert!((MOST_OCTETS - 10_000..=MOST_OCTETS).contains(&counts.octets), "{}", counts.octets);
+    // Another policy of a domain takes the place of the one before.
+    for n in 0..2_000 {
+        counts.nothing_permitted(&of(format!("d{n}.example"), "mx: a.example\n"));
+    }
+    assert_eq!(octets(&counts), counts.octets);
+    let report = counts.take(at(1));
+    let has_policy = |of: &&DomainTls| matches!(of.policy, TlsPolicy::Sts(Some(_)));
+    assert_eq!(report.domains.iter().filter(has_policy).count(), 2_000);
+    assert_eq!((counts.octets, report.domains[0].failures[0].count), (0, 2));
+}
+
+/// RFC 8460 §4.4: where it failed, and from where.
+#[test]
+fn failures_say_where_they_were() {
+    let mut counts = Counts::default();
+    let error = ConnectError { stage: Stage::Ehlo, cause: EndCause::TlsNotOffered };
+    for local in [None, Some(IpAddr::from([203, 0, 113, 7]))] {
+        counts.session(&Target { local, ..Target::for_tests() }, Err(&error));
+    }
+    let of = &counts.take(at(1)).domains[0];
+    let places: Vec<_> =
+        of.failures.iter().map(|of| (of.mx.as_deref(), of.receiving_ip, of.sending_ip)).collect();
+    let host = (Some("mx.example.net"), Some(IpAddr::from([192, 0, 2, 1])));
+    let expected = [None, Some(IpAddr::from([203, 0, 113, 7]))].map(|from| (host.0, host.1, from));
+    assert_eq!(places, expected);
 }

@@ -525,3 +525,57 @@ async fn a_refusal_of_starttls_is_counted() {
         }
     }
 }
+
+/// RFC 8460 §4: a session is counted for each domain whose mail it carries, by that domain's own policy.
+#[tokio::test(start_paused = true)]
+async fn a_session_counts_for_each_domain_whose_mail_it_carries() {
+    let rig = Rig::new();
+    rig.world.server(MX, &rig.server());
+    let others: String = ["second.example", "third.example", "fourth.example"]
+        .map(|domain| format!("{domain}. MX 10 mx1.example.net.\n_mta-sts.{domain}. TXT \"v=STSv1; id=1\"\n"))
+        .concat();
+    rig.zone(&format!("{TXT} TXT \"v=STSv1; id=1\"\n{others}"));
+    for (domain, mode) in [("example.net", "enforce"), ("second.example", "enforce")] {
+        rig.files.set(domain, format!("version: STSv1\nmode: {mode}\nmx: mx1.example.net\nmax_age: 86400"));
+    }
+    rig.files.set("third.example", "version: STSv1\nmode: none\nmax_age: 86400");
+    rig.files.set("fourth.example", "version: STSv1\nmode: none\nmax_age: 86400");
+    // The second's lies where the first's does.
+    let engine = DeliveryEngine::builder("mta.example.org")
+        .storage(MemoryStorage::new())
+        .resolver(rig.world.zone.clone())
+        .transport(
+            SmtpTransport::over(rig.world.network.clone())
+                .with_root_certificates(rig.certificate.pem())
+                .unwrap(),
+        )
+        .policy_fetcher(rig.files.clone())
+        .policy(Policy::from_toml("[[rollup]]\nqueue = 'p.rollup'\nmx = '*.example.net'").unwrap())
+        .event_sink(rig.world.seen.clone())
+        .clock(rig.world.clock.clone())
+        .seed(1)
+        .start()
+        .await
+        .unwrap();
+    for domain in ["example.net", "second.example", "third.example", "fourth.example"] {
+        for user in ["a", "b"] {
+            engine.submit(message(&[&format!("{user}@{domain}")])).await.unwrap();
+            pass(Duration::from_secs(1)).await;
+        }
+    }
+    idle(&engine).await;
+    assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), 2);
+    let expected = [
+        "example.net sts 1",
+        "fourth.example no-policy-found 1",
+        "second.example sts 1",
+        "third.example no-policy-found 1",
+    ];
+    let report = engine.take_tls_report().await.unwrap();
+    assert_eq!(lines(&report), expected);
+    for of in &report.domains {
+        if let TlsPolicy::Sts(policy) = &of.policy {
+            assert_eq!(policy.as_ref().unwrap().domain(), &*of.domain);
+        }
+    }
+}
