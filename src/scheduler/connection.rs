@@ -80,8 +80,7 @@ impl Scheduler {
             }
             Err(failure) if matches!(failure.kind, RouteFailureKind::LookUp(DnsErrorKind::Unreachable)) => {
                 self.rest_resolver(now, failure.message);
-                self.seek_policy_again(key, asked);
-                self.note_policy(now, key, asked, true);
+                self.seek_policy_again(now, key, asked);
             }
             Err(failure) if failure.kind == RouteFailureKind::MtaSts => {
                 self.note_nothing_permitted(key, failure.kind);
@@ -138,15 +137,6 @@ impl Scheduler {
                 continue;
             }
             self.retire(id);
-        }
-    }
-
-    /// A session takes no further mail.
-    pub(super) fn retire(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        connection.retired = true;
-        if matches!(connection.state, State::Idle { .. }) {
-            self.close(id);
         }
     }
 

@@ -12,9 +12,9 @@ use super::lane::LaneState;
 use super::placement::{bars_any, hosts_of};
 use super::pump::LANES_LOOKED_AT;
 use super::record::{Failed, cause_diagnosis};
-use super::session::{Connection, Wish};
+use super::session::{Connection, State, Wish};
 use super::timers::earliest;
-use super::{DestinationKey, LaneKey, Scheduler};
+use super::{ConnectionId, DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::{Freshness, Route, RouteFailureKind, RouteHost};
 use crate::event::{Diagnosis, Failure, Reason};
@@ -141,7 +141,8 @@ impl Scheduler {
     }
 
     /// No name server could be reached: mail that is about to expire has its policy looked for when one can be.
-    pub(super) fn seek_policy_again(&mut self, key: DestinationKey, asked: Freshness) {
+    pub(super) fn seek_policy_again(&mut self, now: Timestamp, key: DestinationKey, asked: Freshness) {
+        self.note_policy(now, key, asked, true);
         if let Some(destination) = self.destinations.get_mut(key)
             && asked == Freshness::Fresh
             && destination.waits_for_policy()
@@ -172,6 +173,15 @@ impl Scheduler {
         }
         let working: Vec<_> = destination.work.working.iter().copied().collect();
         working.into_iter().for_each(|id| self.retire(id));
+    }
+
+    /// A session takes no further mail.
+    pub(super) fn retire(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        connection.retired = true;
+        if matches!(connection.state, State::Idle { .. }) {
+            self.close(id);
+        }
     }
 
     /// A step has failed: lanes whose mail waits for a policy are watched, since it may expire before the next.

@@ -62,8 +62,7 @@ pub trait Session: Debug + Send {
         None
     }
 
-    /// What is wrong with the server's certificate, in a session that takes any, if
-    /// [`Target::tests_certificate`] asked for it to be looked at.
+    /// What is wrong with the server's certificate, in a session that takes any, if [`Target::tests_certificate`] asked for it.
     fn certificate_problem(&self) -> Option<CertificateProblem> {
         None
     }
@@ -119,8 +118,7 @@ fn _obj_safe(_: &dyn Transport, _: &dyn Session) {}
 pub struct Target {
     /// The receiver's address and port.
     pub peer: SocketAddr,
-    /// The host name that led there, for records, and for TLS: certificates are verified for it. An address in
-    /// brackets if there is no name.
+    /// The host name that led there, for records, and for TLS: certificates are verified for it. In brackets: an address.
     pub host: Arc<str>,
     /// The local address to send from; `None`: the system chooses.
     pub local: Option<IpAddr>,
@@ -137,8 +135,7 @@ pub struct Target {
     pub protocol: Protocol,
     /// The TLS the session is to have, beside what [`Target::tlsa`] demands.
     pub tls: TlsWish,
-    /// The host's TLSA records, if it has any that are authentic (RFC 7672): the session has TLS, with a certificate that they
-    /// know.
+    /// The host's TLSA records, if it has any that are authentic (RFC 7672): the session has TLS, with a certificate they know.
     pub tlsa: Option<Arc<TlsaSet>>,
     /// Whom to authenticate as before the first transaction (RFC 4954); `None`: not at all.
     pub credentials: Option<Credentials>,

@@ -13,6 +13,7 @@ mod hosts;
 mod ip_limits;
 mod limits;
 mod mta_sts;
+mod mta_sts_expiry;
 mod no_mx;
 mod property;
 mod rates;
