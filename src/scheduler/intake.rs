@@ -474,10 +474,6 @@ impl Scheduler {
     /// could not be kept. What it was asked about is seen to when it answers.
     fn asks_from(&self, now: Timestamp, lane: &LaneState) -> Option<Timestamp> {
         let destination = self.destinations.get(lane.destination)?;
-        // Mostly neither is so.
-        if destination.missing.is_none() && destination.retry.until.is_none() {
-            return None;
-        }
         let later = |at: &Timestamp| *at > now || !destination.is_asking();
         let missing = self.missing_from(lane).filter(later);
         let missing = missing.map(|at| at.max(self.fresh_from(lane.destination).unwrap_or(at)));
