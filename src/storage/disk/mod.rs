@@ -24,7 +24,6 @@ mod gather;
 mod guards;
 #[cfg(test)]
 mod live;
-mod lost_commit;
 mod lost_lanes;
 mod maintain;
 mod mend;

@@ -25,7 +25,7 @@ use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, KEPT, META, PAIRING, RECOUNT};
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec, lost_commit, mend, rebuild, replace};
+use super::{DiskOptions, Shared, codec, mend, rebuild, replace};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 5;
@@ -79,14 +79,13 @@ impl Shared {
             is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
         let aside = aside::aside(&**files, &folder)?;
         let attempt = || {
-            let (database, metadata, lost) =
-                open_metadata(path, options, reserve.clone(), is_suspect, (&reader, &known))?;
+            let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
             let bodies =
                 |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
             // Declared after the database, and so dropped before it.
             let left = LeftUnless::well(&metadata);
-            let begun = begin(&database, new, bodies, &reader, &damage, (&aside, lost))?;
+            let begun = begin(&database, new, bodies, &reader, &damage, &aside)?;
             left.done(begun.is_ok());
             Ok(begun.map(|state| (database, metadata, state)))
         };
@@ -266,25 +265,11 @@ fn open_metadata(
     options: &DiskOptions,
     reserve: Arc<Reserve>,
     is_suspect: bool,
-    (reader, known): (&Bodies, &BTreeMap<u64, u64>),
-) -> Result<(Database, Arc<Tracked>, Option<LostCommit>)> {
+) -> Result<(Database, Arc<Tracked>)> {
     let name = path.join(METADATA);
     let opening = |error| error::io("opening", &name, error);
     let file = options.files.open(&name, Mode::Write).map_err(opening)?;
     let file = Arc::new(Tracked::new(file).map_err(opening)?);
-    let opened: Arc<dyn OpenFile> = file.clone();
-    lost_commit::restore(&name, &opened)?;
-    let lost = match lost_commit::said(&name, &opened)? {
-        // What is refused over its body files is refused later, with what it says.
-        Some(said)
-            if file.length().map_err(opening)? <= options.verified_octets
-                && said.verify(reader, known).unwrap_or_default() =>
-        {
-            let next = said.commit.saturating_add(1);
-            lost_commit::was_written(&name, &opened, next)?.then_some(LostCommit(next))
-        }
-        _ => None,
-    };
     let verified = is_suspect
         || file.length().map_err(opening)? <= options.verified_octets
         || !says_what_is_free(&name, file.clone());
@@ -294,11 +279,8 @@ fn open_metadata(
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => opening(error),
         error => corrupt(format!("{} is not a readable store: {error}", name.display())).with_source(error),
     })?;
-    Ok((database, file, lost))
+    Ok((database, file))
 }
-
-/// The number of a commit that was made and is not there.
-struct LostCommit(u64);
 
 /// Whether what it says about pages in use is as it was written with the last commit. By anything else redb would write over what is in
 /// use, and it does not look.
@@ -375,7 +357,7 @@ pub(super) fn counters(meta: &impl Meta) -> Result<Option<Counters>> {
 /// What the metadata says about its body files. `None`: nothing yet.
 pub(super) fn pairing(meta: &impl Meta) -> Result<Option<Pairing>> {
     let row = meta.row(PAIRING)?;
-    row.map(|row| Pairing::from_row(&row)).transpose()
+    row.map(|row| codec::from_row("the row about body files", PAIRING, &row)).transpose()
 }
 
 /// Up to which number body files may hold what the metadata has lost. Zero: it has lost nothing.
@@ -400,7 +382,7 @@ fn begin(
     bodies: impl FnOnce(Pairing) -> SegmentWriter,
     reader: &Bodies,
     damage: &Arc<Damage>,
-    (aside, lost): (&Aside, Option<LostCommit>),
+    aside: &Aside,
 ) -> Met<WriterState> {
     let mut transaction = database.begin_write().map_err(db)?;
     transaction.set_quick_repair(true);
@@ -423,27 +405,11 @@ fn begin(
         let recount = meta.remove(RECOUNT).map_err(db)?.is_some();
         (found, pairing, recount, kept(&meta)?)
     };
-    let kept = match lost {
-        Some(LostCommit(commit)) => {
-            damage.tell(corrupt(format!(
-                "commit {commit} of {METADATA} was written and is not there: the last one that is there is {}. If the power failed \
-                 just then, nobody was told of it. Else the disk lost a write: then what was accepted in it is lost, and what was \
-                 settled in it is sent again. No body file of now is deleted",
-                pairing.commit
-            )));
-            let last = reader.last().max(kept);
-            put_kept(&transaction, last)?;
-            last
-        }
-        None => kept,
-    };
     if new.is_some() {
         put_format(&transaction)?;
     }
     let mut state = WriterState::new(bodies(pairing).keeping(kept, aside), found);
-    if let Err(refused) =
-        pairing.verify(reader, state.bodies.sizes()).map(drop).or_else(|error| damage.refuse(error))
-    {
+    if let Err(refused) = pairing.verify(reader, state.bodies.sizes()).or_else(|error| damage.refuse(error)) {
         return Ok(Err(refused));
     }
     let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, damage.clone())?;

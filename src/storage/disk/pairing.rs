@@ -10,11 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::storage::rows::Result;
 
-use super::codec;
 use super::error::corrupt;
 use super::open::METADATA;
 use super::segment::{Bodies, FILE_HEADER};
-use super::tables::PAIRING;
 
 /// What the metadata says about its body files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,10 +33,6 @@ impl Pairing {
         Self { store, commit: 0, segment: 0, length: FILE_HEADER }
     }
 
-    pub(super) fn from_row(row: &[u8]) -> Result<Self> {
-        codec::from_row("the row about body files", PAIRING, row)
-    }
-
     /// Where the metadata has lost it: all that is in the body files is taken for known. Follows all their records.
     ///
     /// # Errors
@@ -56,25 +50,22 @@ impl Pairing {
     }
 
     /// Reads the header of each body file, and of records those that came after the last commit: none, unless the
-    /// store was not closed in good order. `true`: there are some of the next one.
+    /// store was not closed in good order.
     ///
     /// # Errors
     /// `Corrupt` if there are bodies of another store, or the metadata is older than the bodies.
-    pub(super) fn verify(&self, bodies: &Bodies, files: &BTreeMap<u64, u64>) -> Result<bool> {
-        let next = self.commit.saturating_add(1);
-        let mut has_next = false;
+    pub(super) fn verify(&self, bodies: &Bodies, files: &BTreeMap<u64, u64>) -> Result<()> {
         self.verify_store(bodies, files.keys().copied())?;
         for (segment, size) in files.range(self.segment..) {
             let from = if *segment == self.segment { self.length } else { FILE_HEADER };
             // What can not be read says nothing, and is told where it is missed.
             for (offset, header) in bodies.records(*segment, from, *size).map_while(Result::ok) {
-                if header.commit > next {
+                if header.commit > self.commit.saturating_add(1) {
                     return Err(self.older(bodies, (*segment, offset, header.commit)));
                 }
-                has_next |= header.commit == next;
             }
         }
-        Ok(has_next)
+        Ok(())
     }
 
     /// # Errors

@@ -90,7 +90,7 @@ fn write_anew(
     let said = open::pairing(&meta).ok().flatten();
     let pairing = match said {
         Some(said) if meta.is_sound => {
-            said.verify(&bodies, &body_files).map(drop).or_else(|error| damage.refuse(error))?;
+            said.verify(&bodies, &body_files).or_else(|error| damage.refuse(error))?;
             said
         }
         _ => {
@@ -138,7 +138,7 @@ fn write_anew(
 }
 
 /// Its rows about the store as a whole.
-pub(super) struct MetaRows {
+struct MetaRows {
     rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Else they may be of an earlier time.
     is_sound: bool,
@@ -151,7 +151,7 @@ impl Meta for MetaRows {
 }
 
 impl MetaRows {
-    pub(super) fn read(source: &Salvage) -> Result<Self> {
+    fn read(source: &Salvage) -> Result<Self> {
         let mut rows = BTreeMap::new();
         let read = |key: &[u8], row: &[u8]| match [open::FORMAT_KEY, COUNTERS, PAIRING, RECOUNT, KEPT]
             .contains(&key)

@@ -27,12 +27,6 @@ pub(super) const PAGE: u64 = 4096;
 /// The header with both commit slots.
 const HEADER: usize = 320;
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
-/// An octet of the header with bits for these.
-pub(super) const FLAGS: usize = MAGIC.len();
-pub(super) const SECOND_COUNTS: u8 = 1;
-/// It was not closed.
-pub(super) const IS_OPEN: u8 = 2;
-const IN_TWO_PHASES: u8 = 4;
 const SLOTS: [usize; 2] = [64, 192];
 const SLOT: usize = 128;
 const FORMAT_VERSION: u8 = 3;
@@ -51,7 +45,6 @@ pub(super) struct Salvage {
     /// The number of the last commit.
     pub(super) commit: u64,
     tables: BTreeMap<Vec<u8>, Tree>,
-    user: Option<Child>,
     pub(super) system: Option<Child>,
     in_use: OnceCell<Option<Vec<u64>>>,
     unled: OnceCell<Option<Vec<u64>>>,
@@ -92,23 +85,13 @@ impl Slot {
     /// As redb chooses it where both are sound: the first one of a commit in two phases, else the newer one. The commit before the
     /// last is no substitute for the last.
     fn choose(header: &[u8]) -> Option<Self> {
-        let (first, second) = Self::both(header)?;
-        let is_in_two_phases = header.get(FLAGS)? & IN_TWO_PHASES != 0;
+        let flags = *header.get(MAGIC.len())?;
+        let [one, other] = SLOTS.map(|at| header.get(at..at + SLOT).and_then(Self::parse));
+        let (first, second) = if flags & 1 == 0 { (one?, other) } else { (other?, one) };
         match second {
-            Some(second) if !is_in_two_phases && second.commit > first.commit => Some(second),
+            Some(second) if flags & 4 == 0 && second.commit > first.commit => Some(second),
             _ => Some(first),
         }
-    }
-
-    /// A newer one than that which counts, whose commit was not ended, or was and the write that said so is lost.
-    fn newer(header: &[u8]) -> Option<Self> {
-        let (first, second) = Self::both(header)?;
-        second.filter(|second| second.commit > first.commit)
-    }
-
-    fn both(header: &[u8]) -> Option<(Self, Option<Self>)> {
-        let [one, other] = SLOTS.map(|at| header.get(at..at + SLOT).and_then(Self::parse));
-        Some(if header.get(FLAGS)? & SECOND_COUNTS == 0 { (one?, other) } else { (other?, one) })
     }
 }
 
@@ -116,23 +99,6 @@ impl Salvage {
     /// # Errors
     /// `Corrupt` if its header is damaged. `Temporary` if it can not be read.
     pub(super) fn open(name: PathBuf, file: Arc<dyn OpenFile>, damage: Arc<Damage>) -> Result<Self> {
-        Self::with(name, file, damage, Slot::choose)
-    }
-
-    /// As [`Salvage::open`], of a newer commit than that which counts.
-    ///
-    /// # Errors
-    /// `Corrupt`, too, if there is none.
-    pub(super) fn open_newer(name: PathBuf, file: Arc<dyn OpenFile>) -> Result<Self> {
-        Self::with(name, file, Arc::default(), Slot::newer)
-    }
-
-    fn with(
-        name: PathBuf,
-        file: Arc<dyn OpenFile>,
-        damage: Arc<Damage>,
-        choose: fn(&[u8]) -> Option<Slot>,
-    ) -> Result<Self> {
         let mut header = [0; HEADER];
         let damaged = |what: &str| corrupt(format!("the header of {} is damaged: {what}", name.display()));
         match file.read_exact_at(&mut header, 0) {
@@ -146,7 +112,7 @@ impl Salvage {
         if !header.starts_with(MAGIC) || number(12).map(u64::from) != Some(PAGE) {
             return Err(damaged("it does not begin as one"));
         }
-        let slot = choose(&header).ok_or_else(|| damaged("it does not say what was committed last"))?;
+        let slot = Slot::choose(&header).ok_or_else(|| damaged("it does not say what was committed last"))?;
         let region = number(16).zip(number(20)).map(|(before, pages)| (u64::from(before), u64::from(pages)));
         let mut salvage = Self {
             name,
@@ -155,42 +121,12 @@ impl Salvage {
             region: region.unwrap_or_default(),
             commit: slot.commit,
             tables: BTreeMap::new(),
-            user: slot.user,
             system: slot.system,
             in_use: OnceCell::new(),
             unled: OnceCell::new(),
         };
         salvage.tables = slot.user.map_or(Ok(BTreeMap::new()), |root| salvage.list(root))?;
         Ok(salvage)
-    }
-
-    /// Whether each page of its tables is as it was written, and of redb's own.
-    pub(super) fn is_whole(&self) -> Result<bool> {
-        let mut is_whole = true;
-        let mut trees = Vec::new();
-        for list in [self.user, self.system].into_iter().flatten() {
-            self.walk(list, Widths::VARIABLE, &mut |met| {
-                match met {
-                    Met::Branch(_) => {}
-                    Met::Leaf(_, leaf) => {
-                        for entry in leaf.entries() {
-                            let tree = entry.and_then(|(_, row)| Tree::parse(row, true));
-                            is_whole &= tree.is_some();
-                            trees.extend(tree.and_then(|tree| tree.begin()));
-                        }
-                    }
-                    Met::Damaged(..) | Met::Astray(_) => is_whole = false,
-                }
-                Ok(())
-            })?;
-        }
-        for (root, widths) in trees {
-            self.walk(root, widths, &mut |met| {
-                is_whole &= matches!(met, Met::Branch(_) | Met::Leaf(..));
-                Ok(())
-            })?;
-        }
-        Ok(is_whole)
     }
 
     /// What a list of tables says. Damaged pages of it are read for what they are worth.

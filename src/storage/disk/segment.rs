@@ -387,11 +387,6 @@ impl Bodies {
         self.made.store(made, Ordering::Release);
     }
 
-    /// The number of the last file that was there at opening.
-    pub(super) fn last(&self) -> u64 {
-        self.there.keys().next_back().copied().unwrap_or_default()
-    }
-
     /// It was not there at opening.
     pub(super) fn is_lost(&self, body: Location) -> bool {
         let had = self.there.get(&body.segment).copied().unwrap_or_default();
