@@ -95,7 +95,12 @@ impl FileSystem for SystemFiles {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            files.push((entry.path(), entry.metadata()?.len()));
+            match entry.metadata() {
+                Ok(metadata) => files.push((entry.path(), metadata.len())),
+                // It was removed meanwhile: the folder is there all the same.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(files)
     }

@@ -4,6 +4,7 @@
 //! them. Where there is none, the only source that other mail has is taken, or one without a name, for which the engine takes that of
 //! its policy: mail from another source is better than mail lost.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -37,10 +38,10 @@ pub(super) fn name(
     if nameless.is_empty() {
         return Ok(());
     }
-    let mut lost = BTreeMap::new();
+    let (mut lost, mut named) = (BTreeMap::new(), BTreeMap::new());
     let mut numbers = BTreeMap::new();
     target.write(|writer| {
-        nameless.iter().try_for_each(|item| ask(writer, *item, of_messages, &mut lost))?;
+        nameless.iter().try_for_each(|item| ask(writer, *item, of_messages, &mut named, &mut lost))?;
         let only_source = only_source(writer)?;
         for (number, Lost { domain, kin, items }) in lost {
             let (source, priority) = match kin {
@@ -71,6 +72,7 @@ fn ask(
     writer: &Writer<'_, '_>,
     item: ItemId,
     of_messages: &BTreeMap<MessageId, Vec<ItemId>>,
+    named: &mut BTreeMap<MessageId, Option<Lane>>,
     lost: &mut BTreeMap<LaneId, Lost>,
 ) -> Result<()> {
     let Some(row) = writer.item(item)? else { return Ok(()) };
@@ -78,15 +80,27 @@ fn ask(
     let domain = first.address.domain();
     let lane = lost.entry(row.lane).or_insert_with(|| Lost { domain: domain.clone(), kin: None, items: 0 });
     lane.items += 1;
-    for other in of_messages.get(&row.envelope.id).into_iter().flatten() {
-        if lane.kin.is_some() {
-            break;
+    if lane.kin.is_none() {
+        let message = row.envelope.id;
+        if let Entry::Vacant(unknown) = named.entry(message) {
+            let items = of_messages.get(&message).map_or(&[][..], |items| items);
+            unknown.insert(named_lane_of(writer, items)?);
         }
-        if let Some(other) = writer.head(*other)? {
-            lane.kin = writer.lane(other.place.lane)?;
-        }
+        lane.kin = named.get(&message).cloned().flatten();
     }
     Ok(())
+}
+
+/// The first lane with a name that one of a message's items lies in.
+fn named_lane_of(writer: &Writer<'_, '_>, items: &[ItemId]) -> Result<Option<Lane>> {
+    for item in items {
+        if let Some(head) = writer.head(*item)?
+            && let Some(lane) = writer.lane(head.place.lane)?
+        {
+            return Ok(Some(lane));
+        }
+    }
+    Ok(None)
 }
 
 /// The source of all lanes that have a name.

@@ -66,7 +66,8 @@ pub(super) fn lanes(writer: &mut Writer<'_, '_>) -> Result<()> {
 fn has_mail(writer: &Writer<'_, '_>, lane: LaneId) -> Result<bool> {
     let first = OrderKey { lane, axis: Axis::Fresh, spot: START };
     let met = writer.order_from(first)?.next().transpose()?;
-    Ok(met.is_some_and(|key| key.is_ok_and(|key| key.lane == lane)))
+    // What can not be read may be of it.
+    Ok(met.is_some_and(|key| key.map_or(true, |key| key.lane == lane)))
 }
 
 fn note(damage: &StorageError, what: &str) -> StorageError {
@@ -78,7 +79,12 @@ fn note(damage: &StorageError, what: &str) -> StorageError {
 pub(super) fn body_files(writer: &mut Writer<'_, '_>, recount: bool) -> Result<(BTreeMap<u64, Alive>, bool)> {
     let rows = writer.tables().segments()?;
     let damaged: Vec<_> = rows.iter().filter_map(|(_, alive)| alive.as_ref().err()).cloned().collect();
-    if damaged.is_empty() && !recount {
+    // What lay behind a cut may have ended since.
+    let is_cut = |(segment, alive): &(u64, Result<Alive>)| {
+        let size = writer.bodies.sizes().get(segment);
+        alive.as_ref().is_ok_and(|alive| size.is_some_and(|size| *size < alive.end))
+    };
+    if damaged.is_empty() && !recount && !rows.iter().any(is_cut) {
         return Ok((
             rows.into_iter().filter_map(|(segment, alive)| Some((segment, alive.ok()?))).collect(),
             true,
@@ -112,9 +118,7 @@ pub(super) fn missing(writer: &Writer<'_, '_>, known: &BTreeMap<u64, Alive>) {
         let damage = match writer.bodies.sizes().get(segment) {
             None => format!("{name} is missing: {records} messages have lost their bodies"),
             Some(size) if size < end => {
-                format!(
-                    "{name} is cut short to {size} octets of {end}: what lay behind is lost of {records} messages' bodies"
-                )
+                format!("{name} is cut short to {size} octets of {end}: the bodies that lay behind are lost")
             }
             Some(_) => continue,
         };

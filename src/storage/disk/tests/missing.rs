@@ -118,4 +118,11 @@ async fn a_body_file_that_was_cut_short_is_told_at_opening() {
     assert!(report.problems.iter().any(|problem| problem.damage.contains(&words)), "{report:?}");
     let told = rig.open().await.take_damage().await;
     assert!(told.len() == 1 && told[0].to_string().contains(&words), "{told:?}");
+    // Once no mail is there any more that has lost its body, nothing is missing.
+    let store = rig.open().await;
+    let last = claim(&store, 2).await.remove(1);
+    store.commit(vec![settle(&last, &[0])]).await.unwrap();
+    drop(store);
+    let told = rig.open().await.take_damage().await;
+    assert!(told.is_empty(), "{told:?}");
 }
