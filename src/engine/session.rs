@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::driver::Input;
 use crate::dane::TlsaSet;
 use crate::mta_sts::{KnownPolicy, Mode, Policies};
+use crate::policy::StartTls;
 use crate::reply::Stage;
 use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
@@ -125,7 +126,8 @@ impl SessionTask {
         // In a rollup the target's is that of one of its domains.
         let own = self.target.mta_sts.as_ref().filter(|policy| policy.domain() == &*domain).cloned();
         let is_one = |known: &Arc<KnownPolicy>| known.policy().mode() != Mode::None;
-        let mta_sts = own.or_else(|| self.policies.as_ref()?.known(&domain).filter(is_one));
+        let policies = self.policies.as_ref().filter(|_| self.target.tls.level != StartTls::Off);
+        let mta_sts = own.or_else(|| policies?.known(&domain).filter(is_one));
         Target { domain: Some(domain), host, tlsa, mta_sts, ..self.target.clone() }
     }
 
