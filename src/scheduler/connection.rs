@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::command::Command;
 use super::destination::{Destination, Refusal, RouteState};
@@ -9,6 +10,7 @@ use super::event::Opened;
 use super::fault::Fault;
 use super::mta_sts::{Demander, connect_diagnosis, leads};
 use super::outcome::KEPT_OF_REPLIES;
+use super::placement::Site;
 use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
@@ -20,6 +22,9 @@ use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferre
 use crate::policy::{Fate, RuleDecision, with_jitter};
 use crate::reply::{Reply, Stage};
 use crate::transport::{ConnectError, EndCause, Target};
+
+/// When DNS is asked past any cache again that did not answer, where no clock runs.
+const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
@@ -89,6 +94,7 @@ impl Scheduler {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
                 }
                 self.note_policy(now, key, asked, failure.policy_unknown);
+                self.asked_in_vain(now, key, asked);
             }
             Err(failure) if failure.is_permanent() => self.note_not_found(now, key, &failure),
             Err(failure) => {
@@ -96,25 +102,30 @@ impl Scheduler {
                     self.note_nothing_permitted(key, failure.kind);
                 }
                 self.note_policy(now, key, asked, true);
-                if asked == Freshness::Fresh && self.is_held_over_policy(now, key) {
-                    // The clock runs already, and what it runs for is to be told when the mail expires.
-                    return self.review_lanes(now, key);
+                // Where the clock runs already, what it runs for is to be told when the mail expires.
+                if asked != Freshness::Fresh || !self.is_held_over_policy(now, key) {
+                    self.fail_step(now, key, None, route_diagnosis(&failure));
                 }
-                self.fail_step(now, key, None, route_diagnosis(&failure));
-                if asked == Freshness::Fresh
-                    && let Some(destination) = self.destinations.get_mut(key)
-                {
-                    // A deadline has come, and waits for the clock like all else.
-                    destination.no_fresh_before = destination.retry.until;
-                }
+                self.asked_in_vain(now, key, asked);
             }
         }
         self.review_lanes(now, key);
     }
 
+    /// A look-up past any cache, for mail whose deadline has come, did not say what was asked: it waits for the clock like all else.
+    fn asked_in_vain(&mut self, now: Timestamp, key: DestinationKey, asked: Freshness) {
+        if asked == Freshness::Fresh
+            && let Some(destination) = self.destinations.get_mut(key)
+        {
+            let clock = destination.retry.until.filter(|&until| until > now);
+            destination.no_fresh_before = Some(clock.unwrap_or(now + ASKED_AGAIN));
+        }
+    }
+
     /// The lanes of a home whose look-up has come back.
     fn review_lanes(&mut self, now: Timestamp, key: DestinationKey) {
-        let Some(destination) = self.destinations.get(key).filter(|d| !d.site.is_shared()) else { return };
+        let waits_for_dns = |d: &&Destination| matches!(d.site, Site::Domain(_)) || d.missing.is_some();
+        let Some(destination) = self.destinations.get(key).filter(waits_for_dns) else { return };
         if let (1, Some(&lane)) = (destination.lanes.len(), destination.lanes.first()) {
             return self.review_lane(now, lane);
         }
@@ -272,8 +283,11 @@ impl Scheduler {
             _ => Demander::Nobody,
         };
         let code = match cause {
-            // That our credentials are refused says nothing of the mail; nor, that TLS is.
-            EndCause::Reply(reply) if stage != Stage::Auth => Some(reply.code()),
+            // That our credentials are refused says nothing of the mail. Nor does what anybody on the way may have said, where TLS is
+            // demanded.
+            EndCause::Reply(reply) if stage != Stage::Auth && demander == Demander::Nobody => {
+                Some(reply.code())
+            }
             _ => None,
         };
         let failed = connection.current.clone();
@@ -343,7 +357,7 @@ impl Scheduler {
             self.queues.get(destination.queue).is_some_and(|queue| queue.settings.bounce_upon_5xx_greeting);
         let others_work = !destination.work.working.is_empty();
         let retry = self.queues.get(destination.queue).map(|queue| queue.retry_after().interval(1));
-        let retry = retry.unwrap_or(std::time::Duration::MAX);
+        let retry = retry.unwrap_or(Duration::MAX);
         if no_ipv6 {
             // A machine without IPv6 is no reason for the source to rest: others have IPv4.
             let message = match diagnosis.failure {
@@ -384,13 +398,7 @@ impl Scheduler {
         let Some(domain) = self.destinations.get(key).map(|destination| destination.domain.clone()) else {
             return RuleDecision::default();
         };
-        let about = About {
-            domain: domain.as_str(),
-            host: &host,
-            stage,
-            attempts: 0,
-            age: std::time::Duration::ZERO,
-        };
+        let about = About { domain: domain.as_str(), host: &host, stage, attempts: 0, age: Duration::ZERO };
         let decision = self.consult(now, key, reply, about, &mut Counted::default());
         self.apply_to_queue(now, key, &decision, reply);
         if let Some(interval) = &decision.retry_after
@@ -447,7 +455,7 @@ impl Scheduler {
         let interval = overridden.unwrap_or_else(|| queue.retry_after().interval(clock.step));
         let is_rollup = queue.name.ends_with(".rollup");
         let forgets = Fault::RollupClockForgotten.is_there() && is_rollup;
-        let interval = if forgets { std::time::Duration::from_secs(20) } else { interval };
+        let interval = if forgets { Duration::from_secs(20) } else { interval };
         let until = now + with_jitter(interval, queue.settings.retry_jitter, random);
         clock.until = Some(until);
         let mut last = Box::new(diagnosis.clone());

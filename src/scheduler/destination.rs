@@ -418,7 +418,9 @@ impl Destination {
     /// A session is open. An EHLO that succeeds ends retry mode; the step stays until a message is taken.
     pub(super) fn session_opened(&mut self, id: ConnectionId) {
         self.work.working.insert(id);
-        self.retry.until = None;
+        if !self.is_barred {
+            self.retry.until = None;
+        }
         self.work.in_doubt = false;
         self.work.suspended = None;
         self.work.doubts.change(|doubts| doubts.next_interval = None);

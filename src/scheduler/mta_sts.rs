@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::destination::{Destination, RetryClock};
 use super::lane::LaneState;
-use super::placement::{bars_any, hosts_of};
+use super::placement::{Site, bars_any, hosts_of};
 use super::pump::LANES_LOOKED_AT;
 use super::record::{Failed, cause_diagnosis};
 use super::session::{Connection, State, Wish};
@@ -101,7 +101,8 @@ impl Scheduler {
         asked: Freshness,
         unknown: bool,
     ) {
-        let Some(destination) = self.destinations.get(home) else { return };
+        let is_home = |destination: &&Destination| matches!(destination.site, Site::Domain(_));
+        let Some(destination) = self.destinations.get(home).filter(is_home) else { return };
         for lane in destination.lanes.iter() {
             let domain = self.lanes.get(*lane).map(|lane| lane.domain);
             let Some(domain) = domain.and_then(|domain| self.domains.get_mut(domain)) else { continue };

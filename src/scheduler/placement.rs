@@ -196,6 +196,7 @@ impl Scheduler {
         if let Some((queue, site, route)) = self.rollup_of(home, route) {
             let Some(destination) = self.destinations.get_mut(home) else { return };
             destination.route = RouteState::Unknown;
+            (destination.is_barred, destination.enforced) = (false, None);
             let domain = destination.domain.clone();
             let domains: BTreeSet<DomainKey> =
                 destination.lanes.iter().filter_map(|&lane| Some(self.lanes.get(lane)?.domain)).collect();

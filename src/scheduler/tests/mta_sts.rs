@@ -8,8 +8,9 @@ use crate::dns::{Route, RouteFailure, RouteFailureKind};
 use crate::event::{Category, DeliveryEvent, Reason};
 use crate::mta_sts::KnownPolicy;
 use crate::policy::StartTls;
+use crate::reply::Stage;
 use crate::scheduler::{Bounds, Event, Opened};
-use crate::transport::{EndCause, PeerCertificate, TlsWish};
+use crate::transport::{ConnectError, EndCause, PeerCertificate, TlsWish};
 
 pub(super) const ONE: &str = "198.51.100.1:25";
 pub(super) const OTHER: &str = "198.51.100.2:25";
@@ -38,8 +39,8 @@ pub(super) fn open(rig: &mut Rig) -> TlsWish {
 }
 
 /// Runs out after a minute.
-fn short(found: Result<Arc<Route>, RouteFailure>) -> Result<Arc<Route>, RouteFailure> {
-    found.map(|route| Arc::new(Route { ttl: MINUTE, ..(*route).clone() }))
+pub(super) fn short(route: Arc<Route>) -> Arc<Route> {
+    Arc::new(Route { ttl: MINUTE, ..(*route).clone() })
 }
 
 pub(super) fn tls_failed() -> EndCause {
@@ -112,6 +113,46 @@ fn a_policy_that_permits_no_host_defers() {
     assert_eq!(open(&mut rig).level, StartTls::Verify);
     rig.accept_all();
     assert_eq!(rig.last_line(), "600 delivered a@x.example");
+}
+
+/// Who is on the way may say so: where TLS is demanded mail waits.
+#[test]
+fn what_is_said_before_tls_bounces_nothing() {
+    for stage in [Stage::Connect, Stage::Ehlo] {
+        for under_policy in [false, true] {
+            let mut rig = Rig::new("retry-after = [\"10m\"]\nbounce-upon-5xx-greeting = true");
+            let hosts = one_host(&["mx.x.example"]);
+            rig.answer_with(
+                "x.example",
+                if under_policy { hosts } else { Ok(route(&[&[("mx.x.example", &[ONE])]])) },
+            );
+            rig.submit("a@x.example");
+            let (connection, _) = rig.opening();
+            let cause = EndCause::Reply(reply("521 5.3.2 no mail here"));
+            rig.tell(Event::ConnectFailed { connection, error: ConnectError { stage, cause } });
+            let bounced = rig.last_line().contains("bounced");
+            assert_eq!(bounced, !under_policy, "{:?}", rig.timeline());
+        }
+    }
+}
+
+/// A session that was opening when it became known that no host may be used does not end the wait.
+#[test]
+fn a_session_that_may_not_be_used_ends_no_wait() {
+    let mut rig = Rig::new("retry-after = [\"10m\", \"1h\"]");
+    rig.answer_with("x.example", Ok(short(route(&[&[("mx.x.example", &[ONE])]]))));
+    rig.submit("a@x.example");
+    open(&mut rig);
+    rig.submit("b@x.example");
+    let (connection, _) = rig.opening();
+    rig.answer_with("x.example", one_host(&["mx.y.example"]));
+    rig.pass(2 * MINUTE);
+    rig.submit("c@x.example");
+    rig.accept_all();
+    rig.tell(Event::Connected { connection, opened: Opened::default() });
+    rig.pass(5 * MINUTE);
+    let deferred = rig.timeline().iter().filter(|line| line.contains("queue-deferred")).count();
+    assert_eq!(deferred, 1, "{:?}", rig.timeline());
 }
 
 /// Domains with the same hosts whose policies differ are kept apart.
@@ -197,8 +238,8 @@ fn sessions_are_shared_for_hosts_that_the_certificate_is_valid_for() {
 /// Nothing goes over a session that was opened before the policy was there, or after it is gone.
 #[test]
 fn sessions_end_when_a_policy_comes_or_goes() {
-    let plain = short(Ok(route(&[&[("mx.x.example", &[ONE])]])));
-    let enforced = short(one_host(&["mx.x.example"]));
+    let plain = Ok(short(route(&[&[("mx.x.example", &[ONE])]])));
+    let enforced = one_host(&["mx.x.example"]).map(short);
     for (before, after) in [(plain.clone(), enforced.clone()), (enforced, plain)] {
         let mut rig = Rig::new("connection-idle-timeout = \"10m\"");
         rig.answer_with("x.example", before);
@@ -221,7 +262,7 @@ fn sessions_end_when_a_policy_comes_or_goes() {
 fn an_attempt_older_than_the_policy_brings_no_session_to_a_barred_host() {
     let hosts: &[&[(&str, &[&str])]] = &[&[("mx1.x.example", &[ONE])], &[("mx2.x.example", &[OTHER])]];
     let mut rig = Rig::new("connection-idle-timeout = \"10m\"\nmax-msg-per-connection = 2");
-    rig.answer_with("x.example", short(Ok(route(hosts))));
+    rig.answer_with("x.example", Ok(short(route(hosts))));
     rig.submit("a@x.example");
     rig.connect();
     rig.submit("b@x.example");

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use super::harness::*;
+use super::mta_sts::{one_host, short, tls_failed};
 use crate::dns::{DnsErrorKind, Freshness, RouteFailureKind};
 use crate::event::{Category, Failure, Reason};
 use crate::message::Message;
 use crate::reply::Stage;
-use crate::scheduler::Bounds;
+use crate::scheduler::{Bounds, Event};
+use crate::transport::ConnectError;
 
 const MICRO: Duration = Duration::from_micros(1);
 const HOUR_OF_NO_MX: &str = "bounce-upon-no-mx = \"1h\"\nretry-after = [\"10m\"]";
@@ -202,6 +204,37 @@ fn a_look_up_that_fails_at_the_deadline_is_retried_by_the_clock() {
     assert_eq!(bounces, 2, "{:?}", rig.timeline());
     rig.pass(MINUTE);
     rig.scheduler.assert_empty();
+}
+
+/// A domain that was missing, and has hosts again that its policy forbids; one that is missing, of which nothing more is said, while its
+/// mail waits for the policy.
+#[test]
+fn mail_that_waits_for_its_policy_at_the_deadline_is_looked_up_by_the_clock() {
+    let settings = "bounce-upon-nxdomain = \"25m\"\nretry-after = [\"10m\"]";
+    for had_policy in [false, true] {
+        let mut rig = Rig::new(settings);
+        if had_policy {
+            rig.answer_with("x.example", one_host(&["mx.x.example"]).map(short));
+        } else {
+            rig.answer_with("x.example", no_route(RouteFailureKind::NxDomain));
+        }
+        rig.submit("a@x.example");
+        if had_policy {
+            let (connection, _) = rig.opening();
+            let error = ConnectError { stage: Stage::Ehlo, cause: tls_failed() };
+            rig.tell(Event::ConnectFailed { connection, error });
+            rig.answer_with("x.example", no_route(RouteFailureKind::NxDomain));
+            rig.pass(15 * MINUTE);
+            rig.answer_with("x.example", no_route(SERVFAIL));
+        } else {
+            rig.pass(5 * MINUTE);
+            rig.answer_with("x.example", one_host(&["mx.y.example"]));
+        }
+        rig.pass(HOUR);
+        let asked = rig.fresh_look_ups();
+        assert!((1..=8).contains(&asked.len()), "{had_policy} {asked:?}");
+        assert!(!rig.timeline().iter().any(|line| line.contains("bounced")), "{:?}", rig.timeline());
+    }
 }
 
 #[test]
