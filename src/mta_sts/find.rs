@@ -28,7 +28,8 @@ const RECORD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a look-up waits for a policy that is new. A web server that is slow shall not keep others' look-ups from their
 /// turn (RFC 8461 §5.1 lets policies be fetched beside deliveries).
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Fetches under way at a time; and of these for names with the same two last labels, and with the same three.
+/// Fetches under way at a time of policies that are new, and as many of those that are seen again; and of each for names with the
+/// same two last labels, and with the same three.
 const MOST_FETCHES: usize = 256;
 const MOST_OF_WIDE_GROUP: usize = 16;
 const MOST_OF_NARROW_GROUP: usize = 4;
@@ -42,6 +43,8 @@ pub(crate) struct Policies {
     clock: Clock,
     state: Mutex<State>,
     turns: Arc<Turns>,
+    /// A policy that holds runs out if it is not seen again: it does not stand behind new ones.
+    refresh_turns: Arc<Turns>,
     /// There is something to be made durable.
     changed: Notify,
     counts: Arc<TlsCounts>,
@@ -99,6 +102,7 @@ impl Policies {
             clock,
             state: Mutex::default(),
             turns: Turns::new(MOST_FETCHES, MOST_OF_WIDE_GROUP, MOST_OF_NARROW_GROUP),
+            refresh_turns: Turns::new(MOST_FETCHES, MOST_OF_WIDE_GROUP, MOST_OF_NARROW_GROUP),
             changed: Notify::new(),
             counts,
             told_unsupported: AtomicBool::new(false),
@@ -149,7 +153,7 @@ impl Policies {
             Fetch::No => {}
             Fetch::Refresh => {
                 let id = id.or_else(|| Some(decision.kept.as_ref()?.id.clone()));
-                if let (Some(id), Some(turn)) = (id, self.turns.take(sought.domain)) {
+                if let (Some(id), Some(turn)) = (id, self.refresh_turns.take(sought.domain)) {
                     self.begin(sought, &id, turn);
                 }
             }

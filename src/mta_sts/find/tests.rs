@@ -347,6 +347,25 @@ async fn a_slow_owner_takes_few_turns() {
     }
 }
 
+/// Nor that what holds is seen again.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_does_not_stand_behind_new_policies() {
+    let (gate, rig) = (Gated::default(), Rig::new());
+    rig.publish("1", "enforce", 1_000_000);
+    assert!(rig.find().await.policy.is_some());
+    let slow: Vec<_> = (0..100).map(|n| format!("d{n}.s{}.{DOMAIN}", n % 20)).collect();
+    let records = slow.iter().map(|domain| format!("_mta-sts.{domain} 600 TXT \"v=STSv1; id=1\"\n"));
+    let own = format!("_mta-sts.{DOMAIN} 600 TXT \"v=STSv1; id=1\"\n");
+    rig.zone.set_zone(&records.chain([own]).collect::<String>()).unwrap();
+    let rig = rig.with_fetcher(gate.clone());
+    tokio::time::advance(Duration::from_secs(2 * 86_400)).await;
+    futures::future::join_all(slow.iter().map(|domain| rig.find_of(domain))).await;
+    assert_eq!(gate.fetches(), MOST_OF_WIDE_GROUP);
+    assert!(rig.find().await.policy.is_some());
+    tokio::task::yield_now().await;
+    assert_eq!(gate.fetches(), MOST_OF_WIDE_GROUP + 1);
+}
+
 /// Whether it is the policy that the domain's record names now.
 #[tokio::test(start_paused = true)]
 async fn what_is_known_may_not_be_current() {
@@ -376,7 +395,9 @@ async fn fetches_end_when_they_are_told_to() {
     rig.find().await;
     rig.policies.stop().await;
     assert!(rig.policies.lock().flights.is_empty());
-    assert!(rig.policies.turns.are_all_free(MOST_FETCHES));
+    for turns in [&rig.policies.turns, &rig.policies.refresh_turns] {
+        assert!(turns.are_all_free(MOST_FETCHES));
+    }
 }
 
 /// Answers no question for TXT.
