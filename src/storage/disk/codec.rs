@@ -195,7 +195,7 @@ pub(super) struct Alive {
     /// Of bodies.
     pub(super) octets: u64,
     pub(super) records: u64,
-    /// Where the last record that was ever alive in it ends: a shorter file was cut short.
+    /// Where the last record that was alive in it since it was counted ends: a shorter file was cut short.
     pub(super) end: u64,
 }
 
