@@ -10,7 +10,7 @@ use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, State};
 use super::verdict::{Cause, What};
 use super::window::WindowItem;
-use super::{ConnectionId, DestinationKey, Scheduler};
+use super::{ConnectionId, DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::{MAX_MAIL_EXCHANGERS, Route};
 use crate::event::Diagnosis;
@@ -71,11 +71,15 @@ impl Scheduler {
             unfit.hosts.push(candidate.host.clone());
         }
         unfit.unverified |= cause.what == What::Unsendable(Unsendable::HostNotVerified);
+        self.elsewhere(key, item.lane, unfit)
+    }
+
+    fn elsewhere(&self, key: DestinationKey, lane: LaneKey, unfit: &Unfit) -> Elsewhere {
         // Looked up anew it may lead elsewhere: that is decided when it is known.
         let route = self.destinations.get(key).and_then(|destination| destination.known_route());
         match route.is_some_and(|route| unfit.is_all_of(route)) {
             false => Elsewhere::Maybe,
-            true if unfit.unverified && self.is_policy_unknown(key, item.lane) => Elsewhere::NotYet,
+            true if unfit.unverified && self.is_policy_unknown(key, lane) => Elsewhere::NotYet,
             true => Elsewhere::Nowhere,
         }
     }
@@ -184,23 +188,24 @@ impl Scheduler {
     pub(super) fn no_other_host(&mut self, now: Timestamp, key: DestinationKey) {
         let Some((id, unfit)) = self.seekers(key).next() else { return };
         let (candidate, cause) = unfit.last.clone();
-        let route = self.destinations.get(key).and_then(|destination| destination.known_route());
-        let is_all = route.is_some_and(|route| unfit.is_all_of(route));
-        let lane = self.window.get(id).map(|item| item.lane);
-        let awaits_policy = unfit.unverified && lane.is_some_and(|lane| self.is_policy_unknown(key, lane));
-        if is_all && awaits_policy {
-            self.defer_item(now, key, id, &candidate, &Cause::policy_unknown().diagnosis());
-        } else if is_all {
-            let diagnosis = cause.diagnosis();
-            self.finish_item(now, id, |scheduler, item, recipient, left| {
-                let mut recipient = recipient.clone();
-                recipient.attempts = recipient.attempts.saturating_add(1);
-                scheduler.bounce(now, item, &recipient, Some(&candidate), diagnosis.clone(), left);
-            });
-        } else {
-            let message = "the hosts that could take it have no address to try now";
-            let diagnosis = engine_diagnosis(Stage::Dns, Failed::NoRouteForFamily, message);
-            self.defer_item(now, key, id, &candidate, &diagnosis);
+        let Some(lane) = self.window.get(id).map(|item| item.lane) else { return };
+        match self.elsewhere(key, lane, unfit) {
+            Elsewhere::Maybe => {
+                let message = "the hosts that could take it have no address to try now";
+                let diagnosis = engine_diagnosis(Stage::Dns, Failed::NoRouteForFamily, message);
+                self.defer_item(now, key, id, &candidate, &diagnosis);
+            }
+            Elsewhere::NotYet => {
+                self.defer_item(now, key, id, &candidate, &Cause::policy_unknown().diagnosis());
+            }
+            Elsewhere::Nowhere => {
+                let diagnosis = cause.diagnosis();
+                self.finish_item(now, id, |scheduler, item, recipient, left| {
+                    let mut recipient = recipient.clone();
+                    recipient.attempts = recipient.attempts.saturating_add(1);
+                    scheduler.bounce(now, item, &recipient, Some(&candidate), diagnosis.clone(), left);
+                });
+            }
         }
         self.mark(key);
     }
