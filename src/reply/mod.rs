@@ -4,14 +4,15 @@ mod enhanced;
 mod parser;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub use enhanced::{EnhancedStatus, ParseEnhancedStatusError};
 pub use parser::{ReplyError, ReplyParser};
+use text::Text;
 
 /// One reply of a server, as it came.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ pub struct Reply {
     code: u16,
     enhanced: Option<EnhancedStatus>,
     /// What followed the code and its separator on each line, with a line feed between lines.
-    lines: Arc<[u8]>,
+    lines: Text,
     truncated: bool,
 }
 
