@@ -81,7 +81,7 @@ impl Reference {
 /// The same work on every run, for a tool that counts instructions: `valgrind --tool=callgrind
 /// --toggle-collect='*counted*'` counts those of so many events.
 fn events_to_count() {
-    let mut load = SchedulerLoad::new(QUEUES[0], 1);
+    let mut load = SchedulerLoad::new(QUEUES[1], 1);
     measure(&mut load, EVENTS);
     load.prepare(PREPARED);
     while load.make_ready(BATCH) {

@@ -1,27 +1,102 @@
 //! Final events as they lie in the durable outbox.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use postcard::ser_flavors::Flavor;
+use serde::Serialize;
 
-use crate::event::DeliveryEvent;
+use crate::clock::Timestamp;
+use crate::event::{DeliveryEvent, Diagnosis, RecipientRecord};
+use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, RecipientDsn};
+use crate::reply::Reply;
 use crate::storage::{Change, OutboxEntry, StorageError, StorageErrorKind};
 
 /// The encoding's version, the first octet of each entry.
 const VERSION: u8 = 1;
 
-/// The change that reports a final event; `None` for one that is not final. `scratch` is what it is encoded in, of no
-/// meaning before and after.
-pub(crate) fn entry(event: &DeliveryEvent, scratch: &mut Vec<u8>) -> Option<Change> {
-    let id = match event {
-        DeliveryEvent::Delivered(delivered) => delivered.record.event,
-        DeliveryEvent::Bounced(bounced) => bounced.record.event,
-        DeliveryEvent::Cancelled(cancelled) => cancelled.record.event,
-        _ => return None,
-    };
-    scratch.clear();
-    scratch.push(VERSION);
-    postcard::serialize_with_flavor(event, Scratch(scratch)).ok()?;
-    Some(Change::Report { event: id, payload: Bytes::copy_from_slice(scratch) })
+/// A final event before it is one: what it is made of lies elsewhere, and need not be kept. It is encoded as the event, so
+/// the variants stand where those of [`DeliveryEvent`] do.
+#[derive(Serialize)]
+pub(crate) enum Final<'a> {
+    #[allow(dead_code, reason = "not final")]
+    Received,
+    Delivered {
+        record: Record<'a>,
+        reply: &'a Reply,
+        tls: Option<&'a str>,
+        dsn_passed_on: bool,
+    },
+    #[allow(dead_code, reason = "not final")]
+    Deferred,
+    Bounced {
+        record: Record<'a>,
+        diagnosis: &'a Diagnosis,
+    },
+    Cancelled {
+        record: Record<'a>,
+    },
+}
+
+/// A [`RecipientRecord`] made of what lies elsewhere.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Record<'a> {
+    pub(crate) event: EventId,
+    pub(crate) time: Timestamp,
+    pub(crate) id: MessageId,
+    pub(crate) reference: Option<&'a str>,
+    pub(crate) recipient: &'a Address,
+    pub(crate) domain: &'a Domain,
+    pub(crate) queue: &'a Arc<str>,
+    pub(crate) source: &'a Arc<str>,
+    pub(crate) mx: Option<&'a Arc<str>>,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) attempts: u32,
+    pub(crate) queued: Duration,
+    pub(crate) tags: &'a BTreeMap<String, String>,
+    pub(crate) dsn: Option<&'a MessageDsn>,
+    pub(crate) recipient_dsn: Option<&'a RecipientDsn>,
+}
+
+impl Record<'_> {
+    pub(crate) fn to_owned(self) -> RecipientRecord {
+        RecipientRecord {
+            event: self.event,
+            time: self.time,
+            id: self.id,
+            reference: self.reference.map(str::to_owned),
+            recipient: self.recipient.clone(),
+            domain: self.domain.clone(),
+            queue: self.queue.clone(),
+            source: self.source.clone(),
+            mx: self.mx.cloned(),
+            peer: self.peer,
+            attempts: self.attempts,
+            queued: self.queued,
+            tags: self.tags.clone(),
+            dsn: self.dsn.cloned().map(Box::new),
+            recipient_dsn: self.recipient_dsn.cloned().map(Box::new),
+        }
+    }
+}
+
+impl Final<'_> {
+    /// The change that reports it. `scratch` is what it is encoded in, of no meaning before and after.
+    pub(crate) fn entry(&self, scratch: &mut Vec<u8>) -> Option<Change> {
+        let event = match self {
+            Self::Received | Self::Deferred => return None,
+            Self::Delivered { record, .. } | Self::Bounced { record, .. } | Self::Cancelled { record } => {
+                record.event
+            }
+        };
+        scratch.clear();
+        scratch.push(VERSION);
+        postcard::serialize_with_flavor(self, Scratch(scratch)).ok()?;
+        Some(Change::Report { event, payload: Bytes::copy_from_slice(scratch) })
+    }
 }
 
 /// Where postcard writes to.
@@ -55,5 +130,82 @@ pub(crate) fn event(entry: &OutboxEntry) -> Result<DeliveryEvent, StorageError> 
         Some((&VERSION, encoded)) => postcard::from_bytes(encoded).map_err(|_| corrupt("is damaged")),
         Some((version, _)) => Err(corrupt(&format!("is of version {version}, this program knows {VERSION}"))),
         None => Err(corrupt("is empty")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Bounced, Cancelled, Category, Delivered, Failure};
+    use crate::message::Notify;
+    use crate::reply::{EnhancedStatus, Stage};
+    use crate::storage::OutboxPosition;
+
+    #[test]
+    fn a_final_event_is_encoded_as_the_event_it_is_read_as() {
+        let at = Timestamp::from_unix_seconds(1_800_000_000);
+        let recipient = Address::parse("a@b.example").unwrap();
+        let tags = BTreeMap::from([("tenant".to_owned(), "7".to_owned())]);
+        let (queue, source, mx): (Arc<str>, Arc<str>, Arc<str>) =
+            ("b.example".into(), "s1".into(), "mx.b.example".into());
+        let message_dsn = MessageDsn::default();
+        let recipient_dsn = RecipientDsn { notify: Some(Notify::FAILURE), ..RecipientDsn::default() };
+        let full = Record {
+            event: EventId::generate(at, 1),
+            time: at,
+            id: MessageId::generate(at, 2),
+            reference: Some("order 1"),
+            recipient: &recipient,
+            domain: recipient.domain(),
+            queue: &queue,
+            source: &source,
+            mx: Some(&mx),
+            peer: Some(SocketAddr::from(([192, 0, 2, 1], 25))),
+            attempts: 3,
+            queued: Duration::from_millis(1_500),
+            tags: &tags,
+            dsn: Some(&message_dsn),
+            recipient_dsn: Some(&recipient_dsn),
+        };
+        let bare = Record { reference: None, mx: None, peer: None, dsn: None, recipient_dsn: None, ..full };
+        let reply = Reply::parse("250 2.0.0 ok").unwrap();
+        let diagnosis = Diagnosis {
+            stage: Stage::Rcpt,
+            status: EnhancedStatus::new(5, 1, 1),
+            category: Category::BadMailbox,
+            reason: None,
+            failure: Failure::Reply(Reply::parse("550 5.1.1 no such user").unwrap()),
+            rule: None,
+        };
+        for parts in [full, bare] {
+            let record = parts.to_owned();
+            let tls = Some("TLSv1.3");
+            let finals = [
+                (
+                    Final::Delivered { record: parts, reply: &reply, tls, dsn_passed_on: true },
+                    DeliveryEvent::Delivered(Delivered {
+                        record: record.clone(),
+                        reply: reply.clone(),
+                        tls: tls.map(str::to_owned),
+                        dsn_passed_on: true,
+                    }),
+                ),
+                (
+                    Final::Bounced { record: parts, diagnosis: &diagnosis },
+                    DeliveryEvent::Bounced(Bounced { record: record.clone(), diagnosis: diagnosis.clone() }),
+                ),
+                (Final::Cancelled { record: parts }, DeliveryEvent::Cancelled(Cancelled { record })),
+            ];
+            for (parts, whole) in finals {
+                let Some(Change::Report { event: id, payload }) = parts.entry(&mut vec![9; 3]) else {
+                    panic!("{whole:?} is final");
+                };
+                let entry = OutboxEntry { position: OutboxPosition(1), event: id, payload };
+                assert_eq!(event(&entry).unwrap(), whole);
+                let mut encoded = vec![VERSION];
+                encoded.extend(postcard::to_stdvec(&whole).unwrap());
+                assert_eq!(entry.payload, encoded);
+            }
+        }
     }
 }

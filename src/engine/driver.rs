@@ -590,7 +590,7 @@ impl Driver {
                 self.sessions.insert(connection, orders);
                 let task = SessionTask {
                     connection,
-                    target,
+                    target: *target,
                     transport: self.parts.transport.clone(),
                     tls_counts: self.parts.tls_counts.clone(),
                     policies: self.parts.policies.clone(),

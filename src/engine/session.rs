@@ -22,7 +22,7 @@ use crate::transport::{
 /// What a session's task is told.
 #[derive(Debug)]
 pub(super) enum Order {
-    Transact(Outgoing),
+    Transact(Box<Outgoing>),
     Close,
 }
 
@@ -76,7 +76,7 @@ impl SessionTask {
                 Event::SessionEnded { connection, end }
             }
             Phase::InTransaction(recipients) => {
-                Event::TransactionDone { connection, report: panic_report(recipients) }
+                Event::TransactionDone { connection, report: Box::new(panic_report(recipients)) }
             }
         };
         self.tell(event).await;
@@ -153,7 +153,7 @@ impl SessionTask {
                         }
                     };
                     self.phase = Phase::InTransaction(transaction.recipients.len());
-                    let report = session.transact(&transaction).await;
+                    let report = Box::new(session.transact(&transaction).await);
                     self.phase = Phase::Open;
                     let ended = report.end.is_some();
                     if ended {
@@ -171,7 +171,7 @@ impl SessionTask {
         }
     }
 
-    async fn load(&self, outgoing: Outgoing) -> Result<Transaction, StorageError> {
+    async fn load(&self, outgoing: Box<Outgoing>) -> Result<Transaction, StorageError> {
         let body = match outgoing.content {
             Content::Held(body) => body,
             Content::Stored(key) => {

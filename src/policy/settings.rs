@@ -211,9 +211,10 @@ impl QueueSettings {
     /// Whom sessions of the queue are authenticated as.
     pub fn credentials(&self) -> Option<Credentials> {
         // Hosts found by DNS are told no password.
-        let is_fixed = !self.smtp_hosts.is_empty();
-        let (username, password) =
-            self.auth_username.clone().zip(self.auth_password.clone()).filter(|_| is_fixed)?;
+        if self.smtp_hosts.is_empty() {
+            return None;
+        }
+        let (username, password) = self.auth_username.clone().zip(self.auth_password.clone())?;
         Some(Credentials { username, password, unencrypted: self.use_unencrypted_plain_auth })
     }
 }

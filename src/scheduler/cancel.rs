@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::command::{Answer, CancelReport, Command, Token};
 use super::control::cancelled_diagnosis;
+use super::record::End;
 use super::window::WindowItem;
 use super::writes::{Effect, poisoned};
 use super::{ClaimId, Scheduler};
 use crate::clock::Timestamp;
-use crate::event::{Bounced, Cancelled, DeliveryEvent};
 use crate::message::MessageId;
 use crate::storage::{ItemId, ItemSummary, Recipient, StorageError};
 
@@ -173,15 +173,11 @@ impl Scheduler {
         recipient: &Recipient,
         settled: &mut Vec<u32>,
     ) {
-        let record = self.record(now, item, recipient, None);
         let message = item.item.envelope.id;
         if self.cancels.messages.get(&message).is_some_and(|mark| mark.bounces) {
-            self.counters.bounced += 1;
-            let diagnosis = cancelled_diagnosis();
-            self.finish(&DeliveryEvent::Bounced(Bounced { record, diagnosis }));
+            self.finish(now, item, recipient, None, End::Bounced(&cancelled_diagnosis()));
         } else {
-            self.counters.cancelled += 1;
-            self.finish(&DeliveryEvent::Cancelled(Cancelled { record }));
+            self.finish(now, item, recipient, None, End::Cancelled);
         }
         settled.push(recipient.index);
         let Some(mark) = self.cancels.messages.get(&message) else { return };

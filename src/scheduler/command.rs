@@ -38,9 +38,9 @@ pub(crate) enum Command {
         freshness: Freshness,
     },
     /// Open a session.
-    Connect { connection: ConnectionId, target: Target },
+    Connect { connection: ConnectionId, target: Box<Target> },
     /// Send a message over an open session.
-    Transact { connection: ConnectionId, transaction: Outgoing },
+    Transact { connection: ConnectionId, transaction: Box<Outgoing> },
     /// Say QUIT and close.
     Close { connection: ConnectionId },
     /// Tell the observers.

@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::command::Command;
 use super::destination::{Destination, Refusal, RouteState};
 use super::event::Opened;
@@ -15,7 +17,7 @@ use super::pump::{SOURCE_REST, local_address};
 use super::record::{Failed, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
 use super::session::{Candidate, State};
-use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
+use super::{ConnectionId, DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind, RouteKind};
 use crate::event::{DeliveryEvent, Diagnosis, Failure, LocalTrouble, QueueDeferred, Reason};
@@ -29,20 +31,20 @@ const ASKED_AGAIN: Duration = Duration::from_secs(60);
 impl Scheduler {
     /// Asks for a connection to the attempt's current address.
     pub(super) fn open_current(&mut self, id: ConnectionId) {
-        let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
+        let Some(key) = self.connections.get(id).map(|connection| connection.destination) else { return };
         let Some(wish) = self.wish_of(key) else { return };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let Some(destination) = self.destinations.get(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         let source = self.policy.source(&queue.source);
         connection.wish = wish;
         connection.tlsa.clone_from(&connection.current.tlsa);
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
         let candidate = &connection.current;
         // While it is being looked up it is not known what the session is held to.
         let route = destination.known_route();
         let is_by_name = |route: &&Arc<Route>| matches!(route.kind, RouteKind::Mx | RouteKind::Implicit);
-        let target = Target {
+        let target = Box::new(Target {
             peer: candidate.peer,
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
@@ -56,7 +58,7 @@ impl Scheduler {
             credentials: connection.wish.credentials.clone(),
             timeouts: self.timeouts.clone(),
             mta_sts: route.and_then(|route| route.mta_sts.clone()),
-        };
+        });
         self.commands.push_back(Command::Connect { connection: id, target });
     }
 
@@ -122,14 +124,13 @@ impl Scheduler {
         }
     }
 
-    /// The lanes of a home whose look-up has come back.
+    /// A home's look-up has come back: its lanes with mail that ends for what DNS says, or does not say, wait for the next.
     fn review_lanes(&mut self, now: Timestamp, key: DestinationKey) {
         let waits_for_dns = |d: &&Destination| matches!(d.site, Site::Domain(_)) || d.missing.is_some();
         let Some(destination) = self.destinations.get(key).filter(waits_for_dns) else { return };
-        if let (1, Some(&lane)) = (destination.lanes.len(), destination.lanes.first()) {
-            return self.review_lane(now, lane);
-        }
-        let lanes: Vec<_> = destination.lanes.iter().copied().collect();
+        let asks =
+            |lane: &LaneKey| self.lanes.get(*lane).is_some_and(|lane| self.asks_from(now, lane).is_some());
+        let lanes: SmallVec<[LaneKey; 1]> = destination.lanes.iter().copied().filter(asks).collect();
         lanes.into_iter().for_each(|lane| self.review_lane(now, lane));
     }
 
@@ -142,7 +143,7 @@ impl Scheduler {
         let working: Vec<_> = destination.work.working.iter().copied().collect();
         let wish = self.wish_of(key);
         for id in working {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let Some(connection) = self.connections.get_mut(id) else { continue };
             if wish.as_ref() == Some(&connection.wish) && leads(route, connection) {
                 connection.current.vouched_for = route.has_authentic_hosts();
                 continue;
@@ -152,7 +153,7 @@ impl Scheduler {
     }
 
     pub(super) fn on_connected(&mut self, now: Timestamp, id: ConnectionId, opened: Opened) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         connection.opened = opened;
         let key = connection.destination;
         let peer = connection.current.peer;
@@ -170,9 +171,9 @@ impl Scheduler {
 
     /// The session waits for work, or ends if it may not take any.
     pub(super) fn make_idle(&mut self, now: Timestamp, id: ConnectionId) {
-        let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
+        let Some(key) = self.connections.get(id).map(|connection| connection.destination) else { return };
         let wish = self.wish_of(key);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let Some(queue) = self.queues.get(destination.queue) else { return };
         // Its attempt may be older than what bars the host, or than the host's TLSA records.
@@ -205,13 +206,13 @@ impl Scheduler {
 
     /// Ends an idle session. Its permits are given back once its socket is closed.
     pub(super) fn close(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let State::Idle { since } = connection.state else { return };
         self.unlist_idle(id);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         connection.state = State::Closing;
         self.limits.now_closing(&connection.holds);
-        self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
+        self.session_timers.arm(&mut connection.timer, None, id);
         if let Some(destination) = self.destinations.get_mut(connection.destination) {
             destination.work.idle.remove(&(since, id));
             destination.work.working.remove(&id);
@@ -222,8 +223,8 @@ impl Scheduler {
     /// The socket is closed.
     pub(super) fn on_connection_gone(&mut self, now: Timestamp, id: ConnectionId) {
         self.unlist_idle(id);
-        let Some(mut connection) = self.connections.remove(&id) else { return };
-        self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(id));
+        let Some(mut connection) = self.connections.remove(id) else { return };
+        self.session_timers.arm(&mut connection.timer, None, id);
         let key = connection.destination;
         match &connection.state {
             State::Closing => self.limits.not_closing(&connection.holds),
@@ -266,14 +267,14 @@ impl Scheduler {
         stage: Stage,
         cause: &EndCause,
     ) {
-        let Some(key) = self.connections.get(&id).map(|connection| connection.destination) else { return };
+        let Some(key) = self.connections.get(id).map(|connection| connection.destination) else { return };
         let decision = match cause {
             EndCause::Reply(reply) | EndCause::TlsRefused(reply) => {
                 self.consult_on_connection(now, id, stage, reply)
             }
             _ => RuleDecision::default(),
         };
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let is_local = matches!(cause, EndCause::Local(_));
         let is_about_certificate = matches!(cause, EndCause::Certificate(..));
         let demander = match &connection.tlsa {
@@ -337,7 +338,7 @@ impl Scheduler {
 
     /// No address took us.
     fn attempt_failed(&mut self, now: Timestamp, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let key = connection.destination;
         let Some(last) = connection.attempt.last.take() else { return };
         let (candidate, diagnosis) = *last;
@@ -393,7 +394,7 @@ impl Scheduler {
         stage: Stage,
         reply: &Reply,
     ) -> RuleDecision {
-        let Some(connection) = self.connections.get(&id) else { return RuleDecision::default() };
+        let Some(connection) = self.connections.get(id) else { return RuleDecision::default() };
         let (key, host) = (connection.destination, connection.current.host.clone());
         let Some(domain) = self.destinations.get(key).map(|destination| destination.domain.clone()) else {
             return RuleDecision::default();

@@ -405,6 +405,11 @@ impl Destination {
             || self.refusal.is_some()
     }
 
+    /// Something stands apart from the other mail. Mostly nothing does.
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.work.doubts.suspects.is_empty()
+    }
+
     /// In retry mode, and its time has not come.
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
         self.retry.until.is_some_and(|until| until > now)

@@ -34,7 +34,7 @@ pub(crate) enum Event {
     /// No session came about.
     ConnectFailed { connection: ConnectionId, error: ConnectError },
     /// A transaction ended, and with it maybe the session.
-    TransactionDone { connection: ConnectionId, report: TransactionReport },
+    TransactionDone { connection: ConnectionId, report: Box<TransactionReport> },
     /// The body of a transaction could not be read. The session is as it was.
     BodyFailed { connection: ConnectionId, error: StorageError },
     /// An idle session was ended by the server.

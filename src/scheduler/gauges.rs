@@ -40,7 +40,7 @@ pub(crate) struct LaneGauge {
 impl Scheduler {
     /// Takes time in the number of queues, connections and limits.
     pub(crate) fn gauges(&self, now: Timestamp) -> Gauges {
-        let octets = self.connections.values().map(|connection| match &connection.state {
+        let octets = self.connections.iter().map(|(_, connection)| match &connection.state {
             State::Busy(transaction) => transaction.octets,
             _ => 0,
         });
@@ -56,7 +56,7 @@ impl Scheduler {
         });
         Gauges {
             open: self.open,
-            held: self.connections.values().map(|connection| connection.holds.len()).sum(),
+            held: self.connections.iter().map(|(_, connection)| connection.holds.len()).sum(),
             taken: self.limits.taken(),
             window: self.window.len(),
             held_octets: self.window.held_octets(),

@@ -47,22 +47,27 @@ impl Health {
         self.set(now, source, peer, broken, DEAD_FOR.saturating_mul(factor).min(LONGEST));
     }
 
+    /// Some did not answer, or broke what they were sent.
+    pub(super) fn has_marks(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
     /// It has opened a session.
     pub(super) fn worked(&mut self, source: &Arc<str>, peer: SocketAddr) {
-        if !self.marks.is_empty() && self.mark(source, peer).broken == 0 {
+        if self.has_marks() && self.mark(source, peer).broken == 0 {
             self.forget(source, peer);
         }
     }
 
     /// A transaction came to its end in order, whatever was said.
     pub(super) fn completed(&mut self, source: &Arc<str>, peer: SocketAddr) {
-        if !self.marks.is_empty() {
+        if self.has_marks() {
             self.forget(source, peer);
         }
     }
 
     pub(super) fn is_dead(&self, now: Timestamp, source: &Arc<str>, peer: SocketAddr) -> bool {
-        !self.marks.is_empty() && self.mark(source, peer).dead_until > now
+        self.has_marks() && self.mark(source, peer).dead_until > now
     }
 
     fn mark(&self, source: &Arc<str>, peer: SocketAddr) -> Mark {

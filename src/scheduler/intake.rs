@@ -472,12 +472,16 @@ impl Scheduler {
 
     /// When DNS is to be asked about the lane's domain since its mail is about to end: the domain is missing, or its policy
     /// could not be kept. What it was asked about is seen to when it answers.
-    fn asks_from(&self, now: Timestamp, lane: &LaneState) -> Option<Timestamp> {
+    pub(super) fn asks_from(&self, now: Timestamp, lane: &LaneState) -> Option<Timestamp> {
         let destination = self.destinations.get(lane.destination)?;
         let later = |at: &Timestamp| *at > now || !destination.is_asking();
+        let policy = self.policy_from(lane, destination).filter(later);
+        if destination.missing.is_none() {
+            return policy;
+        }
         let missing = self.missing_from(lane).filter(later);
         let missing = missing.map(|at| at.max(self.fresh_from(lane.destination).unwrap_or(at)));
-        earliest(missing, self.policy_from(lane).filter(later))
+        earliest(missing, policy)
     }
 
     /// When the oldest of a lane's stored mail is as old as its domain may be missing.

@@ -34,7 +34,7 @@ pub(crate) struct Work {
     /// Items that may be tried now: never attempted, and due again. Drawn in turns.
     pub(super) fresh: FewDeque<ItemId>,
     pub(super) again: FewDeque<ItemId>,
-    pub(super) again_next: bool,
+    pub(super) fresh_next: bool,
     /// Every item in the window that is not in a transaction, by its deadline.
     pub(super) deadlines: FewSet<(Timestamp, ItemId)>,
     /// Items of it in the window, those in transactions included, and places promised to messages being stored.
@@ -54,7 +54,7 @@ impl AtRest for Work {
         claiming: None,
         fresh: FewDeque::new(),
         again: FewDeque::new(),
-        again_next: false,
+        fresh_next: true,
         deadlines: FewSet::new(),
         claimed: 0,
         pending: 0,
@@ -70,7 +70,7 @@ impl AtRest for Work {
             claiming,
             fresh,
             again,
-            again_next: _,
+            fresh_next: _,
             deadlines,
             claimed,
             pending,
@@ -158,8 +158,9 @@ impl LaneState {
     /// The next item to try: fresh mail and due retries alternate.
     pub(super) fn draw(&mut self) -> Option<ItemId> {
         let work = &mut *self.work;
-        work.again_next = !work.again_next;
-        if work.again_next {
+        let fresh_first = work.fresh_next;
+        work.fresh_next = !fresh_first;
+        if fresh_first {
             work.fresh.pop_front().or_else(|| work.again.pop_front())
         } else {
             work.again.pop_front().or_else(|| work.fresh.pop_front())

@@ -585,6 +585,11 @@ impl Limits {
         state.idle.first().map(|&(_, id)| id)
     }
 
+    /// No line may move.
+    pub(super) fn nobody_moves(&self) -> bool {
+        self.nudged.is_empty() && self.moving.is_empty()
+    }
+
     /// The next to be called: where there is room, or where a connection has become idle. It leaves this line.
     pub(super) fn call(&mut self, now: Timestamp, timers: &mut Timers<TimerOwner>) -> Option<Call> {
         while let Some(slot) = self.nudged.pop_front() {

@@ -69,7 +69,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arena::Key;
+use arena::{Arena, Key};
 pub use command::CancelReport;
 pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
 pub(crate) use control::Control;
@@ -103,8 +103,7 @@ pub(crate) type QueueKey = Key<Queue>;
 pub(crate) type DomainKey = Key<placement::DomainState>;
 
 /// A connection, from the wish for it to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ConnectionId(pub(crate) u64);
+pub(crate) type ConnectionId = Key<Connection>;
 
 /// Idle connections, the longest idle first.
 type Idle = few::FewSet<(Timestamp, ConnectionId)>;
@@ -168,7 +167,6 @@ pub(crate) struct Counters {
 enum TimerOwner {
     Destination(DestinationKey),
     Lane(LaneKey),
-    Connection(ConnectionId),
     Queue(QueueKey),
     Slot(limits::SlotKey),
     Revisit,
@@ -193,8 +191,7 @@ pub(crate) struct Scheduler {
     queues: Directory<Queue>,
     /// Of queues that have none of their own, by source: most queues share these.
     common_settings: NameMap<Arc<str>, Arc<QueueSettings>>,
-    connections: IdMap<ConnectionId, Connection>,
-    next_connection: u64,
+    connections: Arena<Connection>,
     health: health::Health,
     /// Sources this machine could not send from, until then.
     resting: NameMap<Arc<str>, Timestamp>,
@@ -249,6 +246,8 @@ pub(crate) struct Scheduler {
 
     dirty: VecDeque<DestinationKey>,
     timers: Timers<TimerOwner>,
+    /// When idle sessions end. They are few and soon, among those of a million queues.
+    session_timers: Timers<ConnectionId>,
     storage_timer: Option<Timestamp>,
     lost_bodies: lost::LostBodies,
     commands: VecDeque<Command>,
@@ -268,6 +267,13 @@ struct Waiting {
     window: VecDeque<DestinationKey>,
     /// For unsettled changes to become durable, or for reports to be taken.
     settle: VecDeque<DestinationKey>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        let Self { look_up: Turns { fresh, again, again_next: _ }, claim, window, settle } = self;
+        [fresh, again, claim, window, settle].into_iter().all(VecDeque::is_empty)
+    }
 }
 
 /// First come, first served, but destinations with fresh mail and those without take turns: a flood of retries
@@ -312,8 +318,7 @@ impl Scheduler {
             domains: Directory::default(),
             queues: Directory::default(),
             common_settings: NameMap::default(),
-            connections: IdMap::default(),
-            next_connection: 0,
+            connections: Arena::default(),
             health: health::Health::default(),
             resting: NameMap::default(),
             resolver_rests: None,
@@ -348,6 +353,7 @@ impl Scheduler {
             waiting: Waiting::default(),
             dirty: VecDeque::new(),
             timers: Timers::new(),
+            session_timers: Timers::new(),
             storage_timer: None,
             lost_bodies: lost::LostBodies::default(),
             commands: VecDeque::new(),
@@ -407,12 +413,6 @@ impl Scheduler {
                     }
                     self.on_lane_timer(now, key);
                 }
-                TimerOwner::Connection(id) => {
-                    if let Some(connection) = self.connections.get_mut(&id) {
-                        connection.timer = None;
-                    }
-                    self.close(id);
-                }
                 TimerOwner::Queue(key) => {
                     if let Some(queue) = self.queues.get_mut(key) {
                         queue.timer = None;
@@ -428,6 +428,12 @@ impl Scheduler {
                 TimerOwner::LostBodies => self.on_lost_bodies_timer(now),
             }
         }
+        while let Some(id) = self.session_timers.pop(now) {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.timer = None;
+            }
+            self.close(id);
+        }
         self.run(now);
     }
 
@@ -438,7 +444,7 @@ impl Scheduler {
 
     /// When [`Scheduler::handle_timeout`] wants to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Timestamp> {
-        self.timers.next()
+        timers::earliest(self.timers.next(), self.session_timers.next())
     }
 
     /// Whether it takes another submission at present.
@@ -516,7 +522,7 @@ impl Scheduler {
     /// A destination whose wait is over: what it waited for is to be had.
     fn next_waiter(&mut self) -> Option<DestinationKey> {
         self.transit.nobody_is_called();
-        if self.shutting_down {
+        if self.shutting_down || self.waiting.is_empty() && self.transit.has_no_line() {
             return None;
         }
         if self.looking_up < self.bounds.look_ups
@@ -552,6 +558,9 @@ impl Scheduler {
 
     /// Calls the next of those in line for a limit.
     fn call_next(&mut self, now: Timestamp) {
+        if self.called.is_none() && self.limits.nobody_moves() {
+            return;
+        }
         if let Some(Call { destination, nudged: true, place }) = self.called.take() {
             let stands =
                 self.destinations.get(destination).is_some_and(|d| d.work.waits.connect.contains(&place));
@@ -648,13 +657,8 @@ impl Scheduler {
 
     fn close_all_idle(&mut self) {
         let is_idle = |connection: &Connection| matches!(connection.state, session::State::Idle { .. });
-        let mut idle: Vec<ConnectionId> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| is_idle(connection))
-            .map(|(&id, _)| id)
-            .collect();
-        idle.sort_unstable();
+        let idle = self.connections.iter().filter(|(_, connection)| is_idle(connection));
+        let idle: Vec<ConnectionId> = idle.map(|(id, _)| id).collect();
         idle.into_iter().for_each(|id| self.close(id));
     }
 

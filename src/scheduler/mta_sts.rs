@@ -60,15 +60,14 @@ impl Scheduler {
     }
 
     /// When the policy of a lane's domain is to be looked for, since mail that waits for it is about to expire.
-    pub(super) fn policy_from(&self, lane: &LaneState) -> Option<Timestamp> {
+    pub(super) fn policy_from(&self, lane: &LaneState, destination: &Destination) -> Option<Timestamp> {
+        let domain = self.domains.get(lane.domain)?;
+        if domain.policy_again.is_none() && !destination.waits_for_policy() {
+            return None;
+        }
         let oldest = lane.head.oldest.map(|oldest| oldest + self.bounce_after(lane));
         let in_window = lane.work.deadlines.first().map(|&(deadline, _)| deadline);
         let expiry = earliest(earliest(oldest, lane.head.first_expiry), in_window)?;
-        let domain = self.domains.get(lane.domain)?;
-        let waits = self.destinations.get(lane.destination)?.waits_for_policy();
-        if !waits && domain.policy_again.is_none() {
-            return None;
-        }
         let (sought, again) = (domain.policy_sought, domain.policy_again);
         // One look serves all that expires within twice the margin.
         let was_sought = sought.is_some_and(|sought| sought + 2 * MARGIN >= expiry);
@@ -78,10 +77,11 @@ impl Scheduler {
     /// Looks for the policy of a lane's domain if it is time to. The domain is asked about at its home.
     pub(super) fn seek_policy_if_due(&mut self, now: Timestamp, key: LaneKey) {
         let Some(lane) = self.lanes.get(key) else { return };
-        if self.policy_from(lane).is_none_or(|at| at > now) {
+        let (domain, mut destination) = (lane.domain, lane.destination);
+        let lies_at = self.destinations.get(destination);
+        if lies_at.and_then(|lies_at| self.policy_from(lane, lies_at)).is_none_or(|at| at > now) {
             return;
         }
-        let (domain, mut destination) = (lane.domain, lane.destination);
         let Some(state) = self.domains.get_mut(domain) else { return };
         state.policy_sought = Some(now);
         if self.destinations.get(destination).is_some_and(|destination| destination.site.is_shared()) {
@@ -178,7 +178,7 @@ impl Scheduler {
 
     /// A session takes no further mail.
     pub(super) fn retire(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         connection.retired = true;
         if matches!(connection.state, State::Idle { .. }) {
             self.close(id);

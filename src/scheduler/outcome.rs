@@ -1,11 +1,13 @@
 //! What becomes of recipients: delivered, deferred, bounced, expired.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::Opened;
 use super::fault::Fault;
+use super::health::Health;
 use super::intake::head_of;
-use super::record::{Failed, engine_diagnosis};
+use super::record::{End, Failed, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Attempt, Candidate, Connection, InTransaction, State};
 use super::unfit::Elsewhere;
@@ -15,8 +17,7 @@ use super::writes::Effect;
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::event::{
-    Bounced, Category, Deferred, Delivered, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason,
-    StorageOperation,
+    Category, Deferred, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason, StorageOperation,
 };
 use crate::policy::{Retry, RetryContext};
 use crate::reply::{EnhancedStatus, Reply, Stage};
@@ -41,11 +42,12 @@ pub(super) struct Settlement {
     pub(super) staying: Vec<Recipient>,
 }
 
-/// What a transaction carried, and where to.
+/// What a transaction carried, and over what.
 pub(super) struct Carried<'a> {
     pub(super) transaction: &'a InTransaction,
     pub(super) candidate: &'a Candidate,
     opened: &'a Opened,
+    session: &'a SessionVerdict,
 }
 
 /// A recipient's transient failure.
@@ -65,7 +67,7 @@ impl Scheduler {
         id: ConnectionId,
         report: &TransactionReport,
     ) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
             return;
         };
@@ -74,26 +76,29 @@ impl Scheduler {
         let opened = connection.opened.clone();
         let reused = connection.has_idled || connection.completed > 0;
         self.transaction_over(transaction.octets);
-        let overflowed = self.window.get(transaction.item).map_or(&[][..], |item| &item.overflowed);
+        let item = self.window.remove(transaction.item);
+        let overflowed = item.as_ref().map_or(&[][..], |item| &item.overflowed);
         let context = Context { reused, recipients: &transaction.recipients, overflowed };
         let (verdicts, session) = judge(report, context);
         let took_one = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Delivered(_)));
         // On a new session it is about the connection: the rules are asked when that has failed.
         let ended_by = sent_away_by(report).filter(|_| session == SessionVerdict::Gone);
-        let carried = Carried { transaction: &transaction, candidate: &candidate, opened: &opened };
-        self.settle(now, key, &carried, verdicts, ended_by, &session);
+        let carried =
+            Carried { transaction: &transaction, candidate: &candidate, opened: &opened, session: &session };
+        if let Some(item) = item {
+            self.settle(now, key, item, &carried, verdicts, ended_by);
+        }
         if took_one {
             self.delivered_to(key);
         }
-        if let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) {
-            let (source, peer) = (&queue.source, candidate.peer);
-            match &session {
-                SessionVerdict::Usable => self.health.completed(source, peer),
-                SessionVerdict::Gone if !reused && is_broken_off(report) => {
-                    self.health.broke(now, source, peer);
-                }
-                _ => {}
+        match &session {
+            SessionVerdict::Usable if self.health.has_marks() => {
+                self.with_source(key, |health, source| health.completed(source, candidate.peer));
             }
+            SessionVerdict::Gone if !reused && is_broken_off(report) => {
+                self.with_source(key, |health, source| health.broke(now, source, candidate.peer));
+            }
+            _ => {}
         }
         self.session_after_transaction(now, id, report.end.as_ref(), session);
         self.mark(key);
@@ -107,9 +112,8 @@ impl Scheduler {
             State::Busy(transaction) => Some(transaction.recipients.len()),
             _ => None,
         };
-        let mut cut: Vec<(ConnectionId, usize)> =
-            self.connections.iter().filter_map(|(&id, connection)| Some((id, busy(connection)?))).collect();
-        cut.sort_unstable();
+        let cut: Vec<(ConnectionId, usize)> =
+            self.connections.iter().filter_map(|(id, connection)| Some((id, busy(connection)?))).collect();
         for (id, recipients) in cut {
             let cause = EndCause::Broken("cut at the shutdown's deadline".to_owned());
             let report = TransactionReport {
@@ -142,7 +146,16 @@ impl Scheduler {
             self.store_state(key);
         } else {
             destination.retry.last = None;
-            self.forget_state(key);
+            if destination.stored_state || destination.missing.is_some() {
+                self.forget_state(key);
+            }
+        }
+    }
+
+    /// Notes something about an address of a destination.
+    fn with_source(&mut self, key: DestinationKey, note: impl FnOnce(&mut Health, &Arc<str>)) {
+        if let Some(queue) = self.destinations.get(key).and_then(|d| self.queues.get(d.queue)) {
+            note(&mut self.health, &queue.source);
         }
     }
 
@@ -153,7 +166,7 @@ impl Scheduler {
         end: Option<&SessionEnd>,
         verdict: SessionVerdict,
     ) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         match verdict {
             SessionVerdict::Usable => {
                 connection.completed += 1;
@@ -182,7 +195,7 @@ impl Scheduler {
 
     /// A session ended before it did any work: the next host, within the same attempt and under the same permits.
     fn failed_as_opening(&mut self, now: Timestamp, id: ConnectionId, end: &SessionEnd) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         (connection.used, connection.has_idled, connection.opened) = (0, false, Opened::default());
         connection.state = State::Opening;
         connection.listed = false;
@@ -195,7 +208,7 @@ impl Scheduler {
 
     /// The server, or the network, ended a session between transactions.
     pub(super) fn on_session_ended(&mut self, now: Timestamp, id: ConnectionId, end: &SessionEnd) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let is_new = connection.completed == 0 && !connection.has_idled;
         let State::Busy(transaction) = &connection.state else {
             return self.on_connection_gone(now, id);
@@ -230,12 +243,11 @@ impl Scheduler {
         &mut self,
         now: Timestamp,
         key: DestinationKey,
+        mut item: WindowItem,
         carried: &Carried<'_>,
         verdicts: Verdicts,
         ended_by: Option<&Reply>,
-        session: &SessionVerdict,
     ) {
-        let Some(mut item) = self.window.remove(carried.transaction.item) else { return };
         item.sent_from = Some(key);
         let recipients = std::mem::take(&mut item.item.recipients);
         let candidate = carried.candidate;
@@ -304,7 +316,7 @@ impl Scheduler {
         if let Some(diagnosis) = ruling.bounces_queue.filter(|_| !self.is_fuse_blown(key)) {
             self.bounce_queue(now, key, &diagnosis);
         }
-        item.suspect = matches!(session, SessionVerdict::AsGreetingFailure);
+        item.suspect = matches!(carried.session, SessionVerdict::AsGreetingFailure);
         if let Some((host, diagnosis)) = ruling.skips {
             self.skip_host(now, key, &host);
             // It may be this message that no host takes: another one probes first.
@@ -390,20 +402,11 @@ impl Scheduler {
         left: &mut Settlement,
     ) {
         recipient.attempts = recipient.attempts.saturating_add(1);
-        let record = self.record(now, item, &recipient, Some(carried.candidate));
         let Opened { tls, passes_on_dsn, .. } = carried.opened;
-        let dsn_passed_on = *passes_on_dsn && (record.dsn.is_some() || record.recipient_dsn.is_some());
-        let (reply, tls) = (reply.clone(), tls.as_deref().map(str::to_owned));
-        let delivered = Delivered { record, reply, tls, dsn_passed_on };
-        let delivered = DeliveryEvent::Delivered(delivered);
-        self.counters.delivered += 1;
-        self.tally(item, |tally| tally.delivered(now));
-        self.finish(&delivered);
-        if Fault::DoubleSettle.is_there()
-            && let DeliveryEvent::Delivered(delivered) = delivered
-        {
-            let record = self.record(now, item, &recipient, Some(carried.candidate));
-            self.finish(&DeliveryEvent::Delivered(Delivered { record, ..delivered }));
+        let end = End::Delivered { reply, tls: tls.as_deref(), passes_on_dsn: *passes_on_dsn };
+        self.finish(now, item, &recipient, Some(carried.candidate), end);
+        if Fault::DoubleSettle.is_there() {
+            self.finish(now, item, &recipient, Some(carried.candidate), end);
         }
         if Fault::SentAgain.is_there() || (self.shutting_down && Fault::ShutdownForgets.is_there()) {
             return left.staying.push(recipient);
@@ -420,10 +423,7 @@ impl Scheduler {
         diagnosis: Diagnosis,
         left: &mut Settlement,
     ) {
-        let record = self.record(now, item, recipient, candidate);
-        self.counters.bounced += 1;
-        self.tally(item, |tally| tally.bounced += 1);
-        self.finish(&DeliveryEvent::Bounced(Bounced { record, diagnosis }));
+        self.finish(now, item, recipient, candidate, End::Bounced(&diagnosis));
         left.settled.push(recipient.index);
     }
 
@@ -536,7 +536,9 @@ impl Scheduler {
     ) {
         let record = self.record(now, item, recipient, candidate);
         self.counters.deferred += 1;
-        self.tally(item, |tally| tally.deferred += 1);
+        if let Some(queue) = self.queue_of_item(item).and_then(|key| self.queues.get_mut(key)) {
+            queue.tally.deferred += 1;
+        }
         let deferred = Deferred { record, diagnosis, next_attempt };
         self.writes.then(Effect::Report(Box::new(DeliveryEvent::Deferred(deferred))));
     }
@@ -664,22 +666,10 @@ impl Scheduler {
         self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
     }
 
-    /// Counts for the queue an item was sent from, or lies in.
-    fn tally(&mut self, item: &WindowItem, count: impl FnOnce(&mut super::queue::Tally)) {
-        if let Some(queue) = self.queue_of_item(item).and_then(|key| self.queues.get_mut(key)) {
-            count(&mut queue.tally);
-        }
-    }
-
     /// The queue an item was sent from, if its transaction has just ended; else the one it lies in.
     pub(super) fn queue_of_item(&self, item: &WindowItem) -> Option<QueueKey> {
         let lies_in = || self.lanes.get(item.lane).map(|lane| lane.destination);
         Some(self.destinations.get(item.sent_from.or_else(lies_in)?)?.queue)
-    }
-
-    /// Writes a final event to the outbox.
-    pub(super) fn finish(&mut self, event: &DeliveryEvent) {
-        self.writes.report(event);
     }
 
     /// A transaction ended: its content makes room.
@@ -724,7 +714,7 @@ impl Scheduler {
 
     /// The body of a transaction could not be read; the session is as it was.
     pub(super) fn on_body_failed(&mut self, now: Timestamp, id: ConnectionId, error: &StorageError) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let key = connection.destination;
         let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
             return;

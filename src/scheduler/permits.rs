@@ -16,7 +16,7 @@ use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::local_address;
 use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, Candidates, Connection, Meeting, State, Wish};
-use super::{ConnectionId, DestinationKey, QueueKey, Scheduler, TimerOwner};
+use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
 use crate::reply::Stage;
@@ -233,7 +233,7 @@ impl Scheduler {
 
     /// The address a connection goes out from.
     fn local_of(&self, id: ConnectionId) -> Option<Local> {
-        let connection = self.connections.get(&id)?;
+        let connection = self.connections.get(id)?;
         Some(self.local(&connection.source, connection.current.peer))
     }
 
@@ -246,38 +246,34 @@ impl Scheduler {
         destination.work.opening += 1;
         destination.work.connections += 1;
         self.open += 1;
-        let id = ConnectionId(self.next_connection);
-        self.next_connection += 1;
-        if attempt.seeks {
+        let seeks = attempt.seeks;
+        let id = self.connections.insert(Connection {
+            destination: key,
+            source,
+            attempt,
+            current,
+            holds,
+            state: State::Opening,
+            used: 0,
+            completed: 0,
+            has_idled: false,
+            retired: false,
+            listed: false,
+            wish: Wish::default(),
+            tlsa: None,
+            opened: Opened::default(),
+            timer: None,
+        });
+        if seeks {
             destination.work.opening_for_seekers = Some(id);
         }
-        self.connections.insert(
-            id,
-            Connection {
-                destination: key,
-                source,
-                attempt,
-                current,
-                holds,
-                state: State::Opening,
-                used: 0,
-                completed: 0,
-                has_idled: false,
-                retired: false,
-                listed: false,
-                wish: Wish::default(),
-                tlsa: None,
-                opened: Opened::default(),
-                timer: None,
-            },
-        );
         self.open_current(id);
     }
 
     /// The next address of an attempt whose last one failed, under permits of its own. `false`: there is none, or
     /// none that the limits allow now; then the attempt waits.
     pub(super) fn open_next(&mut self, now: Timestamp, id: ConnectionId) -> bool {
-        let Some(connection) = self.connections.get_mut(&id) else { return false };
+        let Some(connection) = self.connections.get_mut(id) else { return false };
         let key = connection.destination;
         if connection.attempt.is_exhausted() {
             return false;
@@ -292,7 +288,7 @@ impl Scheduler {
         match self.choose(now, queue, &attempt, None) {
             Ok((candidate, permits)) => {
                 self.take_permits(now, &permits);
-                if let Some(connection) = self.connections.get_mut(&id) {
+                if let Some(connection) = self.connections.get_mut(id) {
                     connection.attempt = attempt;
                     connection.holds = permits.counts;
                     if let Some(next) = connection.attempt.take(candidate) {
@@ -390,7 +386,7 @@ impl Scheduler {
             let Some(idle) = self.idle_at.get(&meeting) else { continue };
             // The one used last: the others may go.
             let usable = idle.iter().rev().take(MOST_IDLE).map(|&(_, id)| id).find(|id| {
-                self.connections.get(id).is_some_and(|connection| {
+                self.connections.get(*id).is_some_and(|connection| {
                     connection.destination != key
                         && most.is_none_or(|most| connection.used < most)
                         && connection.serves(&candidate.host, candidate.tlsa.as_deref())
@@ -414,7 +410,7 @@ impl Scheduler {
         candidate: &Candidate,
     ) -> bool {
         let wanted = self.all_permits(now, queue, candidate);
-        let Some(connection) = self.connections.get(&id) else { return false };
+        let Some(connection) = self.connections.get(id) else { return false };
         let held = connection.holds;
         let missing: Vec<_> = wanted.iter().copied().filter(|slot| !held.contains(slot)).collect();
         if missing.iter().any(|&slot| !self.limits.has_room(slot, now, 1)) {
@@ -432,7 +428,7 @@ impl Scheduler {
             destination.work.connections = destination.work.connections.saturating_sub(1);
         }
         self.mark(old);
-        let Some(connection) = self.connections.get_mut(&id) else { return false };
+        let Some(connection) = self.connections.get_mut(id) else { return false };
         connection.destination = key;
         connection.current = candidate.clone();
         connection.holds = wanted;
@@ -450,7 +446,7 @@ impl Scheduler {
     /// Idle connections that were not used at once are listed where others find them.
     pub(super) fn list_idle(&mut self) {
         while let Some(id) = self.newly_idle.pop_front() {
-            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let Some(connection) = self.connections.get_mut(id) else { continue };
             let State::Idle { since } = connection.state else { continue };
             if connection.listed {
                 continue;
@@ -462,7 +458,7 @@ impl Scheduler {
             {
                 // At zero the session ends as soon as it has nothing to do.
                 let until = since + queue.settings.connection_idle_timeout;
-                self.timers.arm(&mut connection.timer, Some(until), TimerOwner::Connection(id));
+                self.session_timers.arm(&mut connection.timer, Some(until), id);
             }
             self.limits.now_idle(&connection.holds, since, id);
             if !connection.retired {
@@ -473,7 +469,7 @@ impl Scheduler {
 
     /// The connection is not idle any more.
     pub(super) fn unlist_idle(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let State::Idle { since } = connection.state else { return };
         if !std::mem::take(&mut connection.listed) {
             return;

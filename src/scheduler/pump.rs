@@ -37,20 +37,25 @@ impl Scheduler {
             return;
         }
         if destination.has_work() {
-            self.refuse_all(now, key);
-            self.look_up_afresh(now, key);
-            self.claim_if_wanted(now, key);
+            let work = &*destination.work;
+            let claims = !work.hungry.is_empty() || !work.expiring.is_empty();
+            let (refuses, wants_fresh) = (destination.refusal.is_some(), work.wants_fresh);
+            if refuses {
+                self.refuse_all(now, key);
+            }
+            if wants_fresh {
+                self.look_up_afresh(now, key);
+            }
+            if claims {
+                self.claim_if_wanted(now, key);
+            }
             self.send_over_idle(now, key);
             self.connect_if_wanted(now, key);
             self.drop_unused_grant(now, key);
-        } else if !destination.site.is_shared() {
+        } else if destination.work.waits.turn.is_some() && !destination.site.is_shared() {
             self.forget_turn(key);
         }
-        self.arm_destination(now, key);
-        self.remove_destination_if_done(now, key);
-        if let Some(destination) = self.destinations.get_mut(key) {
-            destination.work.tidy();
-        }
+        self.rest_or_remove(now, key);
     }
 
     /// While DNS or the hosts say that no mail is taken, what is due bounces.
@@ -72,8 +77,7 @@ impl Scheduler {
 
     fn claim_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get(key) else { return };
-        let has_work = !destination.work.hungry.is_empty() || !destination.work.expiring.is_empty();
-        if destination.work.claiming || !has_work {
+        if destination.work.claiming {
             return;
         }
         if self.claims.len() >= self.bounds.claims {
@@ -173,8 +177,9 @@ impl Scheduler {
                 self.wait_to_settle(key);
                 return;
             }
-            let drawn = self.draw_seeker(now, key);
-            if drawn.is_none() && self.ends_for_seekers(now, key, connection) {
+            let has_suspects = self.destinations.get(key).is_some_and(Destination::has_suspects);
+            let drawn = if has_suspects { self.draw_seeker(now, key) } else { None };
+            if has_suspects && drawn.is_none() && self.ends_for_seekers(now, key, connection) {
                 return self.close(connection);
             }
             let not_apart = |item: &WindowItem| item.unfit.is_none();
@@ -270,7 +275,7 @@ impl Scheduler {
         }
         let most = self.recipients_per_transaction(item.lane);
         let of_server =
-            self.connections.get(&connection_id).and_then(|connection| connection.opened.limits.recipients);
+            self.connections.get(connection_id).and_then(|connection| connection.opened.limits.recipients);
         let most = of_server.map_or(most, |limit| most.min(limit.get() as usize));
         let most = if item.singly { 1 } else { most };
         let wanted = u32::try_from(item.item.recipients.len().min(most)).unwrap_or(u32::MAX);
@@ -280,18 +285,19 @@ impl Scheduler {
             return false;
         };
         let Some(item) = self.window.get(id) else { return true };
-        let Some(queue) = self.queue_of(key).map(|queue| queue.name.clone()) else { return true };
+        let Some(queue) = self.queue_of(key) else { return true };
+        let policy_domain = policy_domain(queue, &item.item.lane.domain);
+        let queue = queue.name.clone();
         let envelope = item.item.envelope.clone();
         let chosen = item.item.recipients.iter().take(recipients as usize);
         let recipients = chosen.clone().map(|recipient| recipient.index).collect();
         let dsn = dsn_of(&envelope, chosen.clone());
         let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
-        let policy_domain = self.policy_domain(key, &item.item.lane.domain);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
         destination.work.grant = None;
-        let Some(connection) = self.connections.get_mut(&connection_id) else { return true };
+        let Some(connection) = self.connections.get_mut(connection_id) else { return true };
         let host_is_authentic = connection.is_authentic();
         if let State::Idle { since } = connection.state {
             connection.has_idled |= since < now;
@@ -300,19 +306,15 @@ impl Scheduler {
         connection.state = State::Busy(InTransaction { item: id, recipients, octets, begun: now });
         connection.used += 1;
         let (host, tlsa) = (connection.current.host.clone(), connection.current.tlsa.clone());
-        self.timers.arm(&mut connection.timer, None, TimerOwner::Connection(connection_id));
+        self.session_timers.arm(&mut connection.timer, None, connection_id);
         self.transit.begin(octets, room);
         self.busy += 1;
         if let Some(lane) = self.lanes.get_mut(lane_key) {
             lane.work.deadlines.remove(&(deadline, id));
             lane.work.pending += 1;
         }
-        let body = self.window.take_body(id);
-        if let Some(item) = self.window.get_mut(id) {
-            item.busy = true;
-        }
-        let content = body.map_or(Content::Stored(BodyKey(envelope.id)), Content::Held);
-        let transaction = Outgoing {
+        let content = self.window.begin(id).map_or(Content::Stored(BodyKey(envelope.id)), Content::Held);
+        let transaction = Box::new(Outgoing {
             message: envelope.id,
             queue,
             host,
@@ -326,7 +328,7 @@ impl Scheduler {
             dsn,
             policy_domain,
             tlsa,
-        };
+        });
         self.commands.push_back(Command::Transact { connection: connection_id, transaction });
         true
     }
@@ -335,20 +337,21 @@ impl Scheduler {
         self.queues.get(self.destinations.get(key)?.queue)
     }
 
-    /// The domain that mail counts for in TLS reports. `None`: it goes to fixed hosts, or to an address.
-    fn policy_domain(&self, key: DestinationKey, domain: &Domain) -> Option<Arc<str>> {
-        let is_by_name =
-            self.queue_of(key)?.settings.smtp_hosts.is_empty() && domain.literal_address().is_none();
-        is_by_name.then(|| domain.shared().clone())
-    }
-
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {
         loop {
             let Some(destination) = self.destinations.get(key) else { return };
-            let opening = destination.work.opening.saturating_sub(self.opening_for_seekers(key));
+            let opening_for_seekers = if destination.work.opening_for_seekers.is_some() {
+                self.opening_for_seekers(key)
+            } else {
+                0
+            };
+            let opening = destination.work.opening.saturating_sub(opening_for_seekers);
             let usable = opening + destination.work.idle.len();
-            let wanted = destination.work.ready.saturating_sub(self.seeking(key) + usable);
-            if wanted == 0 && !self.seeks_other_host(key) || self.is_held(now, key) {
+            let has_suspects = destination.has_suspects();
+            let seeking = if has_suspects { self.seeking(key) } else { 0 };
+            let wanted = destination.work.ready.saturating_sub(seeking + usable);
+            let seeks = || has_suspects && self.seeks_other_host(key);
+            if wanted == 0 && !seeks() || self.is_held(now, key) {
                 // A shared one may just have sent its mail home to be looked up.
                 if !destination.site.is_shared() {
                     self.forget_turn(key);
@@ -420,7 +423,7 @@ impl Scheduler {
 
     /// What DNS said may bounce mail: it is asked once more, even while the destination waits.
     fn look_up_afresh(&mut self, now: Timestamp, key: DestinationKey) {
-        let wants = self.destinations.get(key).is_some_and(|d| d.work.wants_fresh && !d.work.waits.look_up);
+        let wants = self.destinations.get(key).is_some_and(|d| !d.work.waits.look_up);
         if wants && self.resolver_rests.is_none_or(|until| until <= now) {
             self.look_up_if_possible(key, Freshness::Fresh);
         }
@@ -454,28 +457,34 @@ impl Scheduler {
         });
     }
 
-    /// When the destination wants to be looked at again by itself.
-    fn arm_destination(&mut self, now: Timestamp, key: DestinationKey) {
+    /// When the destination wants to be looked at again by itself. One that is done with is removed.
+    fn rest_or_remove(&mut self, now: Timestamp, key: DestinationKey) {
         let Some(destination) = self.destinations.get_mut(key) else { return };
-        // Mostly no source rests, and the queue need not be looked at.
-        let queue = if self.resting.is_empty() { None } else { self.queues.get(destination.queue) };
-        let resting = queue.and_then(|queue| self.resting.get(&queue.source)).copied();
-        let refusal = destination.refusal.as_ref().map(|refusal| refusal.until);
-        let waits = [
-            destination.retry.until,
-            destination.cohort.hold_until,
-            destination.kept_until,
-            resting,
-            refusal,
-            self.resolver_rests,
-        ];
-        let later = waits.into_iter().map(|at| at.filter(|&at| at > now));
-        let next = later.fold(None, earliest);
+        destination.work.tidy();
+        let waits_for_a_time = destination.retry.until.is_some()
+            || destination.cohort.hold_until.is_some()
+            || destination.kept_until.is_some()
+            || destination.refusal.is_some()
+            || self.resolver_rests.is_some()
+            || !self.resting.is_empty();
+        let next = if waits_for_a_time {
+            let resting =
+                self.queues.get(destination.queue).and_then(|queue| self.resting.get(&queue.source));
+            let waits = [
+                destination.retry.until,
+                destination.cohort.hold_until,
+                destination.kept_until,
+                resting.copied(),
+                destination.refusal.as_ref().map(|refusal| refusal.until),
+                self.resolver_rests,
+            ];
+            let later = waits.into_iter().map(|at| at.filter(|&at| at > now));
+            later.fold(None, earliest)
+        } else {
+            // Mostly there is nothing of all that.
+            None
+        };
         self.timers.arm(&mut destination.timer, next, TimerOwner::Destination(key));
-    }
-
-    fn remove_destination_if_done(&mut self, now: Timestamp, key: DestinationKey) {
-        let Some(destination) = self.destinations.get(key) else { return };
         let done = destination.lanes.is_empty()
             && destination.work.connections == 0
             && !matches!(destination.route, RouteState::LookingUp)
@@ -561,6 +570,12 @@ pub(super) fn local_address(source: &Source, peer: IpAddr) -> Option<IpAddr> {
         IpAddr::V4(_) => source.ipv4().map(IpAddr::V4),
         IpAddr::V6(_) => source.ipv6().map(IpAddr::V6),
     }
+}
+
+/// The domain that mail counts for in TLS reports. `None`: it goes to fixed hosts, or to an address.
+fn policy_domain(queue: &super::Queue, domain: &Domain) -> Option<Arc<str>> {
+    let is_by_name = queue.settings.smtp_hosts.is_empty() && domain.literal_address().is_none();
+    is_by_name.then(|| domain.shared().clone())
 }
 
 /// What is to be reported of these, if anybody asked for anything.

@@ -1,12 +1,14 @@
 //! Records: what is said about a recipient or a destination, and in which words.
 
-use super::Scheduler;
 use super::session::Candidate;
 use super::verdict::{Cause, What};
 use super::window::WindowItem;
+use super::{Queue, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::RouteFailure;
 use crate::event::{Category, Diagnosis, Failure, Reason, RecipientRecord};
+use crate::message::EventId;
+use crate::outbox::{Final, Record};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 use crate::storage::Recipient;
 use crate::transport::{EndCause, Unsendable};
@@ -163,29 +165,79 @@ impl Scheduler {
         recipient: &Recipient,
         candidate: Option<&Candidate>,
     ) -> RecipientRecord {
-        let lane = &item.item.lane;
+        let event = self.event_id(now);
         let queue = self.queue_of_item(item).and_then(|key| self.queues.get(key));
-        let (queue, source) = queue.map_or_else(
-            || (lane.domain.as_str().into(), lane.source.clone()),
-            |queue| (queue.name.clone(), queue.source.clone()),
-        );
-        let envelope = &item.item.envelope;
-        RecipientRecord {
-            event: self.event_id(now),
-            time: now,
-            id: envelope.id,
-            reference: envelope.reference.clone(),
-            recipient: recipient.address.clone(),
-            domain: lane.domain.clone(),
-            queue,
-            source,
-            mx: candidate.map(|candidate| candidate.host.clone()),
-            peer: candidate.map(|candidate| candidate.peer),
-            attempts: recipient.attempts,
-            queued: now.saturating_since(envelope.age_from),
-            tags: envelope.tags.clone(),
-            dsn: envelope.dsn.clone(),
-            recipient_dsn: recipient.dsn.clone(),
+        record(event, now, item, recipient, candidate, queue).to_owned()
+    }
+
+    /// Writes that a recipient is done with, and counts it.
+    pub(super) fn finish(
+        &mut self,
+        now: Timestamp,
+        item: &WindowItem,
+        recipient: &Recipient,
+        candidate: Option<&Candidate>,
+        end: End<'_>,
+    ) {
+        let event = self.event_id(now);
+        let mut queue = self.queue_of_item(item).and_then(|key| self.queues.get_mut(key));
+        let tally = queue.as_mut().map(|queue| &mut queue.tally);
+        match &end {
+            End::Delivered { .. } => {
+                self.counters.delivered += 1;
+                tally.into_iter().for_each(|tally| tally.delivered(now));
+            }
+            End::Bounced(_) => {
+                self.counters.bounced += 1;
+                tally.into_iter().for_each(|tally| tally.bounced += 1);
+            }
+            End::Cancelled => self.counters.cancelled += 1,
         }
+        let record = record(event, now, item, recipient, candidate, queue.as_deref());
+        self.writes.report(&match end {
+            End::Delivered { reply, tls, passes_on_dsn } => {
+                let dsn_passed_on = passes_on_dsn && (record.dsn.is_some() || record.recipient_dsn.is_some());
+                Final::Delivered { record, reply, tls, dsn_passed_on }
+            }
+            End::Bounced(diagnosis) => Final::Bounced { record, diagnosis },
+            End::Cancelled => Final::Cancelled { record },
+        });
+    }
+}
+
+/// How a recipient is done with.
+#[derive(Clone, Copy)]
+pub(super) enum End<'a> {
+    Delivered { reply: &'a Reply, tls: Option<&'a str>, passes_on_dsn: bool },
+    Bounced(&'a Diagnosis),
+    Cancelled,
+}
+
+/// Of `queue`, or of none that there is any more.
+fn record<'a>(
+    event: EventId,
+    now: Timestamp,
+    item: &'a WindowItem,
+    recipient: &'a Recipient,
+    candidate: Option<&'a Candidate>,
+    queue: Option<&'a Queue>,
+) -> Record<'a> {
+    let (lane, envelope) = (&item.item.lane, &*item.item.envelope);
+    Record {
+        event,
+        time: now,
+        id: envelope.id,
+        reference: envelope.reference.as_deref(),
+        recipient: &recipient.address,
+        domain: &lane.domain,
+        queue: queue.map_or(lane.domain.shared(), |queue| &queue.name),
+        source: queue.map_or(&lane.source, |queue| &queue.source),
+        mx: candidate.map(|candidate| &candidate.host),
+        peer: candidate.map(|candidate| candidate.peer),
+        attempts: recipient.attempts,
+        queued: now.saturating_since(envelope.age_from),
+        tags: &envelope.tags,
+        dsn: envelope.dsn.as_deref(),
+        recipient_dsn: recipient.dsn.as_deref(),
     }
 }

@@ -34,8 +34,7 @@ impl Scheduler {
             self.replaced
                 .extend(self.queues.get(key).into_iter().flat_map(|q| q.destinations.iter().copied()));
         }
-        let mut open: Vec<ConnectionId> = self.connections.keys().copied().collect();
-        open.sort_unstable();
+        let open: Vec<ConnectionId> = self.connections.iter().map(|(id, _)| id).collect();
         open.iter().for_each(|&id| self.charge_anew(now, id));
         for id in open {
             // Those at work close once they have nothing to do.
@@ -43,7 +42,7 @@ impl Scheduler {
                 connection.holds.iter().any(|&slot| self.limits.is_over(slot))
                     || self.wish_of(connection.destination).as_ref() != Some(&connection.wish)
             };
-            if self.connections.get(&id).is_some_and(is_over) {
+            if self.connections.get(id).is_some_and(is_over) {
                 self.close(id);
             }
         }
@@ -52,12 +51,12 @@ impl Scheduler {
     /// What a connection holds by the new policy, though it may be more than that allows.
     fn charge_anew(&mut self, now: Timestamp, id: ConnectionId) {
         self.unlist_idle(id);
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get(id) else { return };
         let candidate = connection.current.clone();
         let Some(queue) = self.destinations.get(connection.destination).map(|d| d.queue) else { return };
         let is_closing = matches!(connection.state, super::session::State::Closing);
         let wanted = self.all_permits(now, queue, &candidate);
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
         let held = std::mem::replace(&mut connection.holds, wanted);
         if is_closing {
             self.limits.not_closing(&held);

@@ -307,7 +307,7 @@ impl Scheduler {
         }
         let working: Vec<_> = destination.work.working.iter().copied().collect();
         for id in working {
-            if let Some(connection) = self.connections.get_mut(&id)
+            if let Some(connection) = self.connections.get_mut(id)
                 && connection.current.host == *host
             {
                 connection.retired = true;

@@ -94,7 +94,7 @@ impl Attempt {
     }
 }
 
-pub(super) struct Connection {
+pub(crate) struct Connection {
     pub(super) destination: DestinationKey,
     /// That of its queue.
     pub(super) source: Arc<str>,

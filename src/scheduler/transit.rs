@@ -65,9 +65,10 @@ impl Transit {
         let size = Size::of(octets, room);
         let share = self.share_mut(size);
         share.octets = share.octets.saturating_sub(octets);
-        share.freed = true;
+        // Who comes to wait later finds it full.
+        share.freed |= !share.line.is_empty();
         // Room that no large one takes is for small ones too.
-        self.small.freed = true;
+        self.small.freed |= !self.small.line.is_empty();
     }
 
     /// Who was called and still does not fit keeps its place, and the others of its size wait with it. Returns where it waits.
@@ -82,6 +83,11 @@ impl Transit {
             share.line.push_back(key);
         }
         size
+    }
+
+    /// Nobody waits.
+    pub(super) fn has_no_line(&self) -> bool {
+        self.small.line.is_empty() && self.large.line.is_empty()
     }
 
     pub(super) fn nobody_is_called(&mut self) {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::destination::Work;
+use super::destination::{Destination, Work};
 use super::record::{Failed, engine_diagnosis};
 use super::session::{Attempt, Candidate, State};
 use super::verdict::{Cause, What};
@@ -91,27 +91,25 @@ impl Scheduler {
         suspects.filter_map(|&id| Some((id, self.window.get(id)?.unfit.as_deref()?)))
     }
 
-    /// Mostly nothing stands apart, and there is nothing to look for.
     fn has_suspects(&self, key: DestinationKey) -> bool {
-        self.destinations.get(key).is_some_and(|destination| !destination.work.doubts.suspects.is_empty())
+        self.destinations.get(key).is_some_and(Destination::has_suspects)
     }
 
     /// How many they are.
     pub(super) fn seeking(&self, key: DestinationKey) -> usize {
-        if self.has_suspects(key) { self.seekers(key).count() } else { 0 }
+        self.seekers(key).count()
     }
 
     /// Whether a connection is to be opened for one of them. One at a time.
     pub(super) fn seeks_other_host(&self, key: DestinationKey) -> bool {
-        self.has_suspects(key)
-            && self.destinations.get(key).is_some_and(|destination| destination.work.opening == 0)
-            && self.seekers(key).next().is_some()
+        let is_opening_none = |d: &Destination| d.has_suspects() && d.work.opening == 0;
+        self.destinations.get(key).is_some_and(is_opening_none) && self.seekers(key).next().is_some()
     }
 
     /// Connections that are being opened for them: one, or none. Other mail does not wait for it.
     pub(super) fn opening_for_seekers(&self, key: DestinationKey) -> usize {
         let opening = self.destinations.get(key).and_then(|destination| destination.work.opening_for_seekers);
-        let connection = opening.and_then(|id| self.connections.get(&id));
+        let connection = opening.and_then(|id| self.connections.get(id));
         usize::from(connection.is_some_and(|connection| {
             connection.destination == key && matches!(connection.state, State::Opening)
         }))
@@ -128,7 +126,7 @@ impl Scheduler {
             let usable = |unfit: &Unfit| {
                 let mut sessions = work.idle.iter().rev().map(|&(_, id)| id);
                 sessions.find(|id| {
-                    self.connections.get(id).is_some_and(|connection| !unfit.has(&connection.current.host))
+                    self.connections.get(*id).is_some_and(|connection| !unfit.has(&connection.current.host))
                 })
             };
             let (connection, id) = self.seekers(key).find_map(|(id, unfit)| Some((usable(unfit)?, id)))?;
@@ -162,11 +160,8 @@ impl Scheduler {
     /// Whether an idle session is to end in place of taking other mail: a connection to another host is wanted, and it stands in
     /// the way of that.
     pub(super) fn ends_for_seekers(&self, now: Timestamp, key: DestinationKey, id: ConnectionId) -> bool {
-        if !self.has_suspects(key) {
-            return false;
-        }
         let Some(destination) = self.destinations.get(key) else { return false };
-        let Some(connection) = self.connections.get(&id) else { return false };
+        let Some(connection) = self.connections.get(id) else { return false };
         let (work, cohort) = (&destination.work, &destination.cohort);
         let is_one_closing = work.connections > work.working.len() + work.opening;
         let has_what_is_full = work.waits.connect.iter().any(|place| connection.holds.contains(&place.slot));

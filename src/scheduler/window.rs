@@ -151,9 +151,11 @@ impl Window {
         Some(item)
     }
 
-    /// Takes the content out of an item, for its transaction.
-    pub(super) fn take_body(&mut self, id: ItemId) -> Option<Bytes> {
-        let body = self.items.get_mut(&id)?.body.take()?;
+    /// The item's transaction begins, with the content that was held for it.
+    pub(super) fn begin(&mut self, id: ItemId) -> Option<Bytes> {
+        let item = self.items.get_mut(&id)?;
+        item.busy = true;
+        let body = item.body.take()?;
         self.held_octets -= body.len();
         Some(body)
     }

@@ -17,6 +17,7 @@ use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::MessageId;
+use crate::outbox::Final;
 use crate::storage::{
     Change, ChangeOutcome, Envelope, ItemId, NewMessage, Recipient, Room, StorageError, StorageErrorKind,
 };
@@ -107,8 +108,8 @@ impl Writes {
     }
 
     /// Writes a final event to the outbox.
-    pub(super) fn report(&mut self, event: &DeliveryEvent) {
-        if let Some(change) = crate::outbox::entry(event, &mut self.scratch) {
+    pub(super) fn report(&mut self, event: &Final<'_>) {
+        if let Some(change) = event.entry(&mut self.scratch) {
             self.change(change);
         }
     }

@@ -264,7 +264,7 @@ impl SchedulerLoad {
                 (CONNECT, Event::Connected { connection, opened: Default::default() })
             }
             Command::Transact { connection, transaction } => {
-                let report = self.network.send(&transaction);
+                let report = Box::new(self.network.send(&transaction));
                 (TRANSACT, Event::TransactionDone { connection, report })
             }
             Command::Close { connection } => (CLOSE, Event::Closed { connection }),
@@ -295,9 +295,9 @@ fn made_anew(event: &Event) -> Event {
                 recipients: report.recipients.iter().map(recipient).collect(),
                 data: report.data.as_ref().map(reply_anew),
                 dot: report.dot.as_ref().map(reply_anew),
-                ..report.clone()
+                ..TransactionReport::clone(report)
             };
-            Event::TransactionDone { connection: *connection, report }
+            Event::TransactionDone { connection: *connection, report: Box::new(report) }
         }
         other => other.clone(),
     }

@@ -23,7 +23,7 @@ impl Scheduler {
         let mut of: BTreeMap<DestinationKey, OfDestination> = BTreeMap::new();
         let (mut busy, mut octets, mut listed) = (0, 0, 0);
         let mut held: BTreeMap<_, usize> = BTreeMap::new();
-        for (id, connection) in &self.connections {
+        for (id, connection) in self.connections.iter() {
             let of = of.entry(connection.destination).or_default();
             of.connections += 1;
             connection.holds.iter().for_each(|&slot| *held.entry(slot).or_default() += 1);

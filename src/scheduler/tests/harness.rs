@@ -216,12 +216,12 @@ impl Rig {
                     self.dialled.push((self.now, target.peer));
                     let local = target.local.map(|local| local.to_string());
                     self.dialled_by.push((self.now, local.unwrap_or_default()));
-                    self.connects.push_back((connection, target));
+                    self.connects.push_back((connection, *target));
                 }
                 Command::Transact { connection, transaction } => {
                     let (peer, recipients) = (self.peers[&connection], transaction.recipients.clone());
                     self.offered.push(Offer { at: self.now, connection, peer, recipients });
-                    self.transacts.push_back((connection, transaction));
+                    self.transacts.push_back((connection, *transaction));
                 }
                 Command::Close { connection } => self.closes.push_back(connection),
                 Command::Report(event) => self.events.push(*event),
@@ -397,7 +397,7 @@ impl Rig {
     /// The oldest transaction ends with this report, made for its number of recipients.
     pub(crate) fn transact(&mut self, report: impl FnOnce(usize) -> TransactionReport) -> ConnectionId {
         let (connection, outgoing) = self.transacts.pop_front().expect("a transaction");
-        self.tell(Event::TransactionDone { connection, report: report(outgoing.recipients.len()) });
+        self.tell(Event::TransactionDone { connection, report: Box::new(report(outgoing.recipients.len())) });
         connection
     }
 
@@ -631,7 +631,7 @@ impl Rig {
     /// How many connections are open or opening to each address, closing ones included.
     pub(crate) fn open_to(&self) -> BTreeMap<String, usize> {
         let mut open = BTreeMap::new();
-        for connection in self.scheduler.connections.values() {
+        for (_, connection) in self.scheduler.connections.iter() {
             *open.entry(connection.current.peer.ip().to_canonical().to_string()).or_default() += 1;
         }
         open

@@ -32,7 +32,7 @@ impl<'a> Connections<'a> {
     /// Goes over all of them once.
     pub(super) fn of(scheduler: &'a Scheduler) -> Self {
         let mut found = Self::default();
-        for (&id, connection) in &scheduler.connections {
+        for (id, connection) in scheduler.connections.iter() {
             found.note(scheduler, id, connection);
         }
         found
