@@ -15,8 +15,8 @@ use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
 use crate::tls_report::{SessionTls, TlsCounts};
 use crate::transport::{
-    ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction, TransactionReport,
-    Transport,
+    CertificateBy, ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction,
+    TransactionReport, Transport,
 };
 
 /// What a session's task is told.
@@ -113,7 +113,8 @@ impl SessionTask {
 
     /// Counts the session for a domain whose mail goes over it, once.
     fn count(&self, counted: &mut Counted, outgoing: &Outgoing) {
-        let (Some(domain), Some(tls)) = (&outgoing.policy_domain, counted.tls) else { return };
+        let Some(tls) = counted.tls else { return };
+        let Some(domain) = outgoing.policy_domain.as_ref().map(|domain| &domain.name) else { return };
         if counted.domains.len() < MOST_COUNTED && !counted.domains.contains(domain) {
             let held_to = self.held_to(domain.clone(), outgoing.host.clone(), outgoing.tlsa.clone());
             self.tls_counts.session(&held_to, Ok(tls));
@@ -131,6 +132,17 @@ impl SessionTask {
         Target { domain: Some(domain), host, tlsa, mta_sts, ..self.target.clone() }
     }
 
+    /// Whether the mail's domain has a policy that does not allow the session. It may have become known since the domain was looked up.
+    fn is_against_policy(&self, outgoing: &Outgoing) -> bool {
+        let domain = outgoing.policy_domain.as_ref().filter(|domain| domain.heeds_mta_sts);
+        let known = domain.and_then(|domain| self.policies.as_ref()?.known(&domain.name));
+        known.is_some_and(|known| {
+            let policy = known.policy();
+            let is_verified = self.target.certificate_by() != CertificateBy::Nobody;
+            policy.mode() == Mode::Enforce && !(is_verified && policy.permits(&outgoing.host))
+        })
+    }
+
     async fn serve(&mut self, mut session: Box<dyn Session>, mut counted: Counted) {
         let connection = self.connection;
         loop {
@@ -143,6 +155,9 @@ impl SessionTask {
                 }
             };
             match order {
+                Some(Order::Transact(outgoing)) if self.is_against_policy(&outgoing) => {
+                    self.tell(Event::AgainstPolicy { connection }).await;
+                }
                 Some(Order::Transact(outgoing)) => {
                     self.count(&mut counted, &outgoing);
                     let transaction = match self.load(outgoing).await {

@@ -13,8 +13,8 @@
 //! id, after a day, and at half its time if that is less, whether there is a record or not. After a fetch, failed or not, there is none
 //! for the same domain for five minutes, whatever the record says.
 //!
-//! A look-up waits 10 s for a policy that is new, and for no other. One that takes longer serves the next look-up, a minute later at most;
-//! until then the one seen before holds, or none. Fetches are made beside look-ups, 256 at a time; of these 16 for names with the same two
+//! A look-up waits 10 s for a policy that is new, and for no other. One that takes longer serves the next look-up, a minute later at most. Before
+//! each transaction it is asked what policy is known: what has come in force meanwhile holds for it. Fetches are made beside look-ups, 256 at a time; of these 16 for names with the same two
 //! last labels, and 4 for those with the same three.
 //!
 //! Policies of at most 10,000 domains and of 32 MiB in all are kept; beyond it the domain asked for least recently is forgotten, those with a policy

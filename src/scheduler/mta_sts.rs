@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::destination::{Destination, RetryClock};
+use super::command::PolicyDomain;
+use super::destination::{Destination, RetryClock, RouteState};
 use super::lane::LaneState;
 use super::placement::{Site, bars_any, hosts_of};
 use super::pump::LANES_LOOKED_AT;
@@ -103,10 +104,12 @@ impl Scheduler {
     ) {
         let is_home = |destination: &&Destination| matches!(destination.site, Site::Domain(_));
         let Some(destination) = self.destinations.get(home).filter(is_home) else { return };
+        let queue = self.queues.get(destination.queue);
+        let heeds_mta_sts = queue.is_some_and(|queue| queue.settings.heeds_mta_sts());
         for lane in destination.lanes.iter() {
             let domain = self.lanes.get(*lane).map(|lane| lane.domain);
             let Some(domain) = domain.and_then(|domain| self.domains.get_mut(domain)) else { continue };
-            domain.policy_unknown = unknown;
+            (domain.policy_unknown, domain.heeds_mta_sts) = (unknown, heeds_mta_sts);
             let is_sought =
                 asked == Freshness::Fresh && domain.policy_sought.or(domain.policy_again).is_some();
             if unknown && is_sought {
@@ -115,6 +118,49 @@ impl Scheduler {
                 domain.policy_sought = Some(now);
             }
         }
+    }
+
+    /// The domain that a lane's mail counts for. `None`: it goes to fixed hosts, or to an address.
+    pub(super) fn policy_domain(&self, key: DestinationKey, lane: LaneKey) -> Option<PolicyDomain> {
+        let destination = self.destinations.get(key)?;
+        let settings = &self.queues.get(destination.queue)?.settings;
+        let lane = self.lanes.get(lane)?;
+        if !settings.smtp_hosts.is_empty() || lane.key.domain.literal_address().is_some() {
+            return None;
+        }
+        let heeds_mta_sts = match destination.site.is_shared() {
+            true => self.domains.get(lane.domain)?.heeds_mta_sts,
+            false => settings.heeds_mta_sts(),
+        };
+        Some(PolicyDomain { name: lane.key.domain.shared().clone(), heeds_mta_sts })
+    }
+
+    /// A policy became known after its domain was looked up: the domain is looked up anew before any of its mail is tried.
+    pub(super) fn on_against_policy(&mut self, now: Timestamp, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let key = connection.destination;
+        let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
+            return;
+        };
+        let lane = self.window.get(transaction.item).map(|item| item.lane);
+        self.transaction_over(transaction.octets);
+        self.back_in_line(now, transaction.item);
+        let domain = lane.and_then(|lane| self.lanes.get(lane)).map(|lane| lane.domain);
+        let at_home = self.destinations.get_mut(key).filter(|destination| !destination.site.is_shared());
+        if let Some(destination) = at_home {
+            match destination.route {
+                RouteState::LookingUp => destination.work.outdated = true,
+                _ => destination.route = RouteState::Unknown,
+            }
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.retired = true;
+            }
+        } else if let Some(domain) = domain {
+            // For others of the rollup the session is as good as before.
+            self.send_home(now, domain);
+        }
+        self.make_idle(now, id);
+        self.mark(key);
     }
 
     /// Whether the domain of a lane may have a policy that is not known now.

@@ -1,7 +1,6 @@
 //! What a destination does next: claim, look up, connect, send, or wait for what is missing.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{Command, Outgoing};
@@ -17,7 +16,6 @@ use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::dns::Freshness;
-use crate::message::Domain;
 use crate::policy::Source;
 use crate::storage::{BodyKey, Envelope, ItemId, Recipient};
 use crate::transport::TransactionDsn;
@@ -287,7 +285,7 @@ impl Scheduler {
         let dsn = dsn_of(&envelope, chosen.clone());
         let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
-        let policy_domain = self.policy_domain(key, &item.item.lane.domain);
+        let policy_domain = self.policy_domain(key, item.lane);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
         destination.work.grant = None;
@@ -333,13 +331,6 @@ impl Scheduler {
 
     fn queue_of(&self, key: DestinationKey) -> Option<&super::Queue> {
         self.queues.get(self.destinations.get(key)?.queue)
-    }
-
-    /// The domain that mail counts for in TLS reports. `None`: it goes to fixed hosts, or to an address.
-    fn policy_domain(&self, key: DestinationKey, domain: &Domain) -> Option<Arc<str>> {
-        let is_by_name =
-            self.queue_of(key)?.settings.smtp_hosts.is_empty() && domain.literal_address().is_none();
-        is_by_name.then(|| domain.shared().clone())
     }
 
     fn connect_if_wanted(&mut self, now: Timestamp, key: DestinationKey) {

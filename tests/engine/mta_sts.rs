@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use postrider::dns::{DnsErrorKind, StaticResolver};
 use postrider::event::{Category, DeliveryEvent, Reason};
-use postrider::mta_sts::{FetchErrorKind, StaticFetcher};
+use postrider::mta_sts::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StaticFetcher};
 use postrider::storage::MemoryStorage;
 use postrider::testing::{SmtpServer, TestCertificate};
 use postrider::transport::smtp::SmtpTransport;
@@ -26,12 +27,35 @@ pub(crate) struct Rig {
     pub(crate) world: World,
     pub(crate) files: StaticFetcher,
     pub(crate) certificate: TestCertificate,
+    pub(crate) fetch_takes: Duration,
+}
+
+/// A fetcher of files that takes a while.
+#[derive(Debug)]
+struct Slow {
+    files: StaticFetcher,
+    takes: Duration,
+}
+
+#[async_trait::async_trait]
+impl PolicyFetcher for Slow {
+    async fn fetch(&self, request: &PolicyRequest<'_>) -> Result<Bytes, FetchError> {
+        pass(self.takes).await;
+        self.files.fetch(request).await
+    }
+}
+
+impl std::fmt::Display for Slow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("slow")
+    }
 }
 
 impl Rig {
     pub(crate) fn new() -> Self {
         let certificate = TestCertificate::new(["mx1.example.net", "mx2.example.net"]).unwrap();
-        let rig = Self { world: World::new(), files: StaticFetcher::new(), certificate };
+        let (world, files) = (World::new(), StaticFetcher::new());
+        let rig = Self { world, files, certificate, fetch_takes: Duration::ZERO };
         rig.zone("");
         rig
     }
@@ -61,7 +85,7 @@ impl Rig {
             .storage(storage)
             .resolver(self.world.zone.clone())
             .transport(transport.with_root_certificates(self.certificate.pem()).unwrap())
-            .policy_fetcher(self.files.clone())
+            .policy_fetcher(Slow { files: self.files.clone(), takes: self.fetch_takes })
             .policy(Policy::from_toml(policy).unwrap())
             .event_sink(self.world.seen.clone())
             .clock(self.world.clock.clone())
@@ -242,6 +266,35 @@ async fn a_fresh_policy_saves_mail_that_is_about_to_expire() {
             "6600 delivered b@example.net"
         ]
     );
+}
+
+/// A policy that took longer to fetch than a look-up waits holds for the sessions that were opened without it.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_came_late_holds_for_open_sessions() {
+    let settings = "[domain.'*']\nconnection-idle-timeout = '5m'\n";
+    for rollup in ["", "[[rollup]]\nqueue = 'p.rollup'\nmx = '*.example.net'"] {
+        let rig = Rig { fetch_takes: Duration::from_secs(20), ..Rig::new() };
+        let plain = SmtpServer::new();
+        rig.world.server(MX, &plain);
+        rig.publish("1", "enforce", "*.example.net", 86_400);
+        rig.zone(&format!(
+            "{TXT} 60 TXT \"v=STSv1; id=1\"\n\
+             other.example. 300 MX 10 mx1.example.net.\nother.example. 300 MX 20 mx2.example.net."
+        ));
+        let engine = rig.engine_by(MemoryStorage::new(), &format!("{settings}{rollup}")).await;
+        engine.submit(message(&["a@example.net"])).await.unwrap();
+        pass(Duration::from_secs(25)).await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        let expected = ["10 delivered a@example.net", "25 queue-deferred example.net 4.7.4"];
+        assert_eq!(rig.world.seen.timeline(), expected);
+        engine.submit(message(&["c@other.example"])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(rig.world.seen.timeline().last().unwrap(), "26 delivered c@other.example");
+        // One for the first, one that brought no TLS, and in a rollup none for the third.
+        let attempts = rig.world.network.attempts(MX.parse().unwrap());
+        assert_eq!(attempts, if rollup.is_empty() { 3 } else { 2 });
+    }
 }
 
 #[tokio::test(start_paused = true)]
