@@ -10,7 +10,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::dane::TlsaSet;
 use crate::mta_sts::{FetchErrorKind, KnownPolicy, Mode};
 use crate::policy::StartTls;
-use crate::transport::{CertificateBy, CertificateProblem, ConnectError, EndCause, Target};
+use crate::transport::{CertificateProblem, ConnectError, EndCause, Target};
 
 /// Domains that are counted for, by each type of policy.
 const MOST_DOMAINS: usize = 10_000;
@@ -159,9 +159,21 @@ impl From<FetchErrorKind> for TlsResult {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionTls {
     pub(crate) is_there: bool,
-    /// Somebody has looked at the certificate.
-    pub(crate) is_looked_at: bool,
-    pub(crate) certificate: Option<CertificateProblem>,
+    /// What roots say of the certificate. `None`: nobody has looked at it.
+    pub(crate) certificate: Option<Result<(), CertificateProblem>>,
+}
+
+/// A domain, and what its mail holds a session to.
+#[derive(Clone, Copy)]
+pub(crate) struct HeldTo<'a> {
+    pub(crate) domain: &'a str,
+    pub(crate) host: &'a Arc<str>,
+    /// The host's.
+    pub(crate) tlsa: Option<&'a TlsaSet>,
+    /// The domain's policy.
+    pub(crate) mta_sts: Option<&'a Arc<KnownPolicy>>,
+    /// What the session was opened with.
+    pub(crate) target: &'a Target,
 }
 
 /// All that is counted.
@@ -177,8 +189,8 @@ impl TlsCounts {
     }
 
     /// A connection, and what it came to.
-    pub(crate) fn session(&self, target: &Target, session: Result<SessionTls, &ConnectError>) {
-        self.lock().session(target, session);
+    pub(crate) fn session(&self, held_to: &HeldTo<'_>, session: Result<SessionTls, &ConnectError>) {
+        self.lock().session(held_to, session);
     }
 
     /// An MTA-STS policy that permits none of the hosts.
@@ -251,29 +263,32 @@ impl Counts {
         Self { since, ..Self::default() }
     }
 
-    fn session(&mut self, target: &Target, session: Result<SessionTls, &ConnectError>) {
-        let Some(domain) = &target.domain else { return };
+    fn session(&mut self, held_to: &HeldTo<'_>, session: Result<SessionTls, &ConnectError>) {
+        let HeldTo { domain, host, tlsa, mta_sts, target } = *held_to;
+        let wants_tls = target.tls.implicit || target.tls.level != StartTls::Off || tlsa.is_some();
+        if !wants_tls {
+            return;
+        }
         let at = |result| Kind {
             result,
-            mx: Some(target.host.clone()),
+            mx: Some(host.clone()),
             receiving_ip: Some(target.peer.ip()),
             sending_ip: target.local,
         };
-        if let Some(set) = &target.tlsa
+        if let Some(set) = tlsa
             && let Some(result) = judge_by_records(set, session)
         {
             self.count(Type::Tlsa, domain, result.map_err(at));
         }
-        let known_by_records = matches!(target.certificate_by(), CertificateBy::Tlsa(_));
-        match &target.mta_sts {
+        match mta_sts {
             // Where records decide, that says nothing of the policy (RFC 8461 §2).
-            Some(policy) if !known_by_records => {
-                if let Some(result) = judge(policy, &target.host, session) {
+            Some(policy) if !tlsa.is_some_and(TlsaSet::authenticates) => {
+                if let Some(result) = judge(policy, host, session) {
                     self.keep(policy);
                     self.count(Type::Sts, domain, result.map_err(at));
                 }
             }
-            None if target.tlsa.is_none() && (target.tls.implicit || target.starttls() != StartTls::Off) => {
+            None if tlsa.is_none() => {
                 if let Some(result) = judge_tls(session) {
                     self.count(Type::NoPolicyFound, domain, result.map_err(at));
                 }
@@ -371,21 +386,21 @@ fn judge(
     host: &str,
     session: Result<SessionTls, &ConnectError>,
 ) -> Option<Result<(), TlsResult>> {
-    let permitted = || policy.policy().permits(host);
     let is_tested = policy.policy().mode() == Mode::Testing;
     match session {
-        Ok(tls) if tls.is_there && is_tested && !permitted() => Some(Err(TlsResult::ValidationFailure)),
-        // Opened for another domain, which did not want to know.
-        Ok(tls) if tls.is_there && is_tested && !tls.is_looked_at => None,
+        Ok(tls) if tls.is_there && is_tested => match tls.certificate {
+            _ if !policy.policy().permits(host) => Some(Err(TlsResult::ValidationFailure)),
+            verdict => verdict.map(|verdict| verdict.map_err(TlsResult::from)),
+        },
         session => judge_tls(session),
     }
 }
 
-/// Whether a connection had TLS, with a certificate that nobody had to say anything against.
+/// Whether a connection had TLS, with a certificate that nobody had to say anything against who was to look at it.
 fn judge_tls(session: Result<SessionTls, &ConnectError>) -> Option<Result<(), TlsResult>> {
     Some(match session {
-        Ok(tls) if !tls.is_there => Err(TlsResult::StartTlsNotSupported),
-        Ok(tls) => tls.certificate.map_or(Ok(()), |problem| Err(problem.into())),
+        Ok(tls) if tls.is_there => Ok(()),
+        Ok(_) => Err(TlsResult::StartTlsNotSupported),
         Err(error) => match &error.cause {
             EndCause::TlsNotOffered | EndCause::TlsRefused(_) => Err(TlsResult::StartTlsNotSupported),
             EndCause::Certificate(problem, _) => Err((*problem).into()),

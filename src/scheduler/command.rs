@@ -37,8 +37,8 @@ pub(crate) enum Command {
         settings: Arc<QueueSettings>,
         freshness: Freshness,
     },
-    /// Open a session.
-    Connect { connection: ConnectionId, target: Target },
+    /// Open a session. Of the policies in the target's place the one of this domain counts.
+    Connect { connection: ConnectionId, target: Target, policy_domain: Option<PolicyDomain> },
     /// Send a message over an open session.
     Transact { connection: ConnectionId, transaction: Outgoing },
     /// Say QUIT and close.

@@ -42,12 +42,13 @@ impl Scheduler {
         // While it is being looked up it is not known what the session is held to.
         let route = destination.known_route();
         let is_by_name = |route: &&Arc<Route>| matches!(route.kind, RouteKind::Mx | RouteKind::Implicit);
+        let policy_domain = route.filter(is_by_name).and_then(|_| self.opens_for(key));
         let target = Target {
             peer: candidate.peer,
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
-            domain: route.filter(is_by_name).map(|_| self.opens_for(destination)),
+            domain: policy_domain.as_ref().map(|domain| domain.name.clone()),
             queue: queue.name.clone(),
             source: queue.source.clone(),
             protocol: connection.wish.protocol,
@@ -57,7 +58,7 @@ impl Scheduler {
             timeouts: self.timeouts.clone(),
             mta_sts: route.and_then(|route| route.mta_sts.clone()),
         };
-        self.commands.push_back(Command::Connect { connection: id, target });
+        self.commands.push_back(Command::Connect { connection: id, target, policy_domain });
     }
 
     pub(super) fn on_resolved(

@@ -71,7 +71,7 @@ use std::time::Duration;
 
 use arena::Key;
 pub use command::CancelReport;
-pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
+pub(crate) use command::{Answer, Command, Outgoing, PolicyDomain, SubmitFailure, Token};
 pub(crate) use control::Control;
 use destination::Destination;
 use directory::Directory;

@@ -4,7 +4,6 @@
 //! destination's retry step. Before it expires, its policy is looked for once more, past the cache of DNS: if that
 //! has changed what may be done, it is tried at once.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::PolicyDomain;
@@ -181,10 +180,12 @@ impl Scheduler {
     }
 
     /// Whose mail a session is opened for: in a rollup a domain's that has mail to send now.
-    pub(super) fn opens_for(&self, destination: &Destination) -> Arc<str> {
-        let lanes = destination.lanes.iter().take(LANES_LOOKED_AT).filter_map(|&lane| self.lanes.get(lane));
-        let with_mail = lanes.filter(|_| destination.site.is_shared()).find(|lane| lane.has_ready());
-        with_mail.map_or(&destination.domain, |lane| &lane.key.domain).shared().clone()
+    pub(super) fn opens_for(&self, key: DestinationKey) -> Option<PolicyDomain> {
+        let lanes =
+            || self.destinations.get(key).into_iter().flat_map(|destination| destination.lanes.iter());
+        let has_mail = |lane: &&LaneKey| self.lanes.get(**lane).is_some_and(LaneState::has_ready);
+        let with_mail = lanes().take(LANES_LOOKED_AT).find(has_mail);
+        self.policy_domain(key, *with_mail.or_else(|| lanes().next())?)
     }
 
     /// No name server could be reached: mail that is about to expire has its policy looked for when one can be.

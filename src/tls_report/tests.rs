@@ -12,17 +12,17 @@ fn policy(mode: &str) -> Arc<KnownPolicy> {
 
 #[test]
 fn sessions_are_judged() {
-    let there = |certificate| Ok(SessionTls { is_there: true, is_looked_at: true, certificate });
+    let there = |certificate| Ok(SessionTls { is_there: true, certificate: Some(certificate) });
     let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
     let certificate = |problem| error(EndCause::Certificate(problem, String::new()));
-    let plain = Ok(SessionTls { is_there: false, is_looked_at: false, certificate: None });
-    let unseen = Ok(SessionTls { is_there: true, is_looked_at: false, certificate: None });
-    let expired = Some(CertificateProblem::Expired);
+    let plain = Ok(SessionTls { is_there: false, certificate: None });
+    let unseen = Ok(SessionTls { is_there: true, certificate: None });
+    let expired = Err(CertificateProblem::Expired);
     for (mode, host, session, expected) in [
-        ("enforce", "mx.example.net", there(None), Some(Ok(()))),
-        ("testing", "mx.example.net", there(None), Some(Ok(()))),
+        ("enforce", "mx.example.net", there(Ok(())), Some(Ok(()))),
+        ("testing", "mx.example.net", there(Ok(())), Some(Ok(()))),
         ("testing", "mx.example.net", plain, Some(Err("starttls-not-supported"))),
-        ("testing", "mx2.example.net", there(None), Some(Err("validation-failure"))),
+        ("testing", "mx2.example.net", there(Ok(())), Some(Err("validation-failure"))),
         ("testing", "mx.example.net", there(expired), Some(Err("certificate-expired"))),
         (
             "enforce",
@@ -73,8 +73,10 @@ fn sessions_count_for_what_they_are_held_to() {
         Some(Arc::new(TlsaSet::new("mx.example.net".into(), [], vec![TlsaRecord::new(usage, 1, 1, [1; 32])])))
     };
     let (usable, unusable) = (set(3), set(1));
-    let there = || Ok(SessionTls { is_there: true, is_looked_at: true, certificate: None });
-    let plain = || Ok(SessionTls { is_there: false, is_looked_at: false, certificate: None });
+    let there = || Ok(SessionTls { is_there: true, certificate: Some(Ok(())) });
+    // Where nobody is held to it, it makes no difference.
+    let odd = || Ok(SessionTls { is_there: true, certificate: Some(Err(CertificateProblem::NotTrusted)) });
+    let plain = || Ok(SessionTls { is_there: false, certificate: None });
     let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
     let none = error(EndCause::TlsNotOffered);
     let handshake = error(EndCause::Tls(String::new()));
@@ -83,7 +85,7 @@ fn sessions_count_for_what_they_are_held_to() {
     let closed = error(EndCause::Closed);
     let enforced = || Some(policy("enforce"));
     type Session<'a> = Result<SessionTls, &'a ConnectError>;
-    let rows: [(_, _, Session<'_>, &[&str]); 15] = [
+    let rows: [(_, _, Session<'_>, &[&str]); 16] = [
         (usable.clone(), None, there(), &["tlsa ok"]),
         (usable.clone(), enforced(), there(), &["tlsa ok"]),
         (usable.clone(), None, Err(&none), &["tlsa starttls-not-supported"]),
@@ -97,22 +99,27 @@ fn sessions_count_for_what_they_are_held_to() {
         (unusable, None, Err(&none), &["tlsa starttls-not-supported"]),
         (None, enforced(), there(), &["sts ok"]),
         (None, None, there(), &["no-policy-found ok"]),
+        (None, None, odd(), &["no-policy-found ok"]),
         (None, None, plain(), &["no-policy-found starttls-not-supported"]),
         (None, None, Err(&closed), &[]),
     ];
     for (tlsa, mta_sts, session, expected) in rows {
         let target = Target { tlsa, mta_sts, ..Target::for_tests() };
         assert_eq!(counted(&target, session), expected, "{target:?} {session:?}");
-        let fixed = Target { domain: None, ..target };
-        assert!(counted(&fixed, session).is_empty());
     }
     let off = crate::transport::TlsWish { level: StartTls::Off, implicit: false };
     assert!(counted(&Target { tls: off, ..Target::for_tests() }, plain()).is_empty());
 }
 
+/// All of it is the target's own.
+fn held_to(target: &Target) -> HeldTo<'_> {
+    let (host, tlsa, mta_sts) = (&target.host, target.tlsa.as_deref(), target.mta_sts.as_ref());
+    HeldTo { domain: target.domain.as_deref().unwrap(), host, tlsa, mta_sts, target }
+}
+
 fn counted(target: &Target, session: Result<SessionTls, &ConnectError>) -> Vec<String> {
     let mut counts = Counts::default();
-    counts.session(target, session);
+    counts.session(&held_to(target), session);
     let report = counts.take(at(1));
     let line = |of: &DomainTls| {
         assert_eq!((&*of.domain, of.successful + of.failures.len() as u64), ("x.example", 1));
@@ -210,7 +217,7 @@ fn failures_say_where_they_were() {
     let mut counts = Counts::default();
     let error = ConnectError { stage: Stage::Ehlo, cause: EndCause::TlsNotOffered };
     for local in [None, Some(IpAddr::from([203, 0, 113, 7]))] {
-        counts.session(&Target { local, ..Target::for_tests() }, Err(&error));
+        counts.session(&held_to(&Target { local, ..Target::for_tests() }), Err(&error));
     }
     let of = &counts.take(at(1)).domains[0];
     let places: Vec<_> =

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use postrider::Policy;
 use postrider::event::Reason;
 use postrider::mta_sts::FetchErrorKind;
 use postrider::storage::MemoryStorage;
@@ -164,4 +165,36 @@ async fn a_session_counts_for_each_domain_whose_mail_it_carries() {
             assert_eq!(policy.as_ref().unwrap().domain(), &*of.domain);
         }
     }
+}
+
+/// RFC 8460 §4: what counts is the policy of the mail's domain, whoever opened the session, and none where it is not to count.
+#[tokio::test(start_paused = true)]
+async fn a_domain_that_tests_its_policy_is_told_of_sessions_that_others_opened() {
+    let rig = Rig::new();
+    let untrusted = TestCertificate::new(["mx1.example.net"]).unwrap();
+    rig.world.server(MX, &SmtpServer::new().starttls(&untrusted));
+    let domains = ["plain.example", "tested.example", "other.example"];
+    let zone = domains.map(|domain| format!("{domain}. MX 10 mx1.example.net.\n"));
+    let tested = domains[1..].iter().map(|domain| {
+        rig.files.set(domain, "version: STSv1\nmode: testing\nmx: mx1.example.net\nmax_age: 86400");
+        format!("_mta-sts.{domain}. TXT \"v=STSv1; id=1\"\n")
+    });
+    rig.zone(&zone.into_iter().chain(tested).collect::<String>());
+    let settings = "[[rollup]]\nqueue = 'p.rollup'\nmx = '*.example.net'\n";
+    let engine = rig.engine_by(MemoryStorage::new(), settings).await;
+    for heeds_other in [true, false] {
+        let other = format!("{settings}[domain.'other.example']\nuse-mta-sts = {heeds_other}");
+        engine.set_policy(Policy::from_toml(&other).unwrap()).await.unwrap();
+        for domain in domains {
+            engine.submit(message(&[&format!("b@{domain}")])).await.unwrap();
+            pass(Duration::from_secs(1)).await;
+        }
+        pass(MINUTE).await;
+        let failed = |domain| format!("{domain} sts 0 certificate-not-trusted mx1.example.net 1");
+        let other =
+            if heeds_other { failed("other.example") } else { "other.example no-policy-found 1".to_owned() };
+        let expected = [other, "plain.example no-policy-found 1".to_owned(), failed("tested.example")];
+        assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
+    }
+    assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), 2);
 }
