@@ -12,8 +12,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::owner::{Turn, Turns};
 use super::store::{Decision, Fetch, KnownPolicy, REST, Store};
+use super::turns::{Turn, Turns};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
 use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness, Resolver};
