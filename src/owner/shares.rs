@@ -58,6 +58,11 @@ impl Shares {
         [false, true].iter().find_map(|&dear| self.over_its_share(dear).or_else(|| self.all.first(dear)))
     }
 
+    /// Who is to be forgotten for others, of an owner that has more than its share.
+    pub(crate) fn first_of_a_hoarder(&self) -> Option<&Arc<str>> {
+        [false, true].iter().find_map(|&dear| self.over_its_share(dear))
+    }
+
     fn over_its_share(&self, dear: bool) -> Option<&Arc<str>> {
         self.narrow.first(dear).or_else(|| self.wide.first(dear))
     }
