@@ -104,7 +104,7 @@ impl Scheduler {
                 }
                 self.note_policy(now, key, asked, true);
                 // Where the clock runs already, what it runs for is to be told when the mail expires.
-                if asked != Freshness::Fresh || !self.is_held_over_policy(now, key) {
+                if asked != Freshness::Fresh || !(self.is_held(now, key) && self.seeks_policy(key)) {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
                 }
                 self.asked_in_vain(now, key, asked);

@@ -173,12 +173,6 @@ impl Scheduler {
             || route.is_some_and(|route| route.policy_unknown)
     }
 
-    /// Its clock runs, for its MTA-STS policy.
-    pub(super) fn is_held_over_policy(&self, now: Timestamp, key: DestinationKey) -> bool {
-        let destination = self.destinations.get(key);
-        destination.is_some_and(|destination| destination.is_held(now) && destination.waits_for_policy())
-    }
-
     /// Whose mail a session is opened for: in a rollup a domain's that has mail to send now.
     pub(super) fn opens_for(&self, key: DestinationKey) -> Option<PolicyDomain> {
         let lanes =
@@ -201,14 +195,25 @@ impl Scheduler {
 
     /// A look-up led to a route. If the policy that mail waits for allows something else now, that is tried at once.
     pub(super) fn release_if_policy_changed(&mut self, key: DestinationKey, route: &Route) {
+        if !self.seeks_policy(key) {
+            return;
+        }
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let enforced = route.is_enforced().then(|| hosts_of(route));
-        // After a restart it is not known what the hosts were.
         let is_alike = enforced.is_some() && destination.enforced.as_deref() == enforced.as_deref();
-        if destination.waits_for_policy() && !is_alike {
+        if destination.retry.until.is_some() && !is_alike {
             destination.retry = RetryClock::default();
             self.forget_state(key);
         }
+    }
+
+    /// Its mail waits for its policy; or for DNS, since the policy could not be found out. In a rollup it may have waited for it.
+    pub(super) fn seeks_policy(&self, key: DestinationKey) -> bool {
+        let Some(destination) = self.destinations.get(key) else { return false };
+        let lanes = destination.lanes.iter().filter_map(|&lane| self.lanes.get(lane));
+        let mut domains = lanes.filter_map(|lane| self.domains.get(lane.domain));
+        let is_home = matches!(destination.site, Site::Domain(_));
+        destination.waits_for_policy() || is_home && domains.any(|domain| domain.policy_again.is_some())
     }
 
     /// A look-up said that no host may be used now: the policy permits none, or what they demand is not known. Nothing goes over
