@@ -93,6 +93,8 @@ impl Scheduler {
                 // Asked for before its time, the clock runs already.
                 if !self.is_held(now, key) {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
+                } else {
+                    self.store_state_if_stored(key);
                 }
                 self.note_policy(now, key, asked, failure.policy_unknown);
                 self.asked_in_vain(now, key, asked);

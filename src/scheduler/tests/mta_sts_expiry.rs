@@ -86,6 +86,25 @@ fn restarted_over_a_policy() -> Rig {
     rig.restarted(settings)
 }
 
+/// That the policy bars a host outlives a restart too, whatever the others were met with.
+#[test]
+fn a_policy_that_bars_a_host_is_looked_for_after_a_restart() {
+    let two: &[&[(&str, &[&str])]] = &[&[("mx1.x.example", &[ONE])], &[("mx2.x.example", &[OTHER])]];
+    let settings = "[domain.\"*\"]\nbounce-after = \"1d\"\nretry-after = [\"30h\"]";
+    for (mx, looks) in [("mx1.x.example", 1), ("*.x.example", 0)] {
+        let mut rig = Rig::with_policy(settings, Bounds::default());
+        rig.answer_with("x.example", enforced(two, &[mx]));
+        rig.submit("a@x.example");
+        while !rig.connects.is_empty() {
+            rig.fail_connect(EndCause::Broken("refused".into()));
+        }
+        rig.pass(HOUR);
+        let mut rig = rig.restarted(settings);
+        rig.pass(24 * HOUR);
+        assert_eq!(rig.fresh_look_ups().len(), looks, "{mx}");
+    }
+}
+
 #[test]
 fn a_fresh_policy_is_looked_for_after_a_restart_too() {
     let mut rig = restarted_over_a_policy();
