@@ -69,6 +69,7 @@ pub mod event;
 pub mod message;
 pub mod mta_sts;
 mod outbox;
+mod owner;
 pub mod policy;
 pub mod reply;
 mod scheduler;

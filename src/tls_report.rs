@@ -2,22 +2,17 @@
 //!
 //! [`DeliveryEngine::take_tls_report`](crate::DeliveryEngine::take_tls_report) takes them. The engine sends no report.
 
-use std::collections::BTreeMap;
+mod counts;
+mod judge;
+
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::counts::{Counts, Kind, Type};
 use crate::clock::{Clock, Timestamp};
 use crate::dane::TlsaSet;
-use crate::mta_sts::{FetchErrorKind, KnownPolicy, Mode};
-use crate::policy::StartTls;
-use crate::transport::{CertificateBy, CertificateProblem, ConnectError, EndCause, Target};
-
-/// Domains that are counted for, by each type of policy.
-const MOST_DOMAINS: usize = 10_000;
-/// Kinds of failures told apart for one domain, by result, host and address.
-const MOST_FAILURES: usize = 32;
-/// Octets of policies kept for a report.
-const MOST_OCTETS: usize = 8 << 20;
+use crate::mta_sts::{FetchErrorKind, KnownPolicy};
+use crate::transport::{CertificateProblem, ConnectError, Target};
 
 /// What happened to sessions since the last report was taken.
 ///
@@ -159,9 +154,21 @@ impl From<FetchErrorKind> for TlsResult {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionTls {
     pub(crate) is_there: bool,
-    /// Somebody has looked at the certificate.
-    pub(crate) is_looked_at: bool,
-    pub(crate) certificate: Option<CertificateProblem>,
+    /// What roots say of the certificate. `None`: nobody has looked at it.
+    pub(crate) certificate: Option<Result<(), CertificateProblem>>,
+}
+
+/// A domain, and what its mail holds a session to.
+#[derive(Clone, Copy)]
+pub(crate) struct HeldTo<'a> {
+    pub(crate) domain: &'a str,
+    pub(crate) host: &'a Arc<str>,
+    /// The host's.
+    pub(crate) tlsa: Option<&'a TlsaSet>,
+    /// The domain's policy.
+    pub(crate) mta_sts: Option<&'a Arc<KnownPolicy>>,
+    /// What the session was opened with.
+    pub(crate) target: &'a Target,
 }
 
 /// All that is counted.
@@ -177,8 +184,8 @@ impl TlsCounts {
     }
 
     /// A connection, and what it came to.
-    pub(crate) fn session(&self, target: &Target, session: Result<SessionTls, &ConnectError>) {
-        self.lock().session(target, session);
+    pub(crate) fn session(&self, held_to: &HeldTo<'_>, session: Result<SessionTls, &ConnectError>) {
+        self.lock().session(held_to, session);
     }
 
     /// An MTA-STS policy that permits none of the hosts.
@@ -205,194 +212,6 @@ impl TlsCounts {
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    since: Timestamp,
-    types: BTreeMap<Type, BTreeMap<Arc<str>, Domain>>,
-    /// What the policies of the domains take.
-    octets: usize,
-    uncounted: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Type {
-    Tlsa,
-    Sts,
-    NoPolicyFound,
-}
-
-/// With the host, its address and ours, if it is about one.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Kind {
-    result: TlsResult,
-    mx: Option<Arc<str>>,
-    receiving_ip: Option<IpAddr>,
-    sending_ip: Option<IpAddr>,
-}
-
-impl Kind {
-    fn of(result: TlsResult) -> Self {
-        Self { result, mx: None, receiving_ip: None, sending_ip: None }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Domain {
-    /// Its MTA-STS policy.
-    policy: Option<Arc<KnownPolicy>>,
-    successful: u64,
-    failures: BTreeMap<Kind, u64>,
-}
-
-impl Counts {
-    fn new(since: Timestamp) -> Self {
-        Self { since, ..Self::default() }
-    }
-
-    fn session(&mut self, target: &Target, session: Result<SessionTls, &ConnectError>) {
-        let Some(domain) = &target.domain else { return };
-        let at = |result| Kind {
-            result,
-            mx: Some(target.host.clone()),
-            receiving_ip: Some(target.peer.ip()),
-            sending_ip: target.local,
-        };
-        if let Some(set) = &target.tlsa
-            && let Some(result) = judge_by_records(set, session)
-        {
-            self.count(Type::Tlsa, domain, result.map_err(at));
-        }
-        let known_by_records = matches!(target.certificate_by(), CertificateBy::Tlsa(_));
-        match &target.mta_sts {
-            // Where records decide, that says nothing of the policy (RFC 8461 §2).
-            Some(policy) if !known_by_records => {
-                if let Some(result) = judge(policy, &target.host, session) {
-                    self.keep(policy);
-                    self.count(Type::Sts, domain, result.map_err(at));
-                }
-            }
-            None if target.tlsa.is_none() && (target.tls.implicit || target.starttls() != StartTls::Off) => {
-                if let Some(result) = judge_tls(session) {
-                    self.count(Type::NoPolicyFound, domain, result.map_err(at));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn nothing_permitted(&mut self, policy: &Arc<KnownPolicy>) {
-        self.keep(policy);
-        self.count(Type::Sts, policy.domain(), Err(Kind::of(TlsResult::ValidationFailure)));
-    }
-
-    fn keep(&mut self, policy: &Arc<KnownPolicy>) {
-        let octets = self.octets;
-        let Some(domain) = self.domain(Type::Sts, policy.domain()) else { return };
-        let others = octets - domain.policy.take().map_or(0, |old| old.weight());
-        let with_it = others + policy.weight();
-        if with_it <= MOST_OCTETS {
-            domain.policy = Some(policy.clone());
-        }
-        self.octets = if with_it <= MOST_OCTETS { with_it } else { others };
-    }
-
-    fn count(&mut self, of: Type, domain: &str, result: Result<(), Kind>) {
-        match (self.domain(of, domain), result) {
-            (None, _) => self.uncounted += 1,
-            (Some(domain), Ok(())) => domain.successful += 1,
-            (Some(domain), Err(kind)) => domain.failed(kind),
-        }
-    }
-
-    fn take(&mut self, now: Timestamp) -> TlsReport {
-        let counts = std::mem::replace(self, Self::new(now));
-        let of_type = |(of, domains): (Type, BTreeMap<Arc<str>, Domain>)| {
-            domains.into_iter().map(move |(name, domain)| DomainTls {
-                domain: name,
-                policy: match of {
-                    Type::Tlsa => TlsPolicy::Tlsa,
-                    Type::Sts => TlsPolicy::Sts(domain.policy),
-                    Type::NoPolicyFound => TlsPolicy::NoPolicyFound,
-                },
-                successful: domain.successful,
-                failures: domain.failures.into_iter().map(failures).collect(),
-            })
-        };
-        let mut domains: Vec<DomainTls> = counts.types.into_iter().flat_map(of_type).collect();
-        domains.sort_by(|one, other| one.domain.cmp(&other.domain));
-        TlsReport { since: counts.since, until: now, domains, uncounted: counts.uncounted }
-    }
-
-    fn domain(&mut self, of: Type, name: &str) -> Option<&mut Domain> {
-        let domains = self.types.entry(of).or_default();
-        if !domains.contains_key(name) {
-            if domains.len() >= MOST_DOMAINS {
-                return None;
-            }
-            domains.insert(name.into(), Domain::default());
-        }
-        domains.get_mut(name)
-    }
-}
-
-impl Domain {
-    fn failed(&mut self, mut kind: Kind) {
-        if self.failures.len() >= MOST_FAILURES && !self.failures.contains_key(&kind) {
-            kind = Kind::of(kind.result);
-        }
-        *self.failures.entry(kind).or_default() += 1;
-    }
-}
-
-fn failures((kind, count): (Kind, u64)) -> TlsFailures {
-    let Kind { result, mx, receiving_ip, sending_ip } = kind;
-    TlsFailures { result, mx, receiving_ip, sending_ip, count }
-}
-
-/// Whether a connection was as the host's TLSA records want it. `None`: it says nothing of TLS.
-fn judge_by_records(
-    set: &TlsaSet,
-    session: Result<SessionTls, &ConnectError>,
-) -> Option<Result<(), TlsResult>> {
-    let is_about_certificate =
-        session.is_ok() || session.is_err_and(|error| matches!(error.cause, EndCause::Certificate(..)));
-    // Without a usable record any certificate will do, and who refused it was somebody else.
-    if !set.authenticates() && is_about_certificate {
-        return Some(Err(TlsResult::TlsaInvalid));
-    }
-    judge_tls(session)
-}
-
-/// Whether a connection was as a policy wants it. `None`: it says nothing of TLS.
-fn judge(
-    policy: &KnownPolicy,
-    host: &str,
-    session: Result<SessionTls, &ConnectError>,
-) -> Option<Result<(), TlsResult>> {
-    let permitted = || policy.policy().permits(host);
-    let is_tested = policy.policy().mode() == Mode::Testing;
-    match session {
-        Ok(tls) if tls.is_there && is_tested && !permitted() => Some(Err(TlsResult::ValidationFailure)),
-        // Opened for another domain, which did not want to know.
-        Ok(tls) if tls.is_there && is_tested && !tls.is_looked_at => None,
-        session => judge_tls(session),
-    }
-}
-
-/// Whether a connection had TLS, with a certificate that nobody had to say anything against.
-fn judge_tls(session: Result<SessionTls, &ConnectError>) -> Option<Result<(), TlsResult>> {
-    Some(match session {
-        Ok(tls) if !tls.is_there => Err(TlsResult::StartTlsNotSupported),
-        Ok(tls) => tls.certificate.map_or(Ok(()), |problem| Err(problem.into())),
-        Err(error) => match &error.cause {
-            EndCause::TlsNotOffered | EndCause::TlsRefused(_) => Err(TlsResult::StartTlsNotSupported),
-            EndCause::Certificate(problem, _) => Err((*problem).into()),
-            EndCause::Tls(_) => Err(TlsResult::ValidationFailure),
-            _ => return None,
-        },
-    })
 }
 
 #[cfg(test)]

@@ -585,12 +585,13 @@ impl Driver {
                     let _ = results.send(Input::Event(Event::Resolved { destination, result })).await;
                 });
             }
-            Command::Connect { connection, target } => {
+            Command::Connect { connection, target, policy_domain } => {
                 let (orders, incoming) = mpsc::channel(1);
                 self.sessions.insert(connection, orders);
                 let task = SessionTask {
                     connection,
                     target: *target,
+                    policy_domain,
                     transport: self.parts.transport.clone(),
                     tls_counts: self.parts.tls_counts.clone(),
                     policies: self.parts.policies.clone(),

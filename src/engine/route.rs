@@ -94,9 +94,8 @@ impl LookUp<'_> {
         settings: &QueueSettings,
         freshness: Freshness,
     ) -> Option<FoundPolicy> {
-        // A queue that never uses TLS can keep no policy: its owner has decided.
-        let wants = settings.use_mta_sts && settings.use_starttls != StartTls::Off;
-        let policies = self.policies.filter(|_| wants && domain.literal_address().is_none())?;
+        let counts = settings.heeds_mta_sts() && domain.literal_address().is_none();
+        let policies = self.policies.filter(|_| counts)?;
         let sought = SoughtPolicy {
             domain: domain.as_str(),
             resolver: self.resolver,

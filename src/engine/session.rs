@@ -7,16 +7,14 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::driver::Input;
-use crate::dane::TlsaSet;
 use crate::mta_sts::{KnownPolicy, Mode, Policies};
-use crate::policy::StartTls;
 use crate::reply::Stage;
-use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing};
+use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing, PolicyDomain};
 use crate::storage::{Storage, StorageError, StorageErrorKind};
-use crate::tls_report::{SessionTls, TlsCounts};
+use crate::tls_report::{HeldTo, SessionTls, TlsCounts};
 use crate::transport::{
-    ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction, TransactionReport,
-    Transport,
+    CertificateBy, ConnectError, EndCause, RecipientReport, Session, SessionEnd, Target, Transaction,
+    TransactionReport, Transport,
 };
 
 /// What a session's task is told.
@@ -29,6 +27,8 @@ pub(super) enum Order {
 pub(super) struct SessionTask {
     pub(super) connection: ConnectionId,
     pub(super) target: Target,
+    /// Whose mail it is opened for.
+    pub(super) policy_domain: Option<PolicyDomain>,
     pub(super) transport: Arc<dyn Transport>,
     /// Counts what the session comes to.
     pub(super) tls_counts: Arc<TlsCounts>,
@@ -40,10 +40,9 @@ pub(super) struct SessionTask {
     pub(super) phase: Phase,
 }
 
-/// For whom a session is counted in TLS reports.
+/// For whom a session is counted in TLS reports, and as what.
 struct Counted {
-    /// What it came to, if it was opened.
-    tls: Option<SessionTls>,
+    tls: SessionTls,
     domains: Vec<Arc<str>>,
 }
 
@@ -84,18 +83,19 @@ impl SessionTask {
 
     async fn open_and_serve(&mut self) {
         let connection = self.connection;
+        let opened_for = self.policy_domain.take();
+        // In a rollup the route's is that of one of its domains.
+        self.target.mta_sts = opened_for.as_ref().and_then(|domain| self.policy_of(domain));
         let result = self.transport.connect(&self.target).await;
-        let tls = result.as_ref().map(|session| SessionTls {
-            is_there: session.tls().is_some(),
-            is_looked_at: session.certificate().is_some() || self.target.tests_certificate(),
-            certificate: session.certificate_problem(),
-        });
-        let mut counted = Counted { tls: tls.ok(), domains: Vec::new() };
-        if let Some(domain) = self.target.domain.clone() {
-            let (host, tlsa) = (self.target.host.clone(), self.target.tlsa.clone());
-            self.tls_counts.session(&self.held_to(domain.clone(), host, tlsa), tls);
-            counted.domains.push(domain);
+        let tls = result.as_ref().map(|session| self.tls_of(&**session));
+        if let Some(domain) = &opened_for {
+            let (host, tlsa, mta_sts) =
+                (&self.target.host, self.target.tlsa.as_deref(), self.target.mta_sts.as_ref());
+            let held_to = HeldTo { domain: &domain.name, host, tlsa, mta_sts, target: &self.target };
+            self.tls_counts.session(&held_to, tls);
         }
+        let domains = opened_for.into_iter().map(|domain| domain.name).collect();
+        let counted = tls.ok().map(|tls| Counted { tls, domains });
         let session = match result {
             Ok(session) => session,
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
@@ -111,27 +111,52 @@ impl SessionTask {
         self.serve(session, counted).await;
     }
 
+    fn tls_of(&self, session: &dyn Session) -> SessionTls {
+        let certificate = match self.target.certificate_by() {
+            CertificateBy::Roots => Some(Ok(())),
+            // Roots were not asked.
+            CertificateBy::Tlsa(_) => None,
+            CertificateBy::Nobody => session.certificate_verdict(),
+        };
+        SessionTls { is_there: session.tls().is_some(), certificate }
+    }
+
     /// Counts the session for a domain whose mail goes over it, once.
     fn count(&self, counted: &mut Counted, outgoing: &Outgoing) {
-        let (Some(domain), Some(tls)) = (&outgoing.policy_domain, counted.tls) else { return };
-        if counted.domains.len() < MOST_COUNTED && !counted.domains.contains(domain) {
-            let held_to = self.held_to(domain.clone(), outgoing.host.clone(), outgoing.tlsa.clone());
-            self.tls_counts.session(&held_to, Ok(tls));
-            counted.domains.push(domain.clone());
+        let Some(domain) = &outgoing.policy_domain else { return };
+        if counted.domains.len() >= MOST_COUNTED || counted.domains.contains(&domain.name) {
+            return;
         }
+        // What was looked at without need was looked at for one host. Where there was need, the session is not used for others.
+        let is_same_host = outgoing.host == self.target.host || self.target.tls.is_verified();
+        let certificate = counted.tls.certificate.filter(|_| is_same_host);
+        let (host, tlsa, mta_sts) = (&outgoing.host, outgoing.tlsa.as_deref(), self.policy_of(domain));
+        let mta_sts = mta_sts.as_ref();
+        let held_to = HeldTo { domain: &domain.name, host, tlsa, mta_sts, target: &self.target };
+        self.tls_counts.session(&held_to, Ok(SessionTls { certificate, ..counted.tls }));
+        counted.domains.push(domain.name.clone());
     }
 
-    /// What a domain holds the session to.
-    fn held_to(&self, domain: Arc<str>, host: Arc<str>, tlsa: Option<Arc<TlsaSet>>) -> Target {
-        // In a rollup the target's is that of one of its domains.
-        let own = self.target.mta_sts.as_ref().filter(|policy| policy.domain() == &*domain).cloned();
+    /// The policy that a domain holds its sessions to.
+    fn policy_of(&self, domain: &PolicyDomain) -> Option<Arc<KnownPolicy>> {
+        let policies = self.policies.as_ref().filter(|_| domain.heeds_mta_sts)?;
+        let own = self.target.mta_sts.as_ref().filter(|policy| policy.domain() == &*domain.name);
         let is_one = |known: &Arc<KnownPolicy>| known.policy().mode() != Mode::None;
-        let policies = self.policies.as_ref().filter(|_| self.target.tls.level != StartTls::Off);
-        let mta_sts = own.or_else(|| policies?.known(&domain).filter(is_one));
-        Target { domain: Some(domain), host, tlsa, mta_sts, ..self.target.clone() }
+        own.cloned().or_else(|| policies.known(&domain.name).filter(is_one))
     }
 
-    async fn serve(&mut self, mut session: Box<dyn Session>, mut counted: Counted) {
+    /// Whether the mail's domain has a policy that does not allow the session. It may have become known since the domain was looked up.
+    fn is_against_policy(&self, outgoing: &Outgoing) -> bool {
+        let domain = outgoing.policy_domain.as_ref().filter(|domain| domain.heeds_mta_sts);
+        let known = domain.and_then(|domain| self.policies.as_ref()?.known(&domain.name));
+        known.is_some_and(|known| {
+            let policy = known.policy();
+            let is_verified = self.target.certificate_by() != CertificateBy::Nobody;
+            policy.mode() == Mode::Enforce && !(is_verified && policy.permits(&outgoing.host))
+        })
+    }
+
+    async fn serve(&mut self, mut session: Box<dyn Session>, mut counted: Option<Counted>) {
         let connection = self.connection;
         loop {
             let order = tokio::select! {
@@ -143,8 +168,13 @@ impl SessionTask {
                 }
             };
             match order {
+                Some(Order::Transact(outgoing)) if self.is_against_policy(&outgoing) => {
+                    self.tell(Event::AgainstPolicy { connection }).await;
+                }
                 Some(Order::Transact(outgoing)) => {
-                    self.count(&mut counted, &outgoing);
+                    if let Some(counted) = &mut counted {
+                        self.count(counted, &outgoing);
+                    }
                     let transaction = match self.load(outgoing).await {
                         Ok(transaction) => transaction,
                         Err(error) => {

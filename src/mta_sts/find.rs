@@ -12,8 +12,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::owner::{Turn, Turns};
 use super::store::{Decision, Fetch, KnownPolicy, REST, Store};
+use super::turns::{Turn, Turns};
 use super::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StsPolicy, policy_id};
 use crate::clock::{Clock, Timestamp};
 use crate::dns::{Answer, Data, DnsError, DnsErrorKind, Freshness, Resolver};
@@ -67,6 +67,23 @@ pub(crate) struct Sought<'a> {
     pub(crate) domain: &'a str,
     pub(crate) resolver: &'a Arc<dyn Resolver>,
     pub(crate) prohibited: &'a [Cidr],
+}
+
+/// What a domain's TXT record says of its policy now.
+enum Record {
+    NotKnown,
+    NoPolicy,
+    /// Its policy has this id.
+    Id(String),
+}
+
+impl Record {
+    fn id(&self) -> Option<&str> {
+        match self {
+            Self::Id(id) => Some(id),
+            Self::NotKnown | Self::NoPolicy => None,
+        }
+    }
 }
 
 /// What holds for a domain.
@@ -146,35 +163,34 @@ impl Policies {
     ///
     /// May be dropped at any time.
     pub(crate) async fn find(self: &Arc<Self>, sought: &Sought<'_>, freshness: Freshness) -> Found {
-        let (record, holds) = self.current_id(sought, freshness).await;
-        let id = record.clone().flatten();
-        let mut decision = self.decide(sought.domain, id.as_deref());
+        let (record, holds) = self.record(sought, freshness).await;
+        let mut decision = self.decide(sought.domain, record.id());
         match decision.fetch {
             Fetch::No => {}
             Fetch::Refresh => {
-                let id = id.or_else(|| Some(decision.kept.as_ref()?.id.clone()));
+                let id = record.id().or_else(|| Some(decision.kept.as_ref()?.id()));
                 if let (Some(id), Some(turn)) = (id, self.refresh_turns.take(sought.domain)) {
-                    self.begin(sought, &id, turn);
+                    self.begin(sought, id, turn);
                 }
             }
             Fetch::New => {
-                let fetched = timeout(PATIENCE, self.fetched(sought, id.as_deref())).await;
+                let fetched = timeout(PATIENCE, self.fetched(sought, record.id())).await;
                 if let Ok(Some(policy)) = fetched {
                     // Also one that is over at once was current now.
                     let again_in = holds.min(policy.refresh_in(self.clock.now()));
-                    let is_current = id.as_deref() == Some(policy.id());
+                    let is_current = record.id() == Some(policy.id());
                     return Found { policy: Some(policy), is_current, failure: None, again_in };
                 }
-                decision = self.decide(sought.domain, id.as_deref());
+                decision = self.decide(sought.domain, record.id());
             }
         }
         let Decision { kept, failure, again_in, fetch } = decision;
         // It may come any moment.
         let limit = if fetch == Fetch::New { LIMIT } else { Duration::MAX };
         let is_current = match record {
-            None => false,
-            Some(None) => true,
-            Some(Some(id)) => kept.as_ref().is_some_and(|kept| kept.id == id),
+            Record::NotKnown => false,
+            Record::NoPolicy => true,
+            Record::Id(id) => kept.as_ref().is_some_and(|kept| kept.id == id),
         };
         Found { policy: kept, is_current, failure, again_in: holds.min(again_in).min(limit) }
     }
@@ -217,12 +233,8 @@ impl Policies {
         flight
     }
 
-    /// The id of a domain's current policy, if it has one, and how long that holds. `None`: it is not known.
-    async fn current_id(
-        &self,
-        sought: &Sought<'_>,
-        freshness: Freshness,
-    ) -> (Option<Option<String>>, Duration) {
+    /// A domain's TXT record, and how long it holds.
+    async fn record(&self, sought: &Sought<'_>, freshness: Freshness) -> (Record, Duration) {
         let name = format!("_mta-sts.{}", sought.domain);
         let asked = timeout(RECORD_LIMIT, sought.resolver.txt(&name, freshness)).await;
         let answer = asked.unwrap_or_else(|_| {
@@ -231,19 +243,19 @@ impl Policies {
         });
         match answer {
             Ok(Answer { data: Data::Records(records), ttl, .. }) => match policy_id(&records) {
-                Some(id) => (Some(Some(id)), ttl),
-                None => (Some(None), Duration::MAX),
+                Some(id) => (Record::Id(id), ttl),
+                None => (Record::NoPolicy, Duration::MAX),
             },
-            Ok(_) => (Some(None), Duration::MAX),
+            Ok(_) => (Record::NoPolicy, Duration::MAX),
             Err(error) if error.kind() == DnsErrorKind::Unsupported => {
                 if !self.told_unsupported.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "MTA-STS policies can not be found with this resolver");
                 }
-                (Some(None), Duration::MAX)
+                (Record::NoPolicy, Duration::MAX)
             }
             Err(error) => {
                 tracing::debug!(%error, "whether a domain has an MTA-STS policy is not known");
-                (None, REST)
+                (Record::NotKnown, REST)
             }
         }
     }

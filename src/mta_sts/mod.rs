@@ -13,23 +13,23 @@
 //! id, after a day, and at half its time if that is less, whether there is a record or not. After a fetch, failed or not, there is none
 //! for the same domain for five minutes, whatever the record says.
 //!
-//! A look-up waits 10 s for a policy that is new, and for no other. One that takes longer serves the next look-up, a minute later at most;
-//! until then the one seen before holds, or none. Fetches are made beside look-ups, 256 at a time; of these 16 for names with the same two
-//! last labels, and 4 for those with the same three.
+//! A look-up waits 10 s for a policy that is new, and for no other. One that takes longer serves the next look-up, a minute later at most. Before
+//! each transaction it is asked what policy is known: what has come in force meanwhile holds for it. Fetches are made beside look-ups, 256 at a time; of these 16 for names with the same two
+//! last labels (three, where the second is such as registries use: `example.co.uk`), and 4 for those with one more the same.
 //!
 //! Policies of at most 10,000 domains and of 32 MiB in all are kept; beyond it the domain asked for least recently is forgotten, those with a policy
-//! in mode `enforce` last. Names with the same three last labels have a share of a 64th, those with the same two one of a 16th: who has more loses
-//! its own first. Of 10,000 more it is remembered that a fetch has failed.
+//! in mode `enforce` last. Of what is alike names with the same two (or three) last labels have a share of a 16th, those with one more the same
+//! one of a 64th: who has more loses its own first. Of 10,000 more it is remembered that a fetch has failed.
 
 mod fetch;
 mod find;
 mod fixed;
 #[cfg(feature = "mta-sts")]
 mod https;
-mod owner;
 mod policy;
 mod record;
 mod store;
+mod turns;
 
 pub use fetch::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest};
 pub(crate) use find::{Found as FoundPolicy, Policies, Sought as SoughtPolicy};

@@ -202,6 +202,11 @@ impl QueueSettings {
         TlsWish { level: self.use_starttls, implicit }
     }
 
+    /// Whether the MTA-STS policies of its domains count. A queue that never uses TLS can keep none: its owner has decided.
+    pub(crate) fn heeds_mta_sts(&self) -> bool {
+        self.use_mta_sts && self.use_starttls != StartTls::Off
+    }
+
     /// What is spoken with the queue's hosts.
     pub fn protocol(&self) -> Protocol {
         // Hosts found by DNS speak SMTP.

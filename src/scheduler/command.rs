@@ -37,8 +37,8 @@ pub(crate) enum Command {
         settings: Arc<QueueSettings>,
         freshness: Freshness,
     },
-    /// Open a session.
-    Connect { connection: ConnectionId, target: Box<Target> },
+    /// Open a session. Of the policies in the target's place the one of this domain counts.
+    Connect { connection: ConnectionId, target: Box<Target>, policy_domain: Option<PolicyDomain> },
     /// Send a message over an open session.
     Transact { connection: ConnectionId, transaction: Box<Outgoing> },
     /// Say QUIT and close.
@@ -65,10 +65,18 @@ pub(crate) struct Outgoing {
     pub(crate) smtputf8: bool,
     pub(crate) host_is_authentic: bool,
     pub(crate) dsn: Option<Box<TransactionDsn>>,
-    /// The domain it counts for in TLS reports; `None`: for none.
-    pub(crate) policy_domain: Option<Arc<str>>,
+    /// `None`: it goes to fixed hosts, or to an address.
+    pub(crate) policy_domain: Option<PolicyDomain>,
     /// What its host demands by TLSA records.
     pub(crate) tlsa: Option<Arc<TlsaSet>>,
+}
+
+/// The domain that mail counts for in TLS reports, and whose MTA-STS policy it is under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PolicyDomain {
+    pub(crate) name: Arc<str>,
+    /// Its settings say that its MTA-STS policy counts.
+    pub(crate) heeds_mta_sts: bool,
 }
 
 /// The answer to a question of the host's.

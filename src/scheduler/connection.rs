@@ -44,12 +44,13 @@ impl Scheduler {
         // While it is being looked up it is not known what the session is held to.
         let route = destination.known_route();
         let is_by_name = |route: &&Arc<Route>| matches!(route.kind, RouteKind::Mx | RouteKind::Implicit);
+        let policy_domain = route.filter(is_by_name).and_then(|_| self.opens_for(key));
         let target = Box::new(Target {
             peer: candidate.peer,
             host: candidate.host.clone(),
             local: source.and_then(|source| local_address(source, candidate.peer.ip())),
             ehlo: source.and_then(|source| source.ehlo()).unwrap_or(&self.hostname).clone(),
-            domain: route.filter(is_by_name).map(|_| self.opens_for(destination)),
+            domain: policy_domain.as_ref().map(|domain| domain.name.clone()),
             queue: queue.name.clone(),
             source: queue.source.clone(),
             protocol: connection.wish.protocol,
@@ -59,7 +60,7 @@ impl Scheduler {
             timeouts: self.timeouts.clone(),
             mta_sts: route.and_then(|route| route.mta_sts.clone()),
         });
-        self.commands.push_back(Command::Connect { connection: id, target });
+        self.commands.push_back(Command::Connect { connection: id, target, policy_domain });
     }
 
     pub(super) fn on_resolved(
@@ -94,6 +95,8 @@ impl Scheduler {
                 // Asked for before its time, the clock runs already.
                 if !self.is_held(now, key) {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
+                } else {
+                    self.store_state_if_stored(key);
                 }
                 self.note_policy(now, key, asked, failure.policy_unknown);
                 self.asked_in_vain(now, key, asked);
@@ -105,7 +108,7 @@ impl Scheduler {
                 }
                 self.note_policy(now, key, asked, true);
                 // Where the clock runs already, what it runs for is to be told when the mail expires.
-                if asked != Freshness::Fresh || !self.is_held_over_policy(now, key) {
+                if asked != Freshness::Fresh || !(self.is_held(now, key) && self.seeks_policy(key)) {
                     self.fail_step(now, key, None, route_diagnosis(&failure));
                 }
                 self.asked_in_vain(now, key, asked);

@@ -37,6 +37,9 @@ pub(crate) enum Event {
     TransactionDone { connection: ConnectionId, report: Box<TransactionReport> },
     /// The body of a transaction could not be read. The session is as it was.
     BodyFailed { connection: ConnectionId, error: StorageError },
+    /// A transaction was not begun: the MTA-STS policy of its mail's domain, as it is known by now, does not allow the session. That
+    /// is as it was.
+    AgainstPolicy { connection: ConnectionId },
     /// An idle session was ended by the server.
     SessionEnded { connection: ConnectionId, end: SessionEnd },
     /// A closed session is gone: its socket is closed.

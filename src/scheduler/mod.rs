@@ -71,7 +71,7 @@ use std::time::Duration;
 
 use arena::{Arena, Key};
 pub use command::CancelReport;
-pub(crate) use command::{Answer, Command, Outgoing, SubmitFailure, Token};
+pub(crate) use command::{Answer, Command, Outgoing, PolicyDomain, SubmitFailure, Token};
 pub(crate) use control::Control;
 use destination::Destination;
 use directory::Directory;
@@ -380,6 +380,7 @@ impl Scheduler {
                 self.on_transaction_done(now, connection, &report)
             }
             Event::BodyFailed { connection, error } => self.on_body_failed(now, connection, &error),
+            Event::AgainstPolicy { connection } => self.on_against_policy(now, connection),
             Event::SessionEnded { connection, end } => self.on_session_ended(now, connection, &end),
             Event::Closed { connection } => self.on_connection_gone(now, connection),
             Event::Cancel { token, message } => self.on_cancel(now, token, message, false),

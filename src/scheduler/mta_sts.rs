@@ -4,10 +4,10 @@
 //! destination's retry step. Before it expires, its policy is looked for once more, past the cache of DNS: if that
 //! has changed what may be done, it is tried at once.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::destination::{Destination, RetryClock};
+use super::command::PolicyDomain;
+use super::destination::{Destination, RetryClock, RouteState};
 use super::lane::LaneState;
 use super::placement::{Site, bars_any, hosts_of};
 use super::pump::LANES_LOOKED_AT;
@@ -103,10 +103,12 @@ impl Scheduler {
     ) {
         let is_home = |destination: &&Destination| matches!(destination.site, Site::Domain(_));
         let Some(destination) = self.destinations.get(home).filter(is_home) else { return };
+        let queue = self.queues.get(destination.queue);
+        let heeds_mta_sts = queue.is_some_and(|queue| queue.settings.heeds_mta_sts());
         for lane in destination.lanes.iter() {
             let domain = self.lanes.get(*lane).map(|lane| lane.domain);
             let Some(domain) = domain.and_then(|domain| self.domains.get_mut(domain)) else { continue };
-            domain.policy_unknown = unknown;
+            (domain.policy_unknown, domain.heeds_mta_sts) = (unknown, heeds_mta_sts);
             let is_sought =
                 asked == Freshness::Fresh && domain.policy_sought.or(domain.policy_again).is_some();
             if unknown && is_sought {
@@ -115,6 +117,49 @@ impl Scheduler {
                 domain.policy_sought = Some(now);
             }
         }
+    }
+
+    /// The domain that a lane's mail counts for. `None`: it goes to fixed hosts, or to an address.
+    pub(super) fn policy_domain(&self, key: DestinationKey, lane: LaneKey) -> Option<PolicyDomain> {
+        let destination = self.destinations.get(key)?;
+        let settings = &self.queues.get(destination.queue)?.settings;
+        let lane = self.lanes.get(lane)?;
+        if !settings.smtp_hosts.is_empty() || lane.key.domain.literal_address().is_some() {
+            return None;
+        }
+        let heeds_mta_sts = match destination.site.is_shared() {
+            true => self.domains.get(lane.domain)?.heeds_mta_sts,
+            false => settings.heeds_mta_sts(),
+        };
+        Some(PolicyDomain { name: lane.key.domain.shared().clone(), heeds_mta_sts })
+    }
+
+    /// A policy became known after its domain was looked up: the domain is looked up anew before any of its mail is tried.
+    pub(super) fn on_against_policy(&mut self, now: Timestamp, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let key = connection.destination;
+        let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
+            return;
+        };
+        let lane = self.window.get(transaction.item).map(|item| item.lane);
+        self.transaction_over(transaction.octets);
+        self.back_in_line(now, transaction.item);
+        let domain = lane.and_then(|lane| self.lanes.get(lane)).map(|lane| lane.domain);
+        let at_home = self.destinations.get_mut(key).filter(|destination| !destination.site.is_shared());
+        if let Some(destination) = at_home {
+            match destination.route {
+                RouteState::LookingUp => destination.work.outdated = true,
+                _ => destination.route = RouteState::Unknown,
+            }
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.retired = true;
+            }
+        } else if let Some(domain) = domain {
+            // For others of the rollup the session is as good as before.
+            self.send_home(now, domain);
+        }
+        self.make_idle(now, id);
+        self.mark(key);
     }
 
     /// Whether the domain of a lane may have a policy that is not known now.
@@ -128,17 +173,13 @@ impl Scheduler {
             || route.is_some_and(|route| route.policy_unknown)
     }
 
-    /// Its clock runs, for its MTA-STS policy.
-    pub(super) fn is_held_over_policy(&self, now: Timestamp, key: DestinationKey) -> bool {
-        let destination = self.destinations.get(key);
-        destination.is_some_and(|destination| destination.is_held(now) && destination.waits_for_policy())
-    }
-
     /// Whose mail a session is opened for: in a rollup a domain's that has mail to send now.
-    pub(super) fn opens_for(&self, destination: &Destination) -> Arc<str> {
-        let lanes = destination.lanes.iter().take(LANES_LOOKED_AT).filter_map(|&lane| self.lanes.get(lane));
-        let with_mail = lanes.filter(|_| destination.site.is_shared()).find(|lane| lane.has_ready());
-        with_mail.map_or(&destination.domain, |lane| &lane.key.domain).shared().clone()
+    pub(super) fn opens_for(&self, key: DestinationKey) -> Option<PolicyDomain> {
+        let lanes =
+            || self.destinations.get(key).into_iter().flat_map(|destination| destination.lanes.iter());
+        let has_mail = |lane: &&LaneKey| self.lanes.get(**lane).is_some_and(LaneState::has_ready);
+        let with_mail = lanes().take(LANES_LOOKED_AT).find(has_mail);
+        self.policy_domain(key, *with_mail.or_else(|| lanes().next())?)
     }
 
     /// No name server could be reached: mail that is about to expire has its policy looked for when one can be.
@@ -154,14 +195,25 @@ impl Scheduler {
 
     /// A look-up led to a route. If the policy that mail waits for allows something else now, that is tried at once.
     pub(super) fn release_if_policy_changed(&mut self, key: DestinationKey, route: &Route) {
+        if !self.seeks_policy(key) {
+            return;
+        }
         let Some(destination) = self.destinations.get_mut(key) else { return };
         let enforced = route.is_enforced().then(|| hosts_of(route));
-        // After a restart it is not known what the hosts were.
         let is_alike = enforced.is_some() && destination.enforced.as_deref() == enforced.as_deref();
-        if destination.waits_for_policy() && !is_alike {
+        if destination.retry.until.is_some() && !is_alike {
             destination.retry = RetryClock::default();
             self.forget_state(key);
         }
+    }
+
+    /// Its mail waits for its policy; or for DNS, since the policy could not be found out. In a rollup it may have waited for it.
+    pub(super) fn seeks_policy(&self, key: DestinationKey) -> bool {
+        let Some(destination) = self.destinations.get(key) else { return false };
+        let lanes = destination.lanes.iter().filter_map(|&lane| self.lanes.get(lane));
+        let mut domains = lanes.filter_map(|lane| self.domains.get(lane.domain));
+        let is_home = matches!(destination.site, Site::Domain(_));
+        destination.waits_for_policy() || is_home && domains.any(|domain| domain.policy_again.is_some())
     }
 
     /// A look-up said that no host may be used now: the policy permits none, or what they demand is not known. Nothing goes over

@@ -53,6 +53,8 @@ pub(crate) struct DomainState {
     pub(super) policy_again: Option<Timestamp>,
     /// Its last look-up did not find out what policy it has.
     pub(super) policy_unknown: bool,
+    /// Away from home: its own settings say that its policy counts.
+    pub(super) heeds_mta_sts: bool,
     pub(super) lanes: FewSet<LaneKey>,
 }
 
@@ -109,6 +111,7 @@ impl Scheduler {
             policy_sought: None,
             policy_again: None,
             policy_unknown: false,
+            heeds_mta_sts: false,
             lanes: FewSet::default(),
         };
         let key = self.domains.insert(state);
@@ -431,6 +434,7 @@ impl DomainState {
             policy_sought: None,
             policy_again: None,
             policy_unknown: false,
+            heeds_mta_sts: false,
             lanes: FewSet::default(),
         }
     }

@@ -1,7 +1,6 @@
 //! What a destination does next: claim, look up, connect, send, or wait for what is missing.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{Command, Outgoing};
@@ -17,7 +16,6 @@ use super::{ConnectionId, DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::dns::Freshness;
-use crate::message::Domain;
 use crate::policy::Source;
 use crate::storage::{BodyKey, Envelope, ItemId, Recipient};
 use crate::transport::TransactionDsn;
@@ -286,7 +284,6 @@ impl Scheduler {
         };
         let Some(item) = self.window.get(id) else { return true };
         let Some(queue) = self.queue_of(key) else { return true };
-        let policy_domain = policy_domain(queue, &item.item.lane.domain);
         let queue = queue.name.clone();
         let envelope = item.item.envelope.clone();
         let chosen = item.item.recipients.iter().take(recipients as usize);
@@ -294,6 +291,7 @@ impl Scheduler {
         let dsn = dsn_of(&envelope, chosen.clone());
         let addresses = chosen.map(|recipient| recipient.address.clone()).collect();
         let (lane_key, deadline) = (item.lane, item.deadline);
+        let policy_domain = self.policy_domain(key, item.lane);
         self.unlist_idle(connection_id);
         let Some(destination) = self.destinations.get_mut(key) else { return true };
         destination.work.grant = None;
@@ -570,12 +568,6 @@ pub(super) fn local_address(source: &Source, peer: IpAddr) -> Option<IpAddr> {
         IpAddr::V4(_) => source.ipv4().map(IpAddr::V4),
         IpAddr::V6(_) => source.ipv6().map(IpAddr::V6),
     }
-}
-
-/// The domain that mail counts for in TLS reports. `None`: it goes to fixed hosts, or to an address.
-fn policy_domain(queue: &super::Queue, domain: &Domain) -> Option<Arc<str>> {
-    let is_by_name = queue.settings.smtp_hosts.is_empty() && domain.literal_address().is_none();
-    is_by_name.then(|| domain.shared().clone())
 }
 
 /// What is to be reported of these, if anybody asked for anything.

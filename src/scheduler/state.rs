@@ -26,7 +26,7 @@ use crate::storage::{Change, StateRow};
 pub(crate) use stored::{Stored, StoredMode, StoredPace, StoredPaceKind, StoredStep};
 
 /// The rows' version: a row of another version is dropped with a warning.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// How long a destination of many domains keeps its clock after it ran out, until one of its domains is looked up.
 const KEPT_FOR_DOMAINS: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -48,6 +48,8 @@ struct DestinationRow {
     until: Option<Timestamp>,
     last: Option<Diagnosis>,
     missing: Option<Missing>,
+    /// Its hosts under an MTA-STS policy, as [`Destination::enforced`](super::destination::Destination) has them.
+    enforced: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,6 +129,7 @@ impl Scheduler {
             destination.retry =
                 RetryClock { step: state.step, until: state.until, last: state.last.map(Box::new) };
             destination.missing = state.missing.map(Box::new);
+            destination.enforced = state.enforced.map(String::into_boxed_str);
             if Fault::RetryResetAtRestart.is_there() {
                 destination.retry = RetryClock::default();
             }
@@ -195,6 +198,7 @@ impl Scheduler {
             until: destination.retry.until,
             last: destination.retry.last.as_deref().cloned(),
             missing: destination.missing.as_deref().cloned(),
+            enforced: destination.enforced.as_deref().map(str::to_owned),
         };
         destination.stored_state = true;
         let key = destination_key(&queue.name, &queue.source, &destination.site);

@@ -1,5 +1,7 @@
 use super::*;
+use crate::policy::StartTls;
 use crate::reply::{Reply, Stage};
+use crate::transport::EndCause;
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_unix_seconds(seconds)
@@ -12,17 +14,17 @@ fn policy(mode: &str) -> Arc<KnownPolicy> {
 
 #[test]
 fn sessions_are_judged() {
-    let there = |certificate| Ok(SessionTls { is_there: true, is_looked_at: true, certificate });
+    let there = |certificate| Ok(SessionTls { is_there: true, certificate: Some(certificate) });
     let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
     let certificate = |problem| error(EndCause::Certificate(problem, String::new()));
-    let plain = Ok(SessionTls { is_there: false, is_looked_at: false, certificate: None });
-    let unseen = Ok(SessionTls { is_there: true, is_looked_at: false, certificate: None });
-    let expired = Some(CertificateProblem::Expired);
+    let plain = Ok(SessionTls { is_there: false, certificate: None });
+    let unseen = Ok(SessionTls { is_there: true, certificate: None });
+    let expired = Err(CertificateProblem::Expired);
     for (mode, host, session, expected) in [
-        ("enforce", "mx.example.net", there(None), Some(Ok(()))),
-        ("testing", "mx.example.net", there(None), Some(Ok(()))),
+        ("enforce", "mx.example.net", there(Ok(())), Some(Ok(()))),
+        ("testing", "mx.example.net", there(Ok(())), Some(Ok(()))),
         ("testing", "mx.example.net", plain, Some(Err("starttls-not-supported"))),
-        ("testing", "mx2.example.net", there(None), Some(Err("validation-failure"))),
+        ("testing", "mx2.example.net", there(Ok(())), Some(Err("validation-failure"))),
         ("testing", "mx.example.net", there(expired), Some(Err("certificate-expired"))),
         (
             "enforce",
@@ -59,7 +61,7 @@ fn sessions_are_judged() {
         ("testing", "mx.example.net", unseen, None),
         ("testing", "mx2.example.net", unseen, Some(Err("validation-failure"))),
     ] {
-        let judged = judge(&policy(mode), host, session);
+        let judged = judge::by_policy(&policy(mode), host, session);
         let judged = judged.map(|result| result.map_err(TlsResult::as_str));
         assert_eq!(judged, expected, "{mode} {host} {session:?}");
     }
@@ -73,8 +75,10 @@ fn sessions_count_for_what_they_are_held_to() {
         Some(Arc::new(TlsaSet::new("mx.example.net".into(), [], vec![TlsaRecord::new(usage, 1, 1, [1; 32])])))
     };
     let (usable, unusable) = (set(3), set(1));
-    let there = || Ok(SessionTls { is_there: true, is_looked_at: true, certificate: None });
-    let plain = || Ok(SessionTls { is_there: false, is_looked_at: false, certificate: None });
+    let there = || Ok(SessionTls { is_there: true, certificate: Some(Ok(())) });
+    // Where nobody is held to it, it makes no difference.
+    let odd = || Ok(SessionTls { is_there: true, certificate: Some(Err(CertificateProblem::NotTrusted)) });
+    let plain = || Ok(SessionTls { is_there: false, certificate: None });
     let error = |cause| ConnectError { stage: Stage::Ehlo, cause };
     let none = error(EndCause::TlsNotOffered);
     let handshake = error(EndCause::Tls(String::new()));
@@ -83,7 +87,7 @@ fn sessions_count_for_what_they_are_held_to() {
     let closed = error(EndCause::Closed);
     let enforced = || Some(policy("enforce"));
     type Session<'a> = Result<SessionTls, &'a ConnectError>;
-    let rows: [(_, _, Session<'_>, &[&str]); 15] = [
+    let rows: [(_, _, Session<'_>, &[&str]); 16] = [
         (usable.clone(), None, there(), &["tlsa ok"]),
         (usable.clone(), enforced(), there(), &["tlsa ok"]),
         (usable.clone(), None, Err(&none), &["tlsa starttls-not-supported"]),
@@ -97,22 +101,27 @@ fn sessions_count_for_what_they_are_held_to() {
         (unusable, None, Err(&none), &["tlsa starttls-not-supported"]),
         (None, enforced(), there(), &["sts ok"]),
         (None, None, there(), &["no-policy-found ok"]),
+        (None, None, odd(), &["no-policy-found ok"]),
         (None, None, plain(), &["no-policy-found starttls-not-supported"]),
         (None, None, Err(&closed), &[]),
     ];
     for (tlsa, mta_sts, session, expected) in rows {
         let target = Target { tlsa, mta_sts, ..Target::for_tests() };
         assert_eq!(counted(&target, session), expected, "{target:?} {session:?}");
-        let fixed = Target { domain: None, ..target };
-        assert!(counted(&fixed, session).is_empty());
     }
     let off = crate::transport::TlsWish { level: StartTls::Off, implicit: false };
     assert!(counted(&Target { tls: off, ..Target::for_tests() }, plain()).is_empty());
 }
 
+/// All of it is the target's own.
+fn held_to(target: &Target) -> HeldTo<'_> {
+    let (host, tlsa, mta_sts) = (&target.host, target.tlsa.as_deref(), target.mta_sts.as_ref());
+    HeldTo { domain: target.domain.as_deref().unwrap(), host, tlsa, mta_sts, target }
+}
+
 fn counted(target: &Target, session: Result<SessionTls, &ConnectError>) -> Vec<String> {
-    let mut counts = Counts::default();
-    counts.session(target, session);
+    let mut counts = Counts::new(at(0));
+    counts.session(&held_to(target), session);
     let report = counts.take(at(1));
     let line = |of: &DomainTls| {
         assert_eq!((&*of.domain, of.successful + of.failures.len() as u64), ("x.example", 1));
@@ -137,80 +146,13 @@ fn what_is_found_out_without_a_session_counts_too() {
     assert_eq!(hosts, [None, Some("mx.a.example")]);
 }
 
-#[test]
-fn a_report_is_taken_once() {
-    let mut counts = Counts::new(at(5));
-    let mut failed = |result: TlsResult| counts.count(Type::Sts, "a.example", Err(Kind::of(result)));
-    failed(FetchErrorKind::NoAnswer.into());
-    failed(FetchErrorKind::NoAnswer.into());
-    failed(FetchErrorKind::Certificate.into());
-    counts.nothing_permitted(&policy("enforce"));
-    let report = counts.take(at(9));
-    assert_eq!((report.since, report.until, report.domains.len()), (at(5), at(9), 2));
-    let failure =
-        |result, count| TlsFailures { result, mx: None, receiving_ip: None, sending_ip: None, count };
-    let expected = [failure(TlsResult::StsPolicyFetchError, 2), failure(TlsResult::StsWebpkiInvalid, 1)];
-    assert_eq!(report.domains[0].failures, expected);
-    assert_eq!(report.domains[1].policy, TlsPolicy::Sts(Some(policy("enforce"))));
-    let next = counts.take(at(10));
-    assert_eq!((next.since, next.domains.len()), (at(9), 0));
-}
-
-#[test]
-fn what_is_counted_is_bounded() {
-    let mut counts = Counts::default();
-    for n in 0..MOST_DOMAINS + 7 {
-        counts.count(Type::NoPolicyFound, &format!("d{n}.example"), Ok(()));
-    }
-    counts.count(Type::NoPolicyFound, "d0.example", Ok(()));
-    counts.count(Type::Sts, "other.example", Ok(()));
-    let report = counts.take(at(1));
-    assert_eq!((report.domains.len(), report.uncounted), (MOST_DOMAINS + 1, 7));
-    let mut domain = Domain::default();
-    for n in 0..100u8 {
-        let (host, address) = (format!("mx{n}.example").into(), IpAddr::from([192, 0, 2, n]));
-        let kind = Kind::of(TlsResult::CertificateExpired);
-        domain.failed(Kind { mx: Some(host), receiving_ip: Some(address), ..kind });
-    }
-    assert_eq!(domain.failures.len(), MOST_FAILURES + 1);
-    assert_eq!(domain.failures[&Kind::of(TlsResult::CertificateExpired)], 68);
-}
-
-#[test]
-fn policies_kept_for_a_report_have_a_bound() {
-    let long = "mx: a123456789.b123456789.c123456789.d123456789.example\n".repeat(128);
-    let of = |domain: String, mx: &str| {
-        let text = format!("version: STSv1\nmode: enforce\nmax_age: 1\n{mx}");
-        KnownPolicy::of_domain_for_tests(&domain, &text)
-    };
-    let mut counts = Counts::default();
-    for n in 0..2_000 {
-        counts.nothing_permitted(&of(format!("d{n}.example"), &long));
-    }
-    let octets = |counts: &Counts| -> usize {
-        let domains = counts.types.values().flat_map(BTreeMap::values);
-        domains.filter_map(|domain| domain.policy.as_ref()).map(|policy| policy.weight()).sum()
-    };
-    assert_eq!(octets(&counts), counts.octets);
-    assert!((MOST_OCTETS - 10_000..=MOST_OCTETS).contains(&counts.octets), "{}", counts.octets);
-    // Another policy of a domain takes the place of the one before.
-    for n in 0..2_000 {
-        counts.nothing_permitted(&of(format!("d{n}.example"), "mx: a.example\n"));
-    }
-    assert_eq!(octets(&counts), counts.octets);
-    let report = counts.take(at(1));
-    let has_policy = |of: &&DomainTls| matches!(of.policy, TlsPolicy::Sts(Some(_)));
-    assert_eq!(report.domains.iter().filter(has_policy).count(), 2_000);
-    assert_eq!((counts.octets, report.domains[0].failures[0].count), (0, 2));
-}
-
 /// RFC 8460 §4.4: where it failed, and from where.
 #[test]
 fn failures_say_where_they_were() {
-    let mut counts = Counts::default();
+    let mut counts = Counts::new(at(0));
     let error = ConnectError { stage: Stage::Ehlo, cause: EndCause::TlsNotOffered };
     for local in [None, Some(IpAddr::from([203, 0, 113, 7]))] {
-        counts.session(&Target { local, ..Target::for_tests() }, Err(&error));
+        counts.session(&held_to(&Target { local, ..Target::for_tests() }), Err(&error));
     }
     let of = &counts.take(at(1)).domains[0];
     let places: Vec<_> =

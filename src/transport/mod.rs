@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::dane::TlsaSet;
 use crate::message::{Address, MessageDsn, MessageId, RecipientDsn, ReversePath};
-use crate::mta_sts::{KnownPolicy, Mode};
+use crate::mta_sts::KnownPolicy;
 use crate::policy::{Credentials, StartTls};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
@@ -62,8 +62,9 @@ pub trait Session: Debug + Send {
         None
     }
 
-    /// What is wrong with the server's certificate, in a session that takes any, if [`Target::tests_certificate`] asked for it.
-    fn certificate_problem(&self) -> Option<CertificateProblem> {
+    /// What is to be said of the server's certificate for [`Target::host`], in a session that takes any, if
+    /// [`Target::tests_certificate`] asked for it. `None`: nobody has looked at it.
+    fn certificate_verdict(&self) -> Option<Result<(), CertificateProblem>> {
         None
     }
 
@@ -166,11 +167,10 @@ impl Target {
         }
     }
 
-    /// Whether the certificate is to be looked at though it need not be valid ([`Session::certificate_problem`]): the domain
-    /// tests its MTA-STS policy, and wants to know.
+    /// Whether the certificate is to be looked at though it need not be valid ([`Session::certificate_verdict`]): a domain whose
+    /// mail goes over the session may test its MTA-STS policy, and want to know.
     pub fn tests_certificate(&self) -> bool {
-        let is_tested = |known: &Arc<KnownPolicy>| known.policy().mode() == Mode::Testing;
-        matches!(self.certificate_by(), CertificateBy::Nobody) && self.mta_sts.as_ref().is_some_and(is_tested)
+        matches!(self.certificate_by(), CertificateBy::Nobody) && self.domain.is_some()
     }
 
     /// Whether to use STARTTLS: as wished, and never less than required where the host has TLSA records (RFC 7672 §2.2).

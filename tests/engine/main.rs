@@ -23,4 +23,6 @@ mod storage;
 mod support;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "mta-sts")]
+mod tls_reports;
 mod why;

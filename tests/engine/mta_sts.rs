@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use postrider::dns::{DnsErrorKind, StaticResolver};
 use postrider::event::{Category, DeliveryEvent, Reason};
-use postrider::mta_sts::{FetchErrorKind, StaticFetcher};
+use postrider::mta_sts::{FetchError, FetchErrorKind, PolicyFetcher, PolicyRequest, StaticFetcher};
 use postrider::storage::MemoryStorage;
-use postrider::testing::{Command, SmtpServer, TestCertificate};
-use postrider::tls_report::{DomainTls, TlsPolicy, TlsReport};
+use postrider::testing::{SmtpServer, TestCertificate};
 use postrider::transport::smtp::SmtpTransport;
 use postrider::{DeliveryEngine, Policy};
 
@@ -19,46 +19,74 @@ example.net. 300 MX 20 mx2.example.net.
 mx1.example.net. 300 A 192.0.2.1
 mx2.example.net. 300 A 192.0.2.2
 ";
-const TXT: &str = "_mta-sts.example.net";
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const TXT: &str = "_mta-sts.example.net";
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A world with two hosts, their certificates, and policies.
-struct Rig {
-    world: World,
+pub(crate) struct Rig {
+    pub(crate) world: World,
+    pub(crate) files: StaticFetcher,
+    pub(crate) certificate: TestCertificate,
+    pub(crate) fetch_takes: Duration,
+}
+
+/// A fetcher of files that takes a while.
+#[derive(Debug)]
+struct Slow {
     files: StaticFetcher,
-    certificate: TestCertificate,
+    takes: Duration,
+}
+
+#[async_trait::async_trait]
+impl PolicyFetcher for Slow {
+    async fn fetch(&self, request: &PolicyRequest<'_>) -> Result<Bytes, FetchError> {
+        pass(self.takes).await;
+        self.files.fetch(request).await
+    }
+}
+
+impl std::fmt::Display for Slow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("slow")
+    }
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let certificate = TestCertificate::new(["mx1.example.net", "mx2.example.net"]).unwrap();
-        let rig = Self { world: World::new(), files: StaticFetcher::new(), certificate };
+        let (world, files) = (World::new(), StaticFetcher::new());
+        let rig = Self { world, files, certificate, fetch_takes: Duration::ZERO };
         rig.zone("");
         rig
     }
 
-    fn zone(&self, more: &str) {
+    pub(crate) fn zone(&self, more: &str) {
         self.world.zone.set_zone(&format!("{HOSTS}{more}")).unwrap();
     }
 
-    fn publish(&self, id: &str, mode: &str, mx: &str, max_age: u64) {
+    pub(crate) fn publish(&self, id: &str, mode: &str, mx: &str, max_age: u64) {
         self.zone(&format!("{TXT} 60 TXT \"v=STSv1; id={id}\""));
         let file = format!("version: STSv1\nmode: {mode}\nmx: {mx}\nmax_age: {max_age}\n");
         self.files.set("example.net", file);
     }
 
-    fn server(&self) -> SmtpServer {
+    pub(crate) fn server(&self) -> SmtpServer {
         SmtpServer::new().starttls(&self.certificate)
     }
 
-    async fn engine(&self, storage: MemoryStorage, settings: &str) -> DeliveryEngine {
+    pub(crate) async fn engine(&self, storage: MemoryStorage, settings: &str) -> DeliveryEngine {
+        self.engine_by(storage, &format!("[domain.'*']\n{settings}")).await
+    }
+
+    /// With a whole policy.
+    pub(crate) async fn engine_by(&self, storage: MemoryStorage, policy: &str) -> DeliveryEngine {
         let transport = SmtpTransport::over(self.world.network.clone());
         DeliveryEngine::builder("mta.example.org")
             .storage(storage)
             .resolver(self.world.zone.clone())
             .transport(transport.with_root_certificates(self.certificate.pem()).unwrap())
-            .policy_fetcher(self.files.clone())
-            .policy(Policy::from_toml(&format!("[domain.'*']\n{settings}")).unwrap())
+            .policy_fetcher(Slow { files: self.files.clone(), takes: self.fetch_takes })
+            .policy(Policy::from_toml(policy).unwrap())
             .event_sink(self.world.seen.clone())
             .clock(self.world.clock.clone())
             .seed(1)
@@ -75,7 +103,7 @@ impl Rig {
         self.world.seen.timeline()
     }
 
-    fn reasons(&self) -> Vec<Option<Reason>> {
+    pub(crate) fn reasons(&self) -> Vec<Option<Reason>> {
         let events = self.world.seen.events().into_iter();
         let reasons = events.filter_map(|event| match event {
             DeliveryEvent::QueueDeferred(event) => Some(event.diagnosis.reason),
@@ -85,7 +113,7 @@ impl Rig {
     }
 }
 
-async fn pass(time: Duration) {
+pub(crate) async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
@@ -240,6 +268,35 @@ async fn a_fresh_policy_saves_mail_that_is_about_to_expire() {
     );
 }
 
+/// A policy that took longer to fetch than a look-up waits holds for the sessions that were opened without it.
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_came_late_holds_for_open_sessions() {
+    let settings = "[domain.'*']\nconnection-idle-timeout = '5m'\n";
+    for rollup in ["", "[[rollup]]\nqueue = 'p.rollup'\nmx = '*.example.net'"] {
+        let rig = Rig { fetch_takes: Duration::from_secs(20), ..Rig::new() };
+        let plain = SmtpServer::new();
+        rig.world.server(MX, &plain);
+        rig.publish("1", "enforce", "*.example.net", 86_400);
+        rig.zone(&format!(
+            "{TXT} 60 TXT \"v=STSv1; id=1\"\n\
+             other.example. 300 MX 10 mx1.example.net.\nother.example. 300 MX 20 mx2.example.net."
+        ));
+        let engine = rig.engine_by(MemoryStorage::new(), &format!("{settings}{rollup}")).await;
+        engine.submit(message(&["a@example.net"])).await.unwrap();
+        pass(Duration::from_secs(25)).await;
+        engine.submit(message(&["b@example.net"])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        let expected = ["10 delivered a@example.net", "25 queue-deferred example.net 4.7.4"];
+        assert_eq!(rig.world.seen.timeline(), expected);
+        engine.submit(message(&["c@other.example"])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(rig.world.seen.timeline().last().unwrap(), "26 delivered c@other.example");
+        // One for the first, one that brought no TLS, and in a rollup none for the third.
+        let attempts = rig.world.network.attempts(MX.parse().unwrap());
+        assert_eq!(attempts, if rollup.is_empty() { 3 } else { 2 });
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_policy_outlives_a_restart() {
     let rig = Rig::new();
@@ -318,101 +375,6 @@ async fn a_resolver_without_text_records_finds_no_policy() {
     engine.submit(message(&["b@example.net"])).await.unwrap();
     idle(&engine).await;
     assert_eq!(rig.world.seen.timeline(), ["0 delivered b@example.net"]);
-}
-
-/// What became of it, in one line.
-fn lines(report: &TlsReport) -> Vec<String> {
-    let line = |domain: &DomainTls| {
-        let failures = domain.failures.iter().map(|failure| {
-            format!(" {} {} {}", failure.result.as_str(), failure.mx.as_deref().unwrap_or("-"), failure.count)
-        });
-        let of = domain.policy.as_str();
-        format!("{} {of} {}{}", domain.domain, domain.successful, failures.collect::<String>())
-    };
-    report.domains.iter().map(line).collect()
-}
-
-/// RFC 8460: also where a policy is tested and the mail is sent all the same.
-#[tokio::test(start_paused = true)]
-async fn sessions_are_counted_for_the_owners_of_policies() {
-    let names = |names: &[&str]| TestCertificate::new(names.iter().copied()).unwrap();
-    let right = |rig: &Rig| rig.server();
-    type Server = fn(&Rig) -> SmtpServer;
-    let rows: [(&str, &str, Server, &str); 8] = [
-        ("enforce", "mx1.example.net", right, "1"),
-        ("testing", "mx1.example.net", right, "1"),
-        ("enforce", "mx9.example.net", right, "0 validation-failure - 1"),
-        ("testing", "mx9.example.net", right, "0 validation-failure mx1.example.net 1"),
-        ("testing", "mx1.example.net", |_| SmtpServer::new(), "0 starttls-not-supported mx1.example.net 1"),
-        ("enforce", "mx1.example.net", |_| SmtpServer::new(), "0 starttls-not-supported mx1.example.net 1"),
-        (
-            "testing",
-            "mx1.example.net",
-            |_| SmtpServer::new().starttls(&TestCertificate::new(["mx1.example.net"]).unwrap()),
-            "0 certificate-not-trusted mx1.example.net 1",
-        ),
-        (
-            "enforce",
-            "mx1.example.net",
-            |_| SmtpServer::new().starttls(&TestCertificate::new(["mx1.example.net"]).unwrap()),
-            "0 certificate-not-trusted mx1.example.net 1",
-        ),
-    ];
-    for (mode, mx, server, expected) in rows {
-        let rig = Rig::new();
-        rig.world.server(MX, &server(&rig));
-        rig.publish("1", mode, mx, 86_400);
-        let engine = rig.engine(MemoryStorage::new(), "").await;
-        engine.submit(message(&["b@example.net"])).await.unwrap();
-        pass(MINUTE).await;
-        let report = engine.take_tls_report().await.unwrap();
-        assert_eq!(lines(&report), [format!("example.net sts {expected}")], "{mode} {mx}");
-        assert!(matches!(&report.domains[0].policy, TlsPolicy::Sts(Some(policy)) if policy.id() == "1"));
-        let sent = rig.world.seen.timeline() == ["0 delivered b@example.net"];
-        assert_eq!(sent, mode == "testing" || expected == "1", "{mode} {mx}");
-        let next = engine.take_tls_report().await.unwrap();
-        assert_eq!((next.domains.len(), next.since), (0, report.until));
-    }
-    for (certificate, expected) in [
-        (TestCertificate::expired(["mx1.example.net"]).unwrap(), "certificate-expired"),
-        (names(&["mx.example.com"]), "certificate-host-mismatch"),
-    ] {
-        for mode in ["enforce", "testing"] {
-            // It is its own root.
-            let rig = Rig { certificate: certificate.clone(), ..Rig::new() };
-            rig.world.server(MX, &rig.server());
-            rig.publish("1", mode, "mx1.example.net", 86_400);
-            let engine = rig.engine(MemoryStorage::new(), "").await;
-            engine.submit(message(&["b@example.net"])).await.unwrap();
-            pass(MINUTE).await;
-            let report = engine.take_tls_report().await.unwrap();
-            assert_eq!(lines(&report), [format!("example.net sts 0 {expected} mx1.example.net 1")], "{mode}");
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn fetches_are_counted_and_domains_without_policy_too() {
-    for (kind, expected) in [
-        (None, None),
-        (Some(FetchErrorKind::NoAnswer), Some("sts-policy-fetch-error")),
-        (Some(FetchErrorKind::NoPolicy), Some("sts-policy-invalid")),
-        (Some(FetchErrorKind::Certificate), Some("sts-webpki-invalid")),
-    ] {
-        let rig = Rig::new();
-        rig.world.server(MX, &rig.server());
-        if let Some(kind) = kind {
-            rig.publish("1", "enforce", "mx1.example.net", 86_400);
-            rig.files.fail("example.net", kind);
-        }
-        let engine = rig.engine(MemoryStorage::new(), "").await;
-        engine.submit(message(&["b@example.net"])).await.unwrap();
-        idle(&engine).await;
-        let mut expected: Vec<String> =
-            expected.map(|word| format!("example.net sts 0 {word} - 1")).into_iter().collect();
-        expected.push("example.net no-policy-found 1".to_owned());
-        assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
-    }
 }
 
 /// One certificate for two hosts at one address: one session. For one of them alone: one each.
@@ -503,79 +465,5 @@ async fn a_message_that_requires_tls_waits_for_a_policy_that_is_not_known() {
         rig.publish("1", "enforce", "mx1.example.net", 86_400);
         idle(&engine).await;
         assert_eq!(rig.world.seen.timeline().last().unwrap(), "600 delivered b@example.net");
-    }
-}
-
-/// RFC 8460 §4.3.1: a host that says it has STARTTLS, and refuses it.
-#[tokio::test(start_paused = true)]
-async fn a_refusal_of_starttls_is_counted() {
-    for (reply, mode) in
-        [("454 4.7.0 not now", "enforce"), ("502 5.5.1 no", "enforce"), ("454 4.7.0 not now", "testing")]
-    {
-        let rig = Rig::new();
-        rig.world.server(MX, &rig.server().reply(Command::StartTls, reply));
-        rig.publish("1", mode, "mx1.example.net", 86_400);
-        let engine = rig.engine(MemoryStorage::new(), "bounce-upon-5xx-greeting = true").await;
-        engine.submit(message(&["b@example.net"])).await.unwrap();
-        pass(MINUTE).await;
-        let counted = lines(&engine.take_tls_report().await.unwrap());
-        assert_eq!(counted, ["example.net sts 0 starttls-not-supported mx1.example.net 1"], "{reply} {mode}");
-        if mode == "enforce" {
-            assert_eq!(rig.reasons(), [Some(Reason::MtaSts)]);
-        }
-    }
-}
-
-/// RFC 8460 §4: a session is counted for each domain whose mail it carries, by that domain's own policy.
-#[tokio::test(start_paused = true)]
-async fn a_session_counts_for_each_domain_whose_mail_it_carries() {
-    let rig = Rig::new();
-    rig.world.server(MX, &rig.server());
-    let others: String = ["second.example", "third.example", "fourth.example"]
-        .map(|domain| format!("{domain}. MX 10 mx1.example.net.\n_mta-sts.{domain}. TXT \"v=STSv1; id=1\"\n"))
-        .concat();
-    rig.zone(&format!("{TXT} TXT \"v=STSv1; id=1\"\n{others}"));
-    for (domain, mode) in [("example.net", "enforce"), ("second.example", "enforce")] {
-        rig.files.set(domain, format!("version: STSv1\nmode: {mode}\nmx: mx1.example.net\nmax_age: 86400"));
-    }
-    rig.files.set("third.example", "version: STSv1\nmode: none\nmax_age: 86400");
-    rig.files.set("fourth.example", "version: STSv1\nmode: none\nmax_age: 86400");
-    // The second's lies where the first's does.
-    let engine = DeliveryEngine::builder("mta.example.org")
-        .storage(MemoryStorage::new())
-        .resolver(rig.world.zone.clone())
-        .transport(
-            SmtpTransport::over(rig.world.network.clone())
-                .with_root_certificates(rig.certificate.pem())
-                .unwrap(),
-        )
-        .policy_fetcher(rig.files.clone())
-        .policy(Policy::from_toml("[[rollup]]\nqueue = 'p.rollup'\nmx = '*.example.net'").unwrap())
-        .event_sink(rig.world.seen.clone())
-        .clock(rig.world.clock.clone())
-        .seed(1)
-        .start()
-        .await
-        .unwrap();
-    for domain in ["example.net", "second.example", "third.example", "fourth.example"] {
-        for user in ["a", "b"] {
-            engine.submit(message(&[&format!("{user}@{domain}")])).await.unwrap();
-            pass(Duration::from_secs(1)).await;
-        }
-    }
-    idle(&engine).await;
-    assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), 2);
-    let expected = [
-        "example.net sts 1",
-        "fourth.example no-policy-found 1",
-        "second.example sts 1",
-        "third.example no-policy-found 1",
-    ];
-    let report = engine.take_tls_report().await.unwrap();
-    assert_eq!(lines(&report), expected);
-    for of in &report.domains {
-        if let TlsPolicy::Sts(policy) = &of.policy {
-            assert_eq!(policy.as_ref().unwrap().domain(), &*of.domain);
-        }
     }
 }

@@ -185,6 +185,37 @@ fn an_owner_with_many_names_displaces_its_own_policies() {
     }
 }
 
+/// An owner below a registry has a share of its own, however much the registry's others have.
+#[test]
+fn names_of_a_registry_are_not_one_owner_s() {
+    let mut store = Store::default();
+    let others: Vec<String> = (0..2_000).map(|n| format!("d{n}.co.uk")).collect();
+    others.iter().for_each(|domain| store.fetched(domain, kept("1", AGE, 0)));
+    (0..8_000).for_each(|n| store.fetched(&format!("e{n}.test"), kept("1", AGE, 0)));
+    others.iter().for_each(|domain| drop(store.decide(domain, None, at(1))));
+    (0..100).for_each(|n| store.fetched(&format!("f{n}.test"), kept("1", AGE, 0)));
+    assert!(others.iter().all(|domain| store.known(domain, at(1)).is_some()));
+    assert!(is_consistent(&store));
+}
+
+/// Whoever has more than its share of what is in force loses none of it while there is something that is not.
+#[test]
+fn what_is_not_in_force_goes_first_whoever_has_it() {
+    let mut store = Store::default();
+    let enforced: Vec<String> = (0..1_000).map(|n| format!("d{n}.co.example")).collect();
+    enforced.iter().for_each(|domain| store.fetched(domain, kept("1", AGE, 0)));
+    for n in 0..MOST_DOMAINS {
+        store.fetched(&format!("e{n}.test"), lenient());
+    }
+    assert!(enforced.iter().all(|domain| store.known(domain, at(1)).is_some()));
+    // Of what is alike, what is beyond a share.
+    let share = MOST_DOMAINS / 16;
+    (share..MOST_DOMAINS).for_each(|n| store.fetched(&format!("f{n}.test"), kept("1", AGE, 0)));
+    let left = enforced.iter().filter(|domain| store.known(domain, at(1)).is_some()).count();
+    assert_eq!((left, store.entries.len()), (share, MOST_DOMAINS));
+    assert!(is_consistent(&store));
+}
+
 /// A long policy counts for what it takes.
 #[test]
 fn octets_have_a_bound() {

@@ -211,7 +211,7 @@ impl Rig {
                     self.looked_up.push((self.elapsed(), domain.to_string(), freshness));
                     self.resolves.push_back((destination, domain.to_string()));
                 }
-                Command::Connect { connection, target } => {
+                Command::Connect { connection, target, .. } => {
                     self.peers.insert(connection, target.peer);
                     self.dialled.push((self.now, target.peer));
                     let local = target.local.map(|local| local.to_string());

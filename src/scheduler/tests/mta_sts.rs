@@ -257,6 +257,62 @@ fn sessions_end_when_a_policy_comes_or_goes() {
     }
 }
 
+/// A policy that became known since the look-up holds for the next transaction: no mail goes before its domain is looked up anew.
+#[test]
+fn a_policy_that_came_late_takes_the_mail_from_a_session() {
+    for in_rollup in [false, true] {
+        let rollup = if in_rollup { PROVIDER } else { "" };
+        let settings = format!("{rollup}[domain.\"*\"]\nconnection-idle-timeout = \"10m\"");
+        let mut rig = Rig::with_policy(&settings, Bounds::default());
+        let hosts: &[&[(&str, &[&str])]] = &[&[("mx.p.example", &[ONE])]];
+        rig.answer_with("x.example", Ok(route(hosts)));
+        rig.answer_with("y.example", Ok(route(hosts)));
+        rig.submit("a@x.example");
+        let old = rig.connect();
+        rig.accept();
+        rig.submit("b@x.example");
+        let (connection, outgoing) = rig.transacts.pop_front().unwrap();
+        assert_eq!(connection, old);
+        assert!(
+            outgoing.policy_domain.is_some_and(|domain| domain.heeds_mta_sts && *domain.name == *"x.example")
+        );
+        rig.answer_with("x.example", enforced(hosts, &["mx.p.example"]));
+        let looked_up = rig.looked_up.len();
+        rig.tell(Event::AgainstPolicy { connection });
+        assert!(rig.transacts.is_empty());
+        assert_eq!(open(&mut rig).level, StartTls::Verify, "{in_rollup}");
+        assert_ne!(rig.accept(), old);
+        assert_eq!(rig.last_line(), "0 delivered b@x.example");
+        assert_eq!(rig.looked_up.len(), looked_up + 1);
+        // It is still good for others of the rollup.
+        rig.submit("c@y.example");
+        assert_eq!(rig.connects.is_empty(), in_rollup);
+        rig.accept_all();
+        assert_eq!(rig.last_line(), "0 delivered c@y.example");
+        rig.pass(HOUR);
+        rig.scheduler.assert_empty();
+    }
+}
+
+/// Whether a policy counts is for the domain's own settings to say, wherever its mail lies.
+#[test]
+fn mail_says_whether_its_domain_heeds_policies() {
+    for rollup in ["", PROVIDER] {
+        let settings = format!("{rollup}[domain.\"x.example\"]\nuse-mta-sts = false");
+        let mut rig = Rig::with_policy(&settings, Bounds::default());
+        for (domain, expected) in [("x.example", false), ("y.example", true)] {
+            rig.answer_with(domain, Ok(route(&[&[("mx.p.example", &[ONE])]])));
+            rig.submit(&format!("a@{domain}"));
+            while !rig.connects.is_empty() {
+                rig.connect();
+            }
+            let (_, outgoing) = rig.transacts.front().unwrap();
+            assert_eq!(outgoing.policy_domain.as_ref().unwrap().heeds_mta_sts, expected, "{rollup} {domain}");
+            rig.accept_all();
+        }
+    }
+}
+
 /// An attempt that began before the policy was there does not end at a host that it bars.
 #[test]
 fn an_attempt_older_than_the_policy_brings_no_session_to_a_barred_host() {

@@ -86,6 +86,25 @@ fn restarted_over_a_policy() -> Rig {
     rig.restarted(settings)
 }
 
+/// That the policy bars a host outlives a restart too, whatever the others were met with.
+#[test]
+fn a_policy_that_bars_a_host_is_looked_for_after_a_restart() {
+    let two: &[&[(&str, &[&str])]] = &[&[("mx1.x.example", &[ONE])], &[("mx2.x.example", &[OTHER])]];
+    let settings = "[domain.\"*\"]\nbounce-after = \"1d\"\nretry-after = [\"30h\"]";
+    for (mx, looks) in [("mx1.x.example", 1), ("*.x.example", 0)] {
+        let mut rig = Rig::with_policy(settings, Bounds::default());
+        rig.answer_with("x.example", enforced(two, &[mx]));
+        rig.submit("a@x.example");
+        while !rig.connects.is_empty() {
+            rig.fail_connect(EndCause::Broken("refused".into()));
+        }
+        rig.pass(HOUR);
+        let mut rig = rig.restarted(settings);
+        rig.pass(24 * HOUR);
+        assert_eq!(rig.fresh_look_ups().len(), looks, "{mx}");
+    }
+}
+
 #[test]
 fn a_fresh_policy_is_looked_for_after_a_restart_too() {
     let mut rig = restarted_over_a_policy();
@@ -202,6 +221,9 @@ fn a_policy_that_is_not_found_out_is_looked_for_again() {
             rig.pass(2 * MINUTE);
             let looks = rig.fresh_look_ups().len() - looks;
             assert!((1..=2).contains(&looks), "{n} {retry}: {:?}", rig.fresh_look_ups());
+            // To look is to try nothing.
+            let steps = rig.timeline().iter().filter(|line| line.contains("queue-deferred")).count();
+            assert_eq!(steps, if retry == "30h" { 1 } else { 2 }, "{n}: {:?}", rig.timeline());
             open(&mut rig);
             rig.accept_all();
             assert!(rig.last_line().ends_with("delivered a@x.example"), "{n} {retry}");
@@ -228,6 +250,33 @@ fn a_policy_of_a_domain_in_a_rollup_is_looked_for_again() {
     open(&mut rig);
     rig.accept_all();
     assert_eq!(rig.last_line(), "85960 delivered a@x.example");
+}
+
+/// Back from the rollup its mail waits over DNS, at its own home: that takes one step however often it is looked for, and goes on when
+/// the policy says something else, in the rollup or not.
+#[test]
+fn a_home_that_took_a_domain_back_keeps_still_and_is_released() {
+    let settings = format!("{PROVIDER}[domain.\"*\"]\nbounce-after = \"1d\"\nretry-after = [\"30h\"]");
+    let of_rollup: &[&[(&str, &[&str])]] = &[&[("mx.p.example", &[ONE])]];
+    let own: &[&[(&str, &[&str])]] = &[&[("mx.x.example", &[OTHER])]];
+    for then in [Ok(route(own)), enforced(own, &["mx.x.example"]), Ok(route(of_rollup))] {
+        let mut rig = Rig::with_policy(&settings, Bounds::default());
+        rig.answer_with("x.example", enforced(of_rollup, &["mx.p.example"]));
+        rig.submit("a@x.example");
+        rig.fail_connect(tls_failed());
+        rig.answer_with("x.example", no_route(RouteFailureKind::LookUp(DnsErrorKind::ServFail)));
+        rig.pass(Duration::from_secs(86_400 - 601 + 5 * 60));
+        assert!((4..=6).contains(&rig.fresh_look_ups().len()), "{:?}", rig.fresh_look_ups());
+        let deferred = ["0 queue-deferred x.example 4.7.5", "85800 queue-deferred x.example 4.4.3"];
+        assert_eq!(rig.timeline(), deferred);
+        rig.answer_with("x.example", then);
+        rig.pass(MINUTE);
+        open(&mut rig);
+        rig.accept_all();
+        assert!(rig.last_line().ends_with("delivered a@x.example"), "{:?}", rig.timeline());
+        rig.pass(31 * HOUR);
+        rig.scheduler.assert_empty();
+    }
 }
 
 /// Which hosts it bars is part of what a policy says.

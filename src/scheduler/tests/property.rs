@@ -209,6 +209,11 @@ impl World {
             self.rig.tell(Event::BodyFailed { connection, error });
             return;
         }
+        if self.chance(4) {
+            let (connection, _) = self.rig.transacts.pop_front().unwrap();
+            self.rig.tell(Event::AgainstPolicy { connection });
+            return;
+        }
         let cause = self.cause();
         let kind = self.random.u32(..10);
         let replies: Vec<_> = (0..8).map(|_| self.random.usize(..5)).collect();

@@ -11,7 +11,7 @@ pub(super) struct Tls;
 pub(super) struct Secured {
     pub(super) what: String,
     pub(super) certificate: Option<PeerCertificate>,
-    pub(super) problem: Option<CertificateProblem>,
+    pub(super) verdict: Option<Result<(), CertificateProblem>>,
 }
 
 impl Tls {

@@ -85,8 +85,8 @@ impl Session for SmtpSession {
         self.tls.as_ref()?.certificate.clone()
     }
 
-    fn certificate_problem(&self) -> Option<CertificateProblem> {
-        self.tls.as_ref()?.problem
+    fn certificate_verdict(&self) -> Option<Result<(), CertificateProblem>> {
+        self.tls.as_ref()?.verdict
     }
 
     fn passes_on_dsn(&self) -> bool {

@@ -47,8 +47,8 @@ pub(super) struct Tls {
     roots: Option<RootCertStore>,
     any: OnceLock<Result<Arc<ClientConfig>, EndCause>>,
     verified: OnceCell<Arc<ClientConfig>>,
-    /// Looks at certificates that need not be valid.
-    verifier: OnceCell<Arc<WebPkiServerVerifier>>,
+    /// Looks at certificates that need not be valid. Without roots there is none.
+    verifier: OnceCell<Option<Arc<WebPkiServerVerifier>>>,
 }
 
 /// What a handshake came to.
@@ -58,8 +58,8 @@ pub(super) struct Secured {
     pub(super) what: String,
     /// The certificate, if it was verified.
     pub(super) certificate: Option<PeerCertificate>,
-    /// What is wrong with the certificate, if that was to be looked at.
-    pub(super) problem: Option<CertificateProblem>,
+    /// What is to be said of the certificate, if that was to be looked at.
+    pub(super) verdict: Option<Result<(), CertificateProblem>>,
 }
 
 impl Tls {
@@ -81,7 +81,7 @@ impl Tls {
         };
         let name = server_name(target)?;
         let limit = target.timeouts.starttls;
-        let handshake = TlsConnector::from(config).connect(name.clone(), stream);
+        let handshake = TlsConnector::from(config).connect(name, stream);
         let stream = match timeout(limit, handshake).await {
             Ok(done) => done.map_err(|error| failed(&error))?,
             Err(_) => return Err(EndCause::Tls(format!("no handshake within {} s", limit.as_secs()))),
@@ -94,35 +94,35 @@ impl Tls {
             }
             CertificateBy::Nobody => None,
         };
-        let problem = match target.tests_certificate() {
-            true => self.problem(connection.peer_certificates().unwrap_or_default(), &name).await,
+        let verdict = match target.tests_certificate() {
+            true => self.judge(connection.peer_certificates().unwrap_or_default(), &target.host).await,
             false => None,
         };
-        Ok((Box::new(stream), Secured { what, certificate, problem }))
+        Ok((Box::new(stream), Secured { what, certificate, verdict }))
     }
 
-    /// What is wrong with a certificate that was taken unseen. Without roots nobody knows.
-    async fn problem(
+    /// What is to be said of a certificate that was taken unseen.
+    async fn judge(
         &self,
         certificates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-    ) -> Option<CertificateProblem> {
+        host: &str,
+    ) -> Option<Result<(), CertificateProblem>> {
         let (own, others) = certificates.split_first()?;
-        let verifier = self.verifier().await.ok()?;
-        match verifier.verify_server_cert(own, others, name, &[], UnixTime::now()) {
-            Ok(_) => None,
-            Err(rustls::Error::InvalidCertificate(error)) => Some(problem_of(&error)),
-            Err(_) => Some(CertificateProblem::Invalid),
-        }
+        let verifier = self.verifier().await?;
+        let Ok(name) = ServerName::try_from(host) else { return Some(Err(CertificateProblem::OtherHost)) };
+        let verified = verifier.verify_server_cert(own, others, &name, &[], UnixTime::now());
+        Some(verified.map(drop).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(error) => problem_of(&error),
+            _ => CertificateProblem::Invalid,
+        }))
     }
 
-    async fn verifier(&self) -> Result<Arc<WebPkiServerVerifier>, EndCause> {
+    async fn verifier(&self) -> Option<Arc<WebPkiServerVerifier>> {
         let make = || async {
-            let (roots, provider) = (self.roots().await?, Arc::new(ring::default_provider()));
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            verifier.map_err(|error| EndCause::Local(format!("no TLS: {error}")))
+            let (roots, provider) = (self.roots().await.ok()?, Arc::new(ring::default_provider()));
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()
         };
-        self.verifier.get_or_try_init(make).await.cloned()
+        self.verifier.get_or_init(make).await.clone()
     }
 
     async fn roots(&self) -> Result<RootCertStore, EndCause> {
