@@ -141,7 +141,11 @@ impl Scheduler {
         let State::Busy(transaction) = std::mem::replace(&mut connection.state, State::Between) else {
             return;
         };
-        let lane = self.window.get(transaction.item).map(|item| item.lane);
+        let lane = self.window.get_mut(transaction.item).map(|item| {
+            // What it met before the policy was known says nothing of the hosts now.
+            item.unfit = None;
+            item.lane
+        });
         self.transaction_over(transaction.octets);
         self.back_in_line(now, transaction.item);
         let domain = lane.and_then(|lane| self.lanes.get(lane)).map(|lane| lane.domain);
@@ -199,6 +203,11 @@ impl Scheduler {
             return;
         }
         let Some(destination) = self.destinations.get_mut(key) else { return };
+        // What the hosts themselves do is not the policy's matter.
+        let is_for_dns = |last: &Diagnosis| last.stage == Stage::Dns;
+        if !destination.waits_for_policy() && !destination.retry.last.as_deref().is_some_and(is_for_dns) {
+            return;
+        }
         let enforced = route.is_enforced().then(|| hosts_of(route));
         let is_alike = enforced.is_some() && destination.enforced.as_deref() == enforced.as_deref();
         if destination.retry.until.is_some() && !is_alike {

@@ -77,10 +77,12 @@ impl Scheduler {
     fn elsewhere(&self, key: DestinationKey, lane: LaneKey, unfit: &Unfit) -> Elsewhere {
         // Looked up anew it may lead elsewhere: that is decided when it is known.
         let route = self.destinations.get(key).and_then(|destination| destination.known_route());
-        match route.is_some_and(|route| unfit.is_all_of(route)) {
-            false => Elsewhere::Maybe,
-            true if unfit.unverified && self.is_policy_unknown(key, lane) => Elsewhere::NotYet,
-            true => Elsewhere::Nowhere,
+        let Some(route) = route.filter(|route| unfit.is_all_of(route)) else { return Elsewhere::Maybe };
+        // What could not be verified may be now that a policy demands it, or when it is known.
+        if unfit.unverified && (route.is_enforced() || self.is_policy_unknown(key, lane)) {
+            Elsewhere::NotYet
+        } else {
+            Elsewhere::Nowhere
         }
     }
 

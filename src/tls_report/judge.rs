@@ -2,7 +2,7 @@
 
 use super::{SessionTls, TlsResult};
 use crate::dane::TlsaSet;
-use crate::mta_sts::{KnownPolicy, Mode};
+use crate::mta_sts::KnownPolicy;
 use crate::transport::{ConnectError, EndCause};
 
 /// Whether a connection was as the host's TLSA records want it. `None`: it says nothing of TLS.
@@ -25,9 +25,8 @@ pub(super) fn by_policy(
     host: &str,
     session: Result<SessionTls, &ConnectError>,
 ) -> Option<Result<(), TlsResult>> {
-    let is_tested = policy.policy().mode() == Mode::Testing;
     match session {
-        Ok(tls) if tls.is_there && is_tested => match tls.certificate {
+        Ok(tls) if tls.is_there => match tls.certificate {
             _ if !policy.policy().permits(host) => Some(Err(TlsResult::ValidationFailure)),
             verdict => verdict.map(|verdict| verdict.map_err(TlsResult::from)),
         },

@@ -353,3 +353,39 @@ fn what_vouches_for_a_host_may_come_while_a_session_opens() {
     let transaction = rig.transacts.iter().find(over(opening)).map(|offer| offer.1.host_is_authentic);
     assert_eq!(transaction, Some(true));
 }
+
+/// What a host could not prove before a policy was known is no reason to bounce under it.
+#[test]
+fn a_policy_that_comes_while_it_looks_for_a_host_gives_those_it_met_another_chance() {
+    use crate::mta_sts::KnownPolicy;
+    let unknown = Arc::new(Route { ttl: MINUTE, policy_unknown: true, ..(*hosts(2)).clone() });
+    for (is_told, end) in [(true, "0 delivered secret@x.example"), (false, "720 delivered secret@x.example")]
+    {
+        let mut rig = Rig::new("retry-after = [\"10m\"]");
+        rig.answer_with("x.example", Ok(unknown.clone()));
+        submit_secret(&mut rig, "secret@x.example");
+        rig.connect();
+        let met = rig.peers[&rig.transacts[0].0].to_string();
+        let met = PEERS.iter().position(|&peer| peer == met).unwrap();
+        rig.transact(can_not(Unsendable::HostNotVerified));
+        let text = format!("version: STSv1\nmode: enforce\nmx: mx{}.x.example\nmax_age: 86400", met + 1);
+        let known = Route { policy_unknown: false, ..(*unknown).clone() };
+        let known = known.under_policy("x.example", KnownPolicy::for_tests("1", &text)).unwrap();
+        rig.answer_with("x.example", Ok(Arc::new(known)));
+        if is_told {
+            rig.connect();
+            let (connection, _) = rig.transacts.pop_front().unwrap();
+            rig.tell(Event::AgainstPolicy { connection });
+        } else {
+            // Looked up for other mail, while the session to the other host opens.
+            let (opening, _) = rig.opening();
+            rig.pass(2 * MINUTE);
+            rig.submit("b@x.example");
+            rig.tell(Event::Connected { connection: opening, opened: Default::default() });
+        }
+        run(&mut rig, &[met]);
+        rig.pass(10 * MINUTE);
+        run(&mut rig, &[met]);
+        assert_eq!(rig.last_line(), end);
+    }
+}

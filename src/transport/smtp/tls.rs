@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionMemoryCache, Resumption, WebPkiServerVerifier, verify_server_name};
@@ -16,16 +17,19 @@ use rustls::{
     SupportedCipherSuite,
 };
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::connector::Stream;
 use super::dane::{NoMatch, TlsaVerifier};
+use crate::clock::instant;
 use crate::dane::TlsaSet;
 use crate::transport::{CertificateBy, CertificateProblem, EndCause, PeerCertificate, Target};
 
 /// Host names whose session tickets are kept, of each kind of session.
 const MOST_NAMES: usize = 1_024;
+/// When roots are looked for again that could not be read.
+const ROOTS_AGAIN: Duration = Duration::from_secs(60);
 
 /// Root certificates that can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,7 +52,9 @@ pub(super) struct Tls {
     any: OnceLock<Result<Arc<ClientConfig>, EndCause>>,
     verified: OnceCell<Arc<ClientConfig>>,
     /// Looks at certificates that need not be valid. Without roots there is none.
-    verifier: OnceCell<Option<Arc<WebPkiServerVerifier>>>,
+    verifier: OnceCell<Arc<WebPkiServerVerifier>>,
+    /// Roots could not be read: not for each session anew.
+    no_verifier_before: Mutex<Option<Instant>>,
 }
 
 /// What a handshake came to.
@@ -118,11 +124,17 @@ impl Tls {
     }
 
     async fn verifier(&self) -> Option<Arc<WebPkiServerVerifier>> {
+        let not_before = || self.no_verifier_before.lock().unwrap_or_else(PoisonError::into_inner);
+        if not_before().is_some_and(|before| instant() < before) {
+            return None;
+        }
         let make = || async {
             let (roots, provider) = (self.roots().await.ok()?, Arc::new(ring::default_provider()));
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()
         };
-        self.verifier.get_or_init(make).await.clone()
+        let made = self.verifier.get_or_try_init(|| async { make().await.ok_or(()) }).await;
+        *not_before() = made.is_err().then(|| instant() + ROOTS_AGAIN);
+        made.ok().cloned()
     }
 
     async fn roots(&self) -> Result<RootCertStore, EndCause> {
