@@ -95,14 +95,15 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     /// The outbox in order, after the position `after`, up to `limit` entries.
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>, StorageError>;
 
-    /// Items that match `filter`, in the order of their ids, after the item `after`, which may be gone, up to
-    /// `limit`, leased ones included. An empty answer: there are no more.
+    /// Items that match `filter`, after the position `after`, whose item may be gone, up to `limit`, leased ones included: those
+    /// of a lane in the order of due times and then of ids, all others in the order of ids. An empty answer: there are no more.
     ///
-    /// Mail that comes or goes meanwhile may be in the answer or not. What a page costs depends on the [`Filter`].
+    /// Mail that comes, goes or gets another due time meanwhile may be in the answer or not. What a page costs depends on the
+    /// [`Filter`].
     async fn list(
         &self,
         filter: Filter,
-        after: Option<ItemId>,
+        after: Option<ListPosition>,
         limit: usize,
     ) -> Result<Vec<ItemSummary>, StorageError>;
 
@@ -153,7 +154,7 @@ async fn count_by_listing<S: Storage + ?Sized>(store: &S, lane: &Lane) -> Result
         let page = store.list(Filter::Lane(lane.clone()), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(count) };
         count += page.len() as u64;
-        after = Some(last.id);
+        after = Some(last.position());
     }
 }
 

@@ -346,10 +346,7 @@ pub enum Filter {
     All,
     /// Those of one message. Costs no scan.
     Message(MessageId),
-    /// Those of one lane. Each page walks over the keys of all the lane's items, as [`count`] does, and over no
-    /// other lane's: ask for large pages of a large lane.
-    ///
-    /// [`count`]: super::Storage::count
+    /// Those of one lane, the earliest due first. A page costs what it returns, however large the lane is.
     Lane(Lane),
     /// Those with this tag. Reads every item until the page is full; the stores of this crate hold no lock
     /// meanwhile for longer than it takes to read 1024.
@@ -393,6 +390,23 @@ pub struct Usage {
 
 /// What a store has room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+impl ItemSummary {
+    /// Where a list goes on after this item.
+    pub fn position(&self) -> ListPosition {
+        ListPosition { due: self.due, id: self.id }
+    }
+}
+
+/// A place in a list of items: those of a lane sort by due time, then by id; all others by id alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(clippy::exhaustive_structs, reason = "a cursor")]
+pub struct ListPosition {
+    /// When the item is due.
+    pub due: Timestamp,
+    /// The item.
+    pub id: ItemId,
+}
+
 #[non_exhaustive]
 pub enum Room {
     /// For everything.

@@ -73,8 +73,8 @@ use crate::clock::{self, Timestamp};
 use super::lease::LeaseTable;
 use super::rows::{Result, Rows};
 use super::{
-    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
+    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemSummary, Lane, LaneHead,
+    ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
     StorageErrorKind, Usage, apply, listing, select,
 };
 use backend::Tracked;
@@ -297,7 +297,12 @@ impl Storage for DiskStorage {
         self.read(move |shared| shared.with(|rows| listing::outbox(rows, after, limit))).await
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ListPosition>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>> {
         self.read(move |shared| {
             listing::page(after, limit, |after, limit| {
                 let portion = shared.with(|rows| listing::portion(rows, &filter, after, limit))?;
