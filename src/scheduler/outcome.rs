@@ -750,7 +750,8 @@ impl Scheduler {
                     self.unread.note(now, item_id, item.lane, until);
                 }
                 self.put_back(now, item_id, Some(until));
-                self.storage_trouble(now, StorageOperation::Read, error);
+                // It alone waits: if the store refuses everything, the next commit says so.
+                self.tell_trouble(now, StorageOperation::Read, error.to_string());
             }
             _ => {
                 self.put_back(now, item_id, None);

@@ -381,6 +381,23 @@ fn lost_bodies_are_told_once_a_minute_with_their_number() {
         rig.submit("a@x.example");
         // The session goes on to the next.
         if rig.transacts.is_empty() {
+/// It alone waits: not the outcomes of others, nor new mail.
+#[test]
+fn a_body_that_can_not_be_read_for_the_moment_holds_up_nothing_else() {
+    let mut rig = Rig::new("max-smtp-out = 1");
+    rig.submit("a@x.example");
+    rig.submit("a@y.example");
+    rig.connect();
+    rig.connect();
+    let (connection, _) = rig.transacts.pop_front().unwrap();
+    let error = StorageError::new(StorageErrorKind::Temporary, "made up");
+    rig.tell(Event::BodyFailed { connection, error });
+    rig.accept();
+    assert_eq!(rig.last_line(), "0 delivered a@y.example");
+    let token = rig.submit_to(&["b@y.example"]);
+    assert!(rig.submitted.contains_key(&token));
+}
+
             rig.connect();
         }
         let (connection, _) = rig.transacts.pop_front().unwrap();
