@@ -97,9 +97,23 @@ pub struct Recipient {
     /// Attempts charged so far.
     pub attempts: u32,
     /// What the last of them met. Not kept where the store had little room.
-    pub last: Option<Box<LastFailure>>,
+    pub last: Option<Arc<LastFailure>>,
     /// What is to be reported (RFC 3461).
     pub dsn: Option<Box<RecipientDsn>>,
+}
+
+/// Recipients that met the same keep it once: often all of a transaction did.
+pub(crate) fn share_failures(recipients: &mut [Recipient]) {
+    /// Where there are more, most recipients met something of their own.
+    const MOST_DIFFERENT: usize = 8;
+    let mut different: Vec<Arc<LastFailure>> = Vec::new();
+    for last in recipients.iter_mut().filter_map(|recipient| recipient.last.as_mut()) {
+        match different.iter().find(|met| *met == last) {
+            Some(met) => *last = met.clone(),
+            None if different.len() < MOST_DIFFERENT => different.push(last.clone()),
+            None => {}
+        }
+    }
 }
 
 /// A message to store.
@@ -376,20 +390,6 @@ pub struct ItemSummary {
     pub recipients: Vec<Recipient>,
 }
 
-/// How much is stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "stores build it")]
-pub struct Usage {
-    /// Items, leased ones included.
-    pub items: u64,
-    /// Outbox entries.
-    pub outbox: u64,
-    /// Octets taken by metadata and bodies.
-    pub octets: u64,
-}
-
-/// What a store has room for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 impl ItemSummary {
     /// Where a list goes on after this item.
     pub fn position(&self) -> ListPosition {
@@ -407,6 +407,20 @@ pub struct ListPosition {
     pub id: ItemId,
 }
 
+/// How much is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "stores build it")]
+pub struct Usage {
+    /// Items, leased ones included.
+    pub items: u64,
+    /// Outbox entries.
+    pub outbox: u64,
+    /// Octets taken by metadata and bodies.
+    pub octets: u64,
+}
+
+/// What a store has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Room {
     /// For everything.
