@@ -6,6 +6,7 @@
 mod aside;
 mod backend;
 mod check;
+mod closing;
 mod codec;
 #[cfg(test)]
 mod cuts;
@@ -65,7 +66,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, ReadableTableMetadata};
+use redb::{ReadableDatabase, ReadableTableMetadata};
 use tokio::sync::Semaphore;
 
 use crate::clock::{self, Timestamp};
@@ -81,6 +82,7 @@ use backend::Tracked;
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
 use codec::Location;
 use damage::{Damage, guarded};
+use closing::Closing;
 use error::db;
 use files::OpenFile;
 use open::Folder;
@@ -129,7 +131,7 @@ pub struct DiskStorage {
 struct Shared {
     path: PathBuf,
     /// Taken alone to compact it, and to open it anew once the disk was found full.
-    database: RwLock<Arc<Database>>,
+    database: RwLock<Arc<Closing>>,
     /// The file under it.
     metadata: Arc<Tracked>,
     cache_size: usize,
@@ -360,7 +362,7 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    fn database(&self) -> RwLockReadGuard<'_, Arc<Database>> {
+    fn database(&self) -> RwLockReadGuard<'_, Arc<Closing>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 
