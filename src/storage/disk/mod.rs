@@ -137,6 +137,7 @@ struct Shared {
     cache_size: usize,
     leases: Mutex<LeaseTable>,
     queue: Mutex<Queue>,
+    small_metadata: u64,
     admission: Arc<Semaphore>,
     writer: Mutex<WriterState>,
     bodies: Bodies,

@@ -123,6 +123,7 @@ impl Shared {
             database: RwLock::new(Arc::new(Closing::new(database, damage.clone()))),
             metadata,
             cache_size: options.cache_size,
+            small_metadata: options.small_metadata,
             leases: Mutex::new(leases),
             queue: Mutex::new(Queue::default()),
             admission: Arc::new(Semaphore::new(options.waiting_calls)),
