@@ -19,6 +19,8 @@ mod failures;
 #[cfg(test)]
 mod faults;
 mod files;
+#[cfg(test)]
+mod filled_up;
 mod freed;
 mod gather;
 #[cfg(test)]
@@ -80,9 +82,9 @@ use super::{
 };
 use backend::Tracked;
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
+use closing::Closing;
 use codec::Location;
 use damage::{Damage, guarded};
-use closing::Closing;
 use error::db;
 use files::OpenFile;
 use open::Folder;
@@ -135,9 +137,9 @@ struct Shared {
     /// The file under it.
     metadata: Arc<Tracked>,
     cache_size: usize,
+    small_metadata: u64,
     leases: Mutex<LeaseTable>,
     queue: Mutex<Queue>,
-    small_metadata: u64,
     admission: Arc<Semaphore>,
     writer: Mutex<WriterState>,
     bodies: Bodies,
