@@ -78,6 +78,9 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError>;
 
     /// Extends all leases of `owner` until `until`.
+    ///
+    /// Times of leases are those of the engines' wall clocks. Where that is set forward by more than a lease lasts, one engine may
+    /// take over what another has in flight.
     async fn renew(&self, owner: Owner, until: Timestamp) -> Result<(), StorageError>;
 
     /// Reads bodies. The answers are in the order of the keys; one that is gone or damaged fails alone.
@@ -124,7 +127,8 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether no other engine can use it as long as this one does. Else an engine reads the heads of all lanes again
+    /// Whether no other engine can use it as long as this one does. A wrapper that can be cloned or shared answers `false`, whatever
+    /// is in it. Else an engine reads the heads of all lanes again
     /// every five minutes, since another one may have died and left its mail.
     fn is_exclusive(&self) -> bool {
         false
