@@ -1,17 +1,19 @@
 //! What a large backlog costs: memory, the rate at which mail is accepted, the time to start, and what is left on disk.
 //!
 //! ```text
-//! backlog [--messages 1000000] [--domains 100000] [--folder DIR]
+//! backlog [--messages 1000000] [--domains 100000] [--folder DIR] [--tidying 300] [--limit NAME=MOST]…
 //! ```
 //!
 //! First so many messages of 2 KiB for one provider that refuses connections, then one message for each of so many
 //! domains, each with an address of its own that does. The engine runs in processes of its own over the default
 //! `DiskStorage`, the receivers in this one. After each filling it is killed and started again, sends other mail, is
 //! killed once more; then the receivers answer, and everything is delivered. Each line of output is one figure,
-//! `name=value`. Zero leaves a part out.
+//! `name=value`. Zero leaves a part out. It fails if anything arrives more or less often than once, or if a figure is larger than
+//! its `--limit`; `--tidying` is for how many seconds it waits for space to be given back.
 
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -48,8 +50,8 @@ const LIVE_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 const DEAD_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// Every wait ends.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How long an idle engine may take to give space back: it tidies up once a minute.
-const TIDYING: Duration = Duration::from_secs(300);
+/// How long an idle engine may take to give space back, in seconds: it tidies up once a minute.
+const TIDYING: u64 = 300;
 /// A metadata file of this size is left as it is.
 const SMALL: f64 = 16.0;
 
@@ -73,6 +75,9 @@ struct Args {
     messages: u64,
     domains: u64,
     folder: PathBuf,
+    tidying: u64,
+    /// The most that figures may be, by their names.
+    limits: BTreeMap<String, f64>,
     /// The next ones are for the processes this program starts.
     part: Option<String>,
     port: u16,
@@ -81,7 +86,15 @@ struct Args {
 impl Args {
     fn read() -> Result<Self> {
         let folder = std::env::temp_dir();
-        let mut read = Self { messages: 1_000_000, domains: 100_000, folder, part: None, port: 0 };
+        let mut read = Self {
+            messages: 1_000_000,
+            domains: 100_000,
+            folder,
+            tidying: TIDYING,
+            limits: BTreeMap::new(),
+            part: None,
+            port: 0,
+        };
         let mut args = std::env::args().skip(1);
         while let Some(name) = args.next() {
             let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -89,6 +102,11 @@ impl Args {
                 "--messages" => read.messages = value.parse()?,
                 "--domains" => read.domains = value.parse()?,
                 "--folder" => read.folder = value.into(),
+                "--tidying" => read.tidying = value.parse()?,
+                "--limit" => {
+                    let (name, most) = value.split_once('=').ok_or("--limit is given as NAME=MOST")?;
+                    read.limits.insert(name.to_owned(), most.parse()?);
+                }
                 "--part" => read.part = Some(value),
                 "--port" => read.port = value.parse()?,
                 _ => return Err(format!("`{name}` is not an option").into()),
@@ -111,12 +129,25 @@ impl Args {
         if self.messages > 0 { "provider.example".to_owned() } else { format!("d{number}.example") }
     }
 
+    /// Each limit has a figure, which is no larger.
+    fn judge(&self, figures: &[String]) -> Result {
+        let figures: BTreeMap<&str, &str> = figures.iter().filter_map(|line| line.split_once('=')).collect();
+        for (name, most) in &self.limits {
+            let figure = *figures.get(name.as_str()).ok_or_else(|| format!("there is no figure {name}"))?;
+            if !figure.parse::<f64>().is_ok_and(|figure| figure <= *most) {
+                return Err(format!("{name} is {figure}, and may be {most} at the most").into());
+            }
+        }
+        Ok(())
+    }
+
     fn show(&self, figure: &str, value: impl Display) {
         println!("{}_{figure}={value}", self.name());
     }
 }
 
 async fn run_all(args: &Args) -> Result {
+    let mut figures = Vec::new();
     for (messages, domains) in [(args.messages, 0), (0, args.domains)] {
         if messages + domains > 0 {
             let folder = tempfile::tempdir_in(&args.folder)?;
@@ -127,26 +158,28 @@ async fn run_all(args: &Args) -> Result {
                 messages,
                 domains,
                 folder: folder.path().into(),
+                tidying: args.tidying,
+                limits: args.limits.clone(),
                 part: Some(name.into()),
                 port,
             };
             let live = serve(&server, listener);
-            run_part(part("fill")).await?;
-            run_part(part("start")).await?;
+            figures.extend(run_part(part("fill")).await?);
+            figures.extend(run_part(part("start")).await?);
             live.abort();
             let _ = live.await;
             // Every receiver answers from now on.
             serve(&server, listen((Ipv4Addr::UNSPECIFIED, port))?);
             let before = server.delivery_count();
-            run_part(part("drain")).await?;
+            figures.extend(run_part(part("drain")).await?);
             let delivered = server.delivery_count() - before;
             println!("{}_arrived={delivered}", part("").name());
-            if delivered < messages + domains {
-                return Err(format!("of {} only {delivered} arrived", messages + domains).into());
+            if delivered != messages + domains {
+                return Err(format!("of {} {delivered} arrived", messages + domains).into());
             }
         }
     }
-    Ok(())
+    args.judge(&figures)
 }
 
 /// With room for all connections of the engine at once: what finds none may wait for its greeting until it times out.
@@ -162,18 +195,19 @@ fn serve(server: &SmtpServer, listener: TcpListener) -> tokio::task::JoinHandle<
     tokio::spawn(async move { drop(server.serve(listener).await) })
 }
 
-/// Runs a part as a process of its own, passes on what it prints, and kills it when it says that it is done.
-async fn run_part(args: Args) -> Result {
+/// Runs a part as a process of its own, passes on what it prints, and kills it when it says that it is done. Its figures.
+async fn run_part(args: Args) -> Result<Vec<String>> {
     let part = move || {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--messages", &args.messages.to_string(), "--domains", &args.domains.to_string()])
             .args(["--part", args.part.as_deref().unwrap_or_default(), "--port", &args.port.to_string()])
+            .args(["--tidying", &args.tidying.to_string()])
             .arg("--folder")
             .arg(&args.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut done = false;
+        let (mut done, mut figures) = (false, Vec::new());
         let mut stdout = std::io::stdout();
         for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
             let line = line?;
@@ -182,11 +216,12 @@ async fn run_part(args: Args) -> Result {
                 child.kill()?;
             } else {
                 writeln!(stdout, "{line}")?;
+                figures.push(line);
             }
         }
         // Closes its input, at which it ends.
         child.wait()?;
-        if done { Ok(()) } else { Err("a part ended early".into()) }
+        if done { Ok(figures) } else { Err("a part ended early".into()) }
     };
     tokio::task::spawn_blocking(part).await?
 }
@@ -303,7 +338,7 @@ async fn drain(args: &Args) -> Result {
     loop {
         tick.tick().await;
         let disk = Disk::of(&args.folder)?;
-        if (disk.metadata < SMALL && disk.bodies < 1.0) || seconds(&clock, idle) > TIDYING.as_secs_f64() {
+        if (disk.metadata < SMALL && disk.bodies < 1.0) || seconds(&clock, idle) >= args.tidying as f64 {
             break;
         }
     }

@@ -797,7 +797,7 @@ pub(super) async fn list(
 ) -> Result<Vec<ItemSummary>, StorageError> {
     let mut items = Vec::new();
     loop {
-        let after = items.last().map(|item: &ItemSummary| item.id);
+        let after = items.last().map(ItemSummary::position);
         let page = storage.list(Filter::Message(message), after, LIST_PAGE).await?;
         let whole = page.len() < LIST_PAGE;
         items.extend(page);

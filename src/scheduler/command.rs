@@ -9,7 +9,7 @@ use crate::dns::Freshness;
 use crate::event::DeliveryEvent;
 use crate::message::{Address, Domain, MessageId, ReversePath};
 use crate::policy::QueueSettings;
-use crate::storage::{Change, ClaimPart, Filter, ItemId, NewMessage, StorageError};
+use crate::storage::{Change, ClaimPart, Filter, ListPosition, NewMessage, StorageError};
 use crate::transport::{Target, TransactionDsn};
 
 /// Names a question of the host's, so that the answer finds it.
@@ -27,8 +27,8 @@ pub(crate) enum Command {
     Claim { claim: ClaimId, what: Vec<ClaimPart> },
     /// List a message's items, all of them, for a cancellation.
     List { token: Token, message: MessageId },
-    /// List a page of what a filter selects, after an item.
-    Page { token: Token, filter: Filter, after: Option<ItemId> },
+    /// List a page of what a filter selects, after a position.
+    Page { token: Token, filter: Filter, after: Option<ListPosition> },
     /// Find where a destination's mail goes.
     Resolve {
         destination: DestinationKey,

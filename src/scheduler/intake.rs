@@ -127,7 +127,7 @@ impl Scheduler {
             !self.is_held(now, key)
                 && destination.work.claimed < share
                 && (!others_wait || fresh < share / 2)
-                && self.window.len() < self.bounds.window
+                && !self.window.is_full(self.bounds.window)
         })
     }
 

@@ -536,7 +536,7 @@ impl Scheduler {
             self.stop_waiting(key, |waits| waits.body = None);
             return Some(key);
         }
-        if self.window.len() < self.bounds.window
+        if !self.window.is_full(self.bounds.window)
             && let Some(key) = self.waiting.window.pop_front()
         {
             self.stop_waiting(key, |waits| waits.window = false);

@@ -21,7 +21,9 @@ use crate::event::{
 };
 use crate::policy::{Retry, RetryContext};
 use crate::reply::{EnhancedStatus, Reply, Stage};
-use crate::storage::{Change, ItemId, Recipient, Release, Room, StorageError, StorageErrorKind};
+use crate::storage::{
+    Change, ItemId, Recipient, Release, Room, StorageError, StorageErrorKind, share_failures,
+};
 use crate::transport::{EndCause, RecipientReport, SessionEnd, TransactionReport};
 
 /// Octets of a reply's text that mail keeps while it waits. Records of the attempt itself have all of it.
@@ -441,7 +443,7 @@ impl Scheduler {
         if Fault::UncountedAttempt.is_there() {
             recipient.attempts -= 1;
         }
-        recipient.last = Some(Box::new(last_failure(now, Some(candidate), &diagnosis)));
+        recipient.last = Some(Arc::new(last_failure(now, Some(candidate), &diagnosis)));
         if self.is_being_cancelled(item) {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
@@ -508,10 +510,10 @@ impl Scheduler {
             self.cancel_recipient(now, item, &recipient, &mut left.settled);
             return;
         }
-        recipient.last = Some(Box::new(last_failure(now, candidate, &diagnosis)));
+        recipient.last = Some(Arc::new(last_failure(now, candidate, &diagnosis)));
         self.report_deferred(now, item, &recipient, candidate, diagnosis, item.deadline);
         if let Some(last) = &mut recipient.last {
-            last.diagnosis.failure.shorten(KEPT_OF_REPLIES);
+            Arc::make_mut(last).diagnosis.failure.shorten(KEPT_OF_REPLIES);
         }
         left.released.push((HELD_BY_FUSE, recipient));
     }
@@ -520,7 +522,9 @@ impl Scheduler {
     /// mail that is deferred must not use that up.
     fn keep_little(&self, recipient: &mut Recipient) {
         match &mut recipient.last {
-            Some(last) if self.store_room == Room::Ample => last.diagnosis.failure.shorten(KEPT_OF_REPLIES),
+            Some(last) if self.store_room == Room::Ample => {
+                Arc::make_mut(last).diagnosis.failure.shorten(KEPT_OF_REPLIES);
+            }
             last => *last = None,
         }
     }
@@ -740,7 +744,8 @@ impl Scheduler {
                     self.unread.note(now, item_id, item.lane, until);
                 }
                 self.put_back(now, item_id, Some(until));
-                self.storage_trouble(now, StorageOperation::Read, error);
+                // It alone waits: if the store refuses everything, the next commit says so.
+                self.tell_trouble(now, StorageOperation::Read, error.to_string());
             }
             _ => {
                 self.put_back(now, item_id, None);
@@ -770,5 +775,6 @@ fn by_due(mut recipients: Vec<(Timestamp, Recipient)>) -> Vec<Release> {
             _ => releases.push(Release { due, recipients: vec![recipient] }),
         }
     }
+    releases.iter_mut().for_each(|release| share_failures(&mut release.recipients));
     releases
 }

@@ -96,7 +96,7 @@ impl Scheduler {
             return;
         }
         let bound = self.bounds.window_per_destination;
-        let free = self.bounds.window.saturating_sub(self.window.len());
+        let free = self.window.room(self.bounds.window);
         // Half empty: claims are made in lots.
         let wants = !self.is_held(now, key)
             && !destination.is_asking()

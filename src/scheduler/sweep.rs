@@ -1,4 +1,4 @@
-//! Going over stored items in the order of their ids, page by page: to make them due, or to end what is held.
+//! Going over stored items page by page: to make them due, or to end what is held.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ClaimId, Scheduler};
 use crate::clock::Timestamp;
-use crate::storage::{Change, Filter, Item, ItemId, ItemSummary, Recipient, Release, StorageError};
+use crate::storage::{
+    Change, Filter, Item, ItemId, ItemSummary, ListPosition, Recipient, Release, StorageError,
+};
 
 /// Items listed, and claimed, at a time.
 pub(crate) const PAGE: usize = 256;
@@ -19,7 +21,7 @@ pub(crate) const PAGE: usize = 256;
 /// What is gone over.
 pub(super) struct Scope {
     filters: VecDeque<Filter>,
-    after: Option<ItemId>,
+    after: Option<ListPosition>,
     /// The queue whose fuse is as new once all is gone over.
     fuse_of: Option<Arc<str>>,
 }
@@ -52,6 +54,7 @@ pub(super) enum SweepAction {
 pub(super) struct Sweep {
     scope: Scope,
     action: SweepAction,
+    began: Timestamp,
     /// Items it did something with.
     count: u64,
 }
@@ -66,13 +69,25 @@ impl SweepAction {
             Self::Purge(_) => true,
         }
     }
+
+    fn ends(self) -> bool {
+        !matches!(self, Self::Release { .. })
+    }
+}
+
+/// What a sweep made due and was tried since is due later again, where the sweep may meet it once more.
+fn was_tried(recipients: &[Recipient], since: Timestamp, now: Timestamp) -> bool {
+    recipients
+        .iter()
+        .filter_map(|recipient| recipient.last.as_ref())
+        .any(|last| last.at > since && last.at <= now)
 }
 
 impl Scheduler {
     /// Begins a sweep once all that was decided is durable; the host is told at its end.
     pub(super) fn sweep(&mut self, now: Timestamp, scope: Scope, action: SweepAction, token: Token) {
         self.write_state();
-        self.sweeps.insert(token, Sweep { scope, action, count: 0 });
+        self.sweeps.insert(token, Sweep { scope, action, began: now, count: 0 });
         self.after_writes(now, Effect::Sweep(token));
     }
 
@@ -111,17 +126,18 @@ impl Scheduler {
         };
         let Some(sweep) = self.sweeps.get_mut(&token) else { return };
         match items.last() {
-            Some(last) => sweep.scope.after = Some(last.id),
+            Some(last) => sweep.scope.after = Some(last.position()),
             None => {
                 sweep.scope.filters.pop_front();
                 sweep.scope.after = None;
             }
         }
-        let action = sweep.action;
+        let (action, began) = (sweep.action, sweep.began);
         // What is leased is being worked on, and what of it is left comes back due later than now.
         let wanted: Vec<ItemId> = items
             .iter()
             .filter(|item| !item.leased && action.is_about(item.due, now))
+            .filter(|item| action.ends() || !was_tried(&item.recipients, began, now))
             .map(|item| item.id)
             .collect();
         if wanted.is_empty() {

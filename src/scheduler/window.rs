@@ -1,17 +1,27 @@
 //! The window: items taken out of the store to be worked on.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::ids::{IdMap, IdSet};
+use super::outcome::KEPT_OF_REPLIES;
 use super::unfit::Unfit;
 use super::{DestinationKey, LaneKey};
 use crate::clock::Timestamp;
-use crate::storage::{Item, ItemId};
+use crate::storage::{Item, ItemId, Recipient};
+
+/// An item that holds more than this counts in the window as several.
+const ITEM_OCTETS: usize = 8 * 1024;
+/// What a recipient takes, roughly, without its address.
+const RECIPIENT_OCTETS: usize = 128;
 
 /// An item under our lease.
 pub(super) struct WindowItem {
     pub(super) item: Item,
     pub(super) lane: LaneKey,
+    /// What it held as it came into the window, roughly, without the content. The window keeps it.
+    pub(super) octets: usize,
     /// The content, kept from its submission for the first attempt.
     pub(super) body: Option<Bytes>,
     /// When it expires.
@@ -44,6 +54,7 @@ impl WindowItem {
         Self {
             item,
             lane,
+            octets: 0,
             body: None,
             deadline,
             overflowed: Vec::new(),
@@ -76,6 +87,8 @@ pub(super) struct Window {
     /// Places promised to messages that are being stored, and to claims under way.
     pub(super) reserved: usize,
     held_octets: usize,
+    /// What else the items hold.
+    octets: usize,
     /// Claims by id under way for items that may be in the window by the time they answer.
     crossing: usize,
     /// Items that left the window meanwhile.
@@ -105,6 +118,16 @@ impl Window {
         self.items.len() + self.reserved
     }
 
+    /// Whether it takes no more items.
+    pub(super) fn is_full(&self, bound: usize) -> bool {
+        self.room(bound) == 0
+    }
+
+    /// For how many more items there is room: by their number, or by what they hold if they are large.
+    pub(super) fn room(&self, bound: usize) -> usize {
+        bound.saturating_sub(self.items.len().max(self.octets / ITEM_OCTETS) + self.reserved)
+    }
+
     pub(super) fn held_octets(&self) -> usize {
         self.held_octets
     }
@@ -127,9 +150,12 @@ impl Window {
         self.items.values_mut()
     }
 
-    pub(super) fn insert(&mut self, item: WindowItem) {
+    pub(super) fn insert(&mut self, mut item: WindowItem) {
+        item.octets = octets_of(&item.item.recipients);
+        self.octets += item.octets;
         self.held_octets += item.body.as_ref().map_or(0, Bytes::len);
         if let Some(old) = self.items.insert(item.item.id, item) {
+            self.octets -= old.octets;
             self.held_octets -= old.body.as_ref().map_or(0, Bytes::len);
         }
     }
@@ -147,6 +173,7 @@ impl Window {
         if self.crossing > 0 {
             self.left.insert(id);
         }
+        self.octets -= item.octets;
         self.held_octets -= item.body.as_ref().map_or(0, Bytes::len);
         Some(item)
     }
@@ -159,4 +186,13 @@ impl Window {
         self.held_octets -= body.len();
         Some(body)
     }
+}
+
+/// What recipients take, roughly, with what they met; what several share counts once.
+fn octets_of(recipients: &[Recipient]) -> usize {
+    let octets = recipients.iter().map(|recipient| {
+        let met = recipient.last.as_ref().map_or(0, |last| KEPT_OF_REPLIES / Arc::strong_count(last));
+        RECIPIENT_OCTETS + recipient.address.as_str().len() + met
+    });
+    octets.sum()
 }

@@ -24,6 +24,8 @@ use crate::storage::{
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
+/// What a recipient takes, roughly, with its address.
+const RECIPIENT_OCTETS: usize = 128;
 /// A longer list of changes is not kept for the next ones.
 const MOST_SPARE: usize = 4_096;
 
@@ -97,7 +99,7 @@ impl Writes {
     }
 
     pub(super) fn submit(&mut self, submission: Submission, message: NewMessage) {
-        self.submission_octets += message.body.len();
+        self.submission_octets = self.submission_octets.saturating_add(octets_of(&message));
         self.submissions.push(submission);
         self.messages.push(message);
     }
@@ -416,6 +418,12 @@ impl Scheduler {
         let answer = Answer::Submitted(Err(SubmitFailure::Storage(error.clone())));
         self.commands.push_back(Command::Answer { token: submission.token, answer });
     }
+}
+
+/// What a message takes while it waits, roughly.
+fn octets_of(message: &NewMessage) -> usize {
+    let recipients: usize = message.items.iter().map(|item| item.recipients.len()).sum();
+    message.body.len().saturating_add(recipients.saturating_mul(RECIPIENT_OCTETS))
 }
 
 /// A group in two halves. `Err`: it is one thing, as it was.

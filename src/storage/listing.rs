@@ -1,16 +1,17 @@
 //! What is read without a lease: lists and counts of items, state rows, the outbox.
 
-use std::collections::BinaryHeap;
-
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::lease::LeaseTable;
 use super::order::{Axis, LaneId, OrderKey, START};
 use super::rows::{ItemRow, Result, Rows, corrupt};
-use super::select::lane_of;
-use super::{Filter, ItemId, ItemSummary, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError};
-use crate::message::EventId;
+use super::select::{find, lane_of};
+use super::{
+    Filter, ItemId, ItemSummary, Lane, ListPosition, OutboxEntry, OutboxPosition, StateRow, StorageError,
+};
+use crate::clock::Timestamp;
+use crate::message::{EventId, MessageId};
 
 /// Rows that a list reads before it lets go of the store, for others to get on.
 const PORTION: usize = 1024;
@@ -19,8 +20,8 @@ const PORTION: usize = 1024;
 #[derive(Default)]
 pub(super) struct Portion {
     list: Vec<ItemSummary>,
-    /// All up to this item was read, and there may be more.
-    go_on: Option<ItemId>,
+    /// All up to here was read, and there may be more.
+    go_on: Option<ListPosition>,
 }
 
 impl Portion {
@@ -34,9 +35,9 @@ impl Portion {
 
 /// A page, of as many portions as it takes. `read` is given the `after` and `limit` of each.
 pub(super) fn page(
-    mut after: Option<ItemId>,
+    mut after: Option<ListPosition>,
     limit: usize,
-    mut read: impl FnMut(Option<ItemId>, usize) -> Result<Portion>,
+    mut read: impl FnMut(Option<ListPosition>, usize) -> Result<Portion>,
 ) -> Result<Vec<ItemSummary>> {
     let mut list = Vec::new();
     loop {
@@ -49,25 +50,26 @@ pub(super) fn page(
     }
 }
 
-/// Items that match, in order of their ids. Which are leased is left to [`Portion::mark_leased`].
+/// Items that match, in order. Which are leased is left to [`Portion::mark_leased`].
 pub(super) fn portion<R: Rows>(
     rows: &R,
     filter: &Filter,
-    after: Option<ItemId>,
+    after: Option<ListPosition>,
     limit: usize,
 ) -> Result<Portion> {
+    let id_after = after.map(|after| after.id);
     let mut found = Found { rows, last_lane: None, list: Vec::new() };
     let mut go_on = None;
     match filter {
         Filter::Message(id) => {
             let Some(message) = rows.message(*id)? else { return Ok(Portion::default()) };
-            let sole = message.sole.filter(|sole| after < Some(*sole)).map(Ok);
+            let sole = message.sole.filter(|sole| id_after < Some(*sole)).map(Ok);
             let mut damage = None;
-            for item in sole.into_iter().chain(rows.parts_after(*id, after)?) {
+            for item in sole.into_iter().chain(rows.parts_after(*id, id_after)?) {
                 if found.list.len() >= limit {
                     break;
                 }
-                damage = damage.or(found.push_if(item?, |row| row.envelope.id == *id)?);
+                damage = damage.or(found.push_part(item?, *id)?);
             }
             // Not to be taken for a message that is not there.
             if let Some(damage) = damage.filter(|_| found.list.is_empty() && after.is_none()) {
@@ -76,17 +78,26 @@ pub(super) fn portion<R: Rows>(
         }
         Filter::Lane(lane) => {
             let Some(lane) = rows.lane_id(lane)? else { return Ok(Portion::default()) };
-            let items = smallest_in_lane(rows, lane, after, limit)?;
-            // Others follow in place of those that can not be read.
-            go_on = items.last().copied().filter(|_| items.len() == limit);
-            for item in items {
-                found.push_if(item, |row| row.lane == lane)?;
+            let mut last = after;
+            for (read, key) in lane_keys(rows, lane, after)?.enumerate() {
+                if found.list.len() >= limit {
+                    break;
+                }
+                if read == PORTION {
+                    go_on = last;
+                    break;
+                }
+                let key = key?;
+                last = Some(ListPosition { due: key.spot.0, id: key.spot.1 });
+                // Others follow in place of one that can not be read.
+                if let Some(row) = rows.readable(find(rows, key))? {
+                    found.push(key.spot.1, row)?;
+                }
             }
-            go_on = go_on.filter(|_| found.list.len() < limit);
         }
         Filter::All | Filter::Tag { .. } => {
             let mut last = after;
-            for (read, entry) in rows.items_after(after)?.enumerate() {
+            for (read, entry) in rows.items_after(id_after)?.enumerate() {
                 if found.list.len() >= limit {
                     break;
                 }
@@ -95,7 +106,7 @@ pub(super) fn portion<R: Rows>(
                     break;
                 }
                 let (id, row) = entry?;
-                last = Some(id);
+                last = Some(ListPosition { due: Timestamp::EPOCH, id });
                 let Some(row) = rows.readable(row)? else { continue };
                 let matches = match filter {
                     Filter::Tag { name, value } => row.envelope.tags.get(name) == Some(value),
@@ -130,45 +141,31 @@ pub(super) fn outbox<R: Rows>(rows: &R, after: OutboxPosition, limit: usize) -> 
 /// How many items lie in a lane. Reads its keys only.
 pub(super) fn count<R: Rows>(rows: &R, lane: &Lane) -> Result<u64> {
     let Some(lane) = rows.lane_id(lane)? else { return Ok(0) };
-    lane_items(rows, lane)?.try_fold(0, |count: u64, item| item.map(|_| count.saturating_add(1)))
+    lane_keys(rows, lane, None)?.try_fold(0, |count: u64, key| key.map(|_| count.saturating_add(1)))
 }
 
-/// The items of a lane, each once. Reads its keys only.
-fn lane_items<R: Rows>(rows: &R, lane: LaneId) -> Result<impl Iterator<Item = Result<ItemId>>> {
+/// The items of a lane after a position, each once, the earliest due first.
+fn lane_keys<R: Rows>(
+    rows: &R,
+    lane: LaneId,
+    after: Option<ListPosition>,
+) -> Result<impl Iterator<Item = Result<OrderKey>>> {
+    let spot = after.map_or(START, |after| (after.due, ItemId(after.id.0.saturating_add(1))));
     let on = |axis| -> Result<_> {
-        let keys = rows.order_from(OrderKey { lane, axis, spot: START })?;
+        let keys = rows.order_from(OrderKey { lane, axis, spot })?;
         let keys = keys.filter_map(|key| rows.sound(key));
         let is_on = move |key: &Result<OrderKey>| {
             key.as_ref().map_or(true, |key| (key.lane, key.axis) == (lane, axis))
         };
-        Ok(keys.take_while(is_on).map(|key| key.map(|key| key.spot.1)))
+        Ok(keys.take_while(is_on).peekable())
     };
     // The due time of every item is on one of them.
-    Ok(on(Axis::Fresh)?.chain(on(Axis::Due)?))
-}
-
-/// The `limit` smallest ids after `after`, in order. Keeps no more of them in memory.
-fn smallest_in_lane<R: Rows>(
-    rows: &R,
-    lane: LaneId,
-    after: Option<ItemId>,
-    limit: usize,
-) -> Result<Vec<ItemId>> {
-    let mut smallest = BinaryHeap::new();
-    for item in lane_items(rows, lane)? {
-        let item = item?;
-        if after >= Some(item) {
-            continue;
-        }
-        if smallest.len() < limit {
-            smallest.push(item);
-        } else if let Some(mut largest) = smallest.peek_mut()
-            && item < *largest
-        {
-            *largest = item;
-        }
-    }
-    Ok(smallest.into_sorted_vec())
+    let (mut fresh, mut due) = (on(Axis::Fresh)?, on(Axis::Due)?);
+    Ok(std::iter::from_fn(move || match (fresh.peek(), due.peek()) {
+        (Some(Ok(first)), Some(Ok(other))) if other.spot < first.spot => due.next(),
+        (Some(_), _) => fresh.next(),
+        (None, _) => due.next(),
+    }))
 }
 
 struct Found<'a, R> {
@@ -179,10 +176,11 @@ struct Found<'a, R> {
 }
 
 impl<R: Rows> Found<'_, R> {
-    /// An item that an index names. It counts if its row says the same. Returns what is damaged.
-    fn push_if(&mut self, id: ItemId, agrees: impl Fn(&ItemRow) -> bool) -> Result<Option<StorageError>> {
+    /// An item that is said to be of a message. It counts if its row says the same. Returns what is damaged.
+    fn push_part(&mut self, id: ItemId, message: MessageId) -> Result<Option<StorageError>> {
         let read = self.rows.item(id).and_then(|row| {
-            row.filter(agrees).ok_or_else(|| corrupt(format!("the row of item {} is not as listed", id.0)))
+            row.filter(|row| row.envelope.id == message)
+                .ok_or_else(|| corrupt(format!("the row of item {} is not as listed", id.0)))
         });
         let damage = read.as_ref().err().cloned();
         if let Some(row) = self.rows.readable(read)? {
@@ -204,5 +202,38 @@ impl<R: Rows> Found<'_, R> {
         let ItemRow { envelope, due, recipients, .. } = row;
         self.list.push(ItemSummary { id, envelope, lane, due, leased: false, recipients });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::storage::{MemoryStorage, Storage};
+    use crate::testing::conformance::{lane, message};
+
+    /// Seconds would be minutes if each page went over the whole lane.
+    #[test]
+    fn small_pages_of_a_large_lane_take_about_as_long_as_a_large_one() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let store = MemoryStorage::new();
+            let all = 60_000;
+            store.insert((1..=all).map(|number| message(number, "a.example", 1)).collect()).await.unwrap();
+            let clock = crate::clock::Clock::system();
+            let list = async |limit| {
+                let (began, mut listed, mut after) = (clock.now(), 0, None);
+                loop {
+                    let page = store.list(Filter::Lane(lane("a.example")), after, limit).await.unwrap();
+                    let Some(last) = page.last() else { break };
+                    (after, listed) = (Some(last.position()), listed + page.len() as u128);
+                }
+                assert_eq!(listed, all);
+                clock.now().saturating_since(began)
+            };
+            let (large, small) = (list(usize::MAX).await, list(20).await);
+            assert!(small < large * 20 + Duration::from_millis(100), "{small:?}, {large:?}");
+        });
     }
 }

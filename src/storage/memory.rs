@@ -18,7 +18,7 @@ use super::rows::{Counters, ItemHead, ItemRow, MessageRow, Met, Result, Rows, Ro
 use super::upkeep::Upkeep;
 use super::{
     BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
+    LaneHead, ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
     StorageErrorKind, Usage, listing, select,
 };
 
@@ -144,7 +144,12 @@ impl Storage for MemoryStorage {
         listing::outbox(&self.lock().tables, after, limit)
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ListPosition>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>> {
         listing::page(after, limit, |after, limit| {
             let state = self.lock();
             let portion = listing::portion(&state.tables, &filter, after, limit)?;

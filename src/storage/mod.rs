@@ -78,6 +78,9 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError>;
 
     /// Extends all leases of `owner` until `until`.
+    ///
+    /// Times of leases are those of the engines' wall clocks. Where that is set forward by more than a lease lasts, one engine may
+    /// take over what another has in flight.
     async fn renew(&self, owner: Owner, until: Timestamp) -> Result<(), StorageError>;
 
     /// Reads bodies. The answers are in the order of the keys; one that is gone or damaged fails alone.
@@ -95,14 +98,15 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     /// The outbox in order, after the position `after`, up to `limit` entries.
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>, StorageError>;
 
-    /// Items that match `filter`, in the order of their ids, after the item `after`, which may be gone, up to
-    /// `limit`, leased ones included. An empty answer: there are no more.
+    /// Items that match `filter`, after the position `after`, whose item may be gone, up to `limit`, leased ones included: those
+    /// of a lane in the order of due times and then of ids, all others in the order of ids. An empty answer: there are no more.
     ///
-    /// Mail that comes or goes meanwhile may be in the answer or not. What a page costs depends on the [`Filter`].
+    /// Mail that comes, goes or gets another due time meanwhile may be in the answer or not. What a page costs depends on the
+    /// [`Filter`].
     async fn list(
         &self,
         filter: Filter,
-        after: Option<ItemId>,
+        after: Option<ListPosition>,
         limit: usize,
     ) -> Result<Vec<ItemSummary>, StorageError>;
 
@@ -123,7 +127,8 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether no other engine can use it as long as this one does. Else an engine reads the heads of all lanes again
+    /// Whether no other engine can use it as long as this one does. A wrapper that can be cloned or shared answers `false`, whatever
+    /// is in it. Else an engine reads the heads of all lanes again
     /// every five minutes, since another one may have died and left its mail.
     fn is_exclusive(&self) -> bool {
         false
@@ -153,7 +158,7 @@ async fn count_by_listing<S: Storage + ?Sized>(store: &S, lane: &Lane) -> Result
         let page = store.list(Filter::Lane(lane.clone()), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(count) };
         count += page.len() as u64;
-        after = Some(last.id);
+        after = Some(last.position());
     }
 }
 

@@ -154,7 +154,7 @@ impl LaneClaim<'_> {
 }
 
 /// The item that a key of the order leads to. The key has no checksum: it counts if the row says the same.
-fn find<R: Rows>(rows: &R, key: OrderKey) -> Result<ItemRow> {
+pub(super) fn find<R: Rows>(rows: &R, key: OrderKey) -> Result<ItemRow> {
     let id = key.spot.1;
     let Some(row) = rows.item(id)? else {
         return Err(corrupt(format!("lane {}: the row of item {} is not there", key.lane, id.0)));

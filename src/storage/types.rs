@@ -97,9 +97,23 @@ pub struct Recipient {
     /// Attempts charged so far.
     pub attempts: u32,
     /// What the last of them met. Not kept where the store had little room.
-    pub last: Option<Box<LastFailure>>,
+    pub last: Option<Arc<LastFailure>>,
     /// What is to be reported (RFC 3461).
     pub dsn: Option<Box<RecipientDsn>>,
+}
+
+/// Recipients that met the same keep it once: often all of a transaction did.
+pub(crate) fn share_failures(recipients: &mut [Recipient]) {
+    /// Where there are more, most recipients met something of their own.
+    const MOST_DIFFERENT: usize = 8;
+    let mut different: Vec<Arc<LastFailure>> = Vec::new();
+    for last in recipients.iter_mut().filter_map(|recipient| recipient.last.as_mut()) {
+        match different.iter().find(|met| *met == last) {
+            Some(met) => *last = met.clone(),
+            None if different.len() < MOST_DIFFERENT => different.push(last.clone()),
+            None => {}
+        }
+    }
 }
 
 /// A message to store.
@@ -346,10 +360,7 @@ pub enum Filter {
     All,
     /// Those of one message. Costs no scan.
     Message(MessageId),
-    /// Those of one lane. Each page walks over the keys of all the lane's items, as [`count`] does, and over no
-    /// other lane's: ask for large pages of a large lane.
-    ///
-    /// [`count`]: super::Storage::count
+    /// Those of one lane, the earliest due first. A page costs what it returns, however large the lane is.
     Lane(Lane),
     /// Those with this tag. Reads every item until the page is full; the stores of this crate hold no lock
     /// meanwhile for longer than it takes to read 1024.
@@ -377,6 +388,23 @@ pub struct ItemSummary {
     pub leased: bool,
     /// Who is left.
     pub recipients: Vec<Recipient>,
+}
+
+impl ItemSummary {
+    /// Where a list goes on after this item.
+    pub fn position(&self) -> ListPosition {
+        ListPosition { due: self.due, id: self.id }
+    }
+}
+
+/// A place in a list of items: those of a lane sort by due time, then by id; all others by id alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(clippy::exhaustive_structs, reason = "a cursor")]
+pub struct ListPosition {
+    /// When the item is due.
+    pub due: Timestamp,
+    /// The item.
+    pub id: ItemId,
 }
 
 /// How much is stored.

@@ -21,11 +21,13 @@ const MAX_ENDED: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     ids: Option<MessageId>,
+    /// The oldest generation to be kept, when the walk over all ids that is under way or was the last began.
+    walked_for: Option<u64>,
     lanes: Option<Lane>,
 }
 
 impl Upkeep {
-    /// Forgets old ids and empty lanes. `true`: there was something to forget, and there may be more.
+    /// Forgets old ids and empty lanes. `true`: there may be more to forget.
     pub(super) fn run<R: RowsMut>(
         &mut self,
         rows: &mut R,
@@ -39,6 +41,10 @@ impl Upkeep {
 
     fn forget_ids<R: RowsMut>(&mut self, rows: &mut R, now: Timestamp) -> Result<bool> {
         let Some(oldest_kept) = end_generation(rows.counters(), now) else { return Ok(false) };
+        if self.ids.is_none() && self.walked_for.replace(oldest_kept) == Some(oldest_kept) {
+            // None has become old since all were looked at.
+            return Ok(false);
+        }
         let (mut old, mut damaged) = (Vec::new(), Vec::new());
         let mut seen = 0;
         let mut last = None;
@@ -55,9 +61,9 @@ impl Upkeep {
         self.ids = last.filter(|_| seen == PORTION);
         let generation = rows.counters().generation;
         damaged.into_iter().try_for_each(|id| rows.put_finished(id, generation))?;
-        let more = self.ids.is_some() && !old.is_empty();
         old.into_iter().try_for_each(|id| rows.remove_finished(id))?;
-        Ok(more)
+        // To the end: ids that are ordered by time have their old ones in one place, which is passed once.
+        Ok(self.ids.is_some())
     }
 
     fn drop_lanes<R: RowsMut>(&mut self, rows: &mut R, leases: &LeaseTable) -> Result<bool> {
@@ -103,6 +109,8 @@ fn end_generation(counters: &mut Counters, now: Timestamp) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::{ClaimRequest, Inserted, MemoryStorage, NewMessage, Storage};
+    use crate::testing::conformance::{A, at, due, message, settle};
 
     #[test]
     fn nothing_is_forgotten_before_id_memory_and_ended_stays_small() {
@@ -126,5 +134,37 @@ mod tests {
             assert!(counters.ended.len() < 30);
             now = now + Duration::from_secs(300);
         }
+    }
+
+    /// As a host draws them by the clock. More come within each hour than are looked at at once.
+    #[test]
+    fn ids_in_the_order_of_time_are_all_forgotten() {
+        const HOURLY: u128 = 4_200;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let store = MemoryStorage::new();
+            let hour = |number: u128| at(1_000_000 + 3_601 * number as u64);
+            let new = |number: u128| NewMessage { host_id: true, ..message(number, "a.example", 1) };
+            for number in 0..40 {
+                let ids = number * HOURLY + 1..=(number + 1) * HOURLY;
+                store.insert(ids.map(new).collect()).await.unwrap();
+                let what = vec![due("a.example", 1, usize::MAX)];
+                let request = ClaimRequest { owner: A, now: hour(number), until: hour(number + 1), what };
+                let claimed = store.claim(request).await.unwrap().items;
+                assert_eq!(claimed.len() as u128, HOURLY);
+                store.commit(claimed.iter().map(|item| settle(item, &[0])).collect()).await.unwrap();
+                store.maintain(hour(number + 1)).await.unwrap();
+            }
+            let is_known = async |number: u128| {
+                let answer = store.insert(vec![new(number * HOURLY + 7)]).await.unwrap();
+                answer == [Inserted::Duplicate]
+            };
+            for number in 0..14 {
+                assert!(!is_known(number).await, "of hour {number}");
+            }
+            for number in 17..40 {
+                assert!(is_known(number).await, "of hour {number}");
+            }
+        });
     }
 }

@@ -12,8 +12,8 @@ use postrider::clock::Timestamp;
 use postrider::message::{EventId, MessageId};
 use postrider::storage::{
     BodyKey, Change, ChangeOutcome, ClaimPart, ClaimRequest, Claimed, Filter, Inserted, Item, ItemId,
-    ItemSummary, Lane, LaneHead, Lease, MemoryStorage, NewMessage, OutboxEntry, OutboxPosition, Owner,
-    StateRow, Storage, StorageError, StorageErrorKind, Usage,
+    ItemSummary, Lane, LaneHead, Lease, ListPosition, MemoryStorage, NewMessage, OutboxEntry, OutboxPosition,
+    Owner, StateRow, Storage, StorageError, StorageErrorKind, Usage,
 };
 use postrider::testing::conformance::{Damage, NotSupported, StorageUnderTest};
 
@@ -522,7 +522,12 @@ impl Storage for FaultyStore {
         Ok(entries)
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ListPosition>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>> {
         let (mut after, mut limit) = (after, limit);
         match self.fault {
             Fault::ListsWithoutACursor => after = None,

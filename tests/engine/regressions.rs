@@ -211,7 +211,7 @@ impl Storage for Twisted {
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> R<Vec<OutboxEntry>> {
         self.inner.outbox(after, limit).await
     }
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> R<Vec<ItemSummary>> {
+    async fn list(&self, filter: Filter, after: Option<ListPosition>, limit: usize) -> R<Vec<ItemSummary>> {
         self.inner.list(filter, after, limit).await
     }
     async fn usage(&self) -> R<Usage> {

@@ -11,9 +11,9 @@ use postrider::clock::Timestamp;
 use postrider::engine::SubmitError;
 use postrider::event::DeliveryEvent;
 use postrider::storage::{
-    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, MemoryStorage, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage, StorageError,
-    StorageErrorKind, Usage,
+    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemSummary, Lane, LaneHead,
+    ListPosition, MemoryStorage, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage,
+    StorageError, StorageErrorKind, Usage,
 };
 use postrider::testing::{Behaviour, Command, SmtpServer};
 use postrider::{DeliveryEngine, Policy};
@@ -138,7 +138,7 @@ impl Storage for Troubled {
         }
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> R<Vec<ItemSummary>> {
+    async fn list(&self, filter: Filter, after: Option<ListPosition>, limit: usize) -> R<Vec<ItemSummary>> {
         self.inner.list(filter, after, limit).await
     }
 

@@ -34,8 +34,9 @@ impl Mailer {
         Self { stdin: child.stdin.take(), child, records, stderr, ended }
     }
 
-    /// Writes lines on a thread of their own, some at a time, until the mailer is gone. Leaves the input open.
-    pub(crate) fn feed_slowly(&mut self, lines: Vec<String>, seed: u64) {
+    /// Writes lines on a thread of their own, some at a time and up to so many milliseconds between, until the mailer is gone.
+    /// Leaves the input open.
+    pub(crate) fn feed_slowly(&mut self, lines: Vec<String>, longest: u64, seed: u64) {
         let mut stdin = self.stdin.take().unwrap();
         std::thread::spawn(move || {
             let mut rng = fastrand::Rng::with_seed(seed);
@@ -45,10 +46,10 @@ impl Mailer {
                 if stdin.write_all((some.join("\n") + "\n").as_bytes()).is_err() {
                     return;
                 }
-                pause(Duration::from_millis(rng.u64(0..25)));
+                pause(Duration::from_millis(rng.u64(0..longest)));
             }
             // Open for longer than the mailer lives.
-            pause(Duration::from_secs(60));
+            pause(Duration::from_secs(120));
         });
     }
 

@@ -1,7 +1,7 @@
 //! The mailer is killed at random moments, again and again, while it accepts and delivers. Nothing that it said it had
 //! received is lost.
 //!
-//! `POSTRIDER_KILLS=500` kills it so often, `POSTRIDER_SEED=17` draws the same mail and the same moments again; what
+//! `POSTRIDER_KILLS=500` kills it so often, from 100 on now and then during the store's upkeep; `POSTRIDER_SEED=17` draws the same mail and the same moments again; what
 //! the mailer was doing then depends on the machine too.
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 )]
 
 mod audit;
+mod check;
 #[path = "../interop/example.rs"]
 mod example;
 mod mailer;
@@ -24,12 +25,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit::Audit;
+use check::check_store;
 use mailer::{Mailer, pause};
 use receiver::Receiver;
 use serde_json::{Value, json};
 
 /// Kills of a short run.
-const KILLS: usize = 25;
+const KILLS: usize = 50;
+/// In a long run one mailer of so many lives until the store's upkeep, which comes once a minute.
+const LONG_LIVED: usize = 25;
+/// A store is also checked after one kill of so many.
+const CHECKED: usize = 5;
+/// Small, so that many are given up and written anew.
+const BODY_FILE: &str = "65536";
 /// Messages offered to one mailer, more than it takes before it is killed.
 const OFFERED: usize = 600;
 pub(crate) const CONNECTIONS: usize = 8;
@@ -60,7 +68,8 @@ fn killed_again_and_again() {
     // Those with an id of their own that nobody has said yet to be received.
     let mut open: Vec<String> = Vec::new();
     for mailer in 0..kills {
-        let mut process = Mailer::start(&config(folder.path(), address, mailer), &[]);
+        let mut process = Mailer::start(&config(folder.path(), address, mailer), &["--body-file", BODY_FILE]);
+        let is_long = kills >= 100 && mailer % LONG_LIVED == LONG_LIVED - 1;
         let mut references = std::mem::take(&mut open);
         // Some that were received are offered again, as by a host that lost the answer.
         let known: Vec<&String> =
@@ -73,17 +82,25 @@ fn killed_again_and_again() {
             references.push(reference);
         }
         let lines = references.iter().map(|reference| offered[reference].line.clone()).collect();
-        process.feed_slowly(lines, rng.u64(..));
-        // Also while it starts.
-        let longest = if rng.u8(0..5) == 0 { 80 } else { 700 };
-        pause(Duration::from_millis(rng.u64(0..longest)));
+        // Some mail is always on its way.
+        process.feed_slowly(lines, if is_long { 4_000 } else { 25 }, rng.u64(..));
+        let (shortest, longest) = match rng.u8(0..5) {
+            _ if is_long => (59_900, 60_700),
+            // Also while it starts.
+            0 => (0, 80),
+            _ => (0, 700),
+        };
+        pause(Duration::from_millis(rng.u64(shortest..longest)));
         let written = process.kill();
         records.extend(written.into_iter().map(|record| (mailer, record)));
+        if mailer % CHECKED == 0 && !records.is_empty() {
+            assert_sound(folder.path());
+        }
         open = still_open(&references, &offered, &records);
     }
 
     let config = config(folder.path(), address, kills);
-    let mut last = Mailer::start(&config, &["--until-idle"]);
+    let mut last = Mailer::start(&config, &["--until-idle", "--body-file", BODY_FILE]);
     last.feed_all(&open.iter().map(|reference| offered[reference].line.clone()).collect::<Vec<_>>());
     let longest = LAST + LAST_PER_KILL * u32::try_from(kills).unwrap();
     records.extend(last.finish(longest).into_iter().map(|record| (kills, record)));
@@ -94,8 +111,15 @@ fn killed_again_and_again() {
     idle.feed_all(&[]);
     assert_eq!(idle.finish(LAST), Vec::<Value>::new());
 
+    assert_sound(folder.path());
     let summary = Audit { offered: &offered, records: &records, seen: &seen, kills }.judge();
     say(&summary);
+}
+
+/// What a kill leaves is no damage.
+fn assert_sound(folder: &Path) {
+    let (code, report) = check_store(&[&folder.join("spool")]);
+    assert_eq!(code, Some(0), "{report}");
 }
 
 /// Past the capture of test output: a long run is watched, and a failure is repeated by its seed.

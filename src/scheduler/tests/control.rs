@@ -193,6 +193,33 @@ fn one_message_or_a_tag_is_retried_now() {
     assert_eq!(rig.last_line(), "0 delivered a@x.example");
 }
 
+/// What is deferred once more lies before it in the order of due times.
+#[test]
+fn a_retry_of_much_mail_goes_over_each_once() {
+    let mut rig = Rig::new("retry-after = [\"1h\"]\nmax-smtp-out = 1");
+    (0..7).for_each(|_| {
+        rig.submit("a@x.example");
+    });
+    rig.connect();
+    rig.refuse_transactions("450 4.2.0 later");
+    assert_eq!(rig.left().len(), 7);
+    rig.pass(MINUTE);
+    rig.by_hand.list = true;
+    let token = rig.control(Control::RetryNow(domain("x.example")));
+    let mut pages = 0;
+    while !rig.pages.is_empty() && pages < 20 {
+        rig.pass(Duration::from_secs(1));
+        rig.page();
+        pages += 1;
+        if rig.transacts.is_empty() && !rig.connects.is_empty() {
+            rig.connect();
+        }
+        rig.refuse_transactions("450 4.2.0 later");
+    }
+    assert_eq!(rig.done.get(&token).and_then(|done| done.as_ref().ok()), Some(&7), "{pages} pages");
+    assert_eq!(rig.offered.len(), 14);
+}
+
 #[test]
 fn modes_are_set_by_hand() {
     for selector in [domain("x.example"), Selector::queue("x.example"), Selector::source("default")] {

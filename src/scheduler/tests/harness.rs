@@ -18,7 +18,7 @@ use crate::scheduler::{
     SubmitFailure, Token,
 };
 use crate::storage::{
-    Change, ClaimPart, ClaimRequest, Filter, ItemId, MemoryStorage, NewMessage, OutboxPosition, Owner,
+    Change, ClaimPart, ClaimRequest, Filter, ListPosition, MemoryStorage, NewMessage, OutboxPosition, Owner,
     Storage, StorageError, StorageErrorKind,
 };
 use crate::transport::{ConnectError, EndCause, RecipientReport, SessionEnd, Target, TransactionReport};
@@ -61,7 +61,7 @@ pub(crate) struct Rig {
     /// Every look-up so far: when (in seconds since the start), of what, and how.
     pub(crate) looked_up: Vec<(u64, String, Freshness)>,
     pub(crate) lists: VecDeque<(Token, MessageId)>,
-    pub(crate) pages: VecDeque<(Token, Filter, Option<ItemId>)>,
+    pub(crate) pages: VecDeque<(Token, Filter, Option<ListPosition>)>,
     pub(crate) done: BTreeMap<Token, Result<u64, StorageError>>,
     pub(crate) connects: VecDeque<(ConnectionId, Target)>,
     pub(crate) transacts: VecDeque<(ConnectionId, Outgoing)>,

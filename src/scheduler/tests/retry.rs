@@ -1,10 +1,14 @@
 //! CONTROLS §2: the recipient's clock and the destination's.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use futures::FutureExt;
 
 use super::harness::*;
 use crate::event::DeliveryEvent;
 use crate::scheduler::Bounds;
+use crate::storage::{Filter, Storage};
 
 const LIST: &str = "retry-after = [\"5m\", \"10m\", \"15m\", \"30m\", \"1h\"]";
 const MICRO: Duration = Duration::from_micros(1);
@@ -25,6 +29,21 @@ fn attempts(rig: &mut Rig, count: usize, mut fail: impl FnMut(&mut Rig)) -> Vec<
 
 fn minutes(list: &[u64]) -> Vec<u64> {
     list.iter().map(|minutes| minutes * 60_000_000).collect()
+}
+
+#[test]
+fn recipients_that_met_the_same_keep_it_once() {
+    let mut rig = Rig::new("");
+    rig.submit_to(&["a@x.example", "b@x.example", "c@x.example"]);
+    rig.connect();
+    rig.transact(|_| rcpts(vec!["250 ok", "450 4.2.0 busy", "250 ok"], "451 4.3.0 later"));
+    let list = rig.store.list(Filter::All, None, 9).now_or_never().unwrap().unwrap();
+    let recipients = list.iter().flat_map(|item| &item.recipients);
+    let met: Vec<_> = recipients.map(|recipient| recipient.last.clone().unwrap()).collect();
+    assert_eq!(met.len(), 3);
+    let of_c = met.iter().filter(|last| Arc::ptr_eq(last, &met[2])).count();
+    let different = met.iter().filter(|last| **last != met[2]).count();
+    assert_eq!((of_c, different), (2, 1), "{met:?}");
 }
 
 #[test]

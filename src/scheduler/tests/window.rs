@@ -31,6 +31,20 @@ fn fresh_mail_bypasses_the_store_while_there_is_room() {
     assert_eq!(rig.accept_all(), 1);
 }
 
+/// Each of these items holds about 15 KiB, and counts as two.
+#[test]
+fn items_with_many_recipients_fill_the_window_sooner() {
+    let mut rig = Rig::with_policy("", bounds(40, 40));
+    for number in 0..40 {
+        let to: Vec<String> = (0..100).map(|place| format!("{number}-{place}@x.example")).collect();
+        rig.submit_message(Message::new("", to, "x").unwrap());
+    }
+    let taken = rig.scheduler.window.len();
+    assert!((18..=24).contains(&taken), "{taken}");
+    assert_eq!(rig.accept_all(), 40);
+    assert_eq!(rig.scheduler.window.room(40), 40);
+}
+
 #[test]
 fn bodies_are_held_up_to_a_bound() {
     let bounds = Bounds { held_octets: 10, ..Bounds::default() };

@@ -314,7 +314,7 @@ fn blocked_reports_stop_new_transactions_until_they_are_taken() {
 
 #[test]
 fn submissions_have_bounds() {
-    let bounds = Bounds { submissions: 3, submission_octets: 100, ..Bounds::default() };
+    let bounds = Bounds { submissions: 3, submission_octets: 1_000, ..Bounds::default() };
     let mut rig = Rig::with_policy("", bounds);
     rig.by_hand.insert = true;
     for waiting in 0..4 {
@@ -325,9 +325,16 @@ fn submissions_have_bounds() {
     rig.insert();
     rig.insert();
     rig.submit_message(Message::new("", ["a@x.example"], vec![b'x'; 99]).unwrap());
-    rig.submit_message(Message::new("", ["a@x.example"], vec![b'x'; 200]).unwrap());
+    rig.submit_message(Message::new("", ["a@x.example"], vec![b'x'; 900]).unwrap());
     rig.submit_message(Message::new("", ["a@x.example"], "").unwrap());
     assert!(!rig.scheduler.takes_submissions(), "too many octets");
+    rig.insert();
+    rig.insert();
+    assert!(rig.scheduler.takes_submissions());
+    rig.submit_to(&["a@x.example"]);
+    let many: Vec<String> = (0..10).map(|number| format!("{number}@x.example")).collect();
+    rig.submit_message(Message::new("", many, "").unwrap());
+    assert!(!rig.scheduler.takes_submissions(), "too many recipients");
 }
 
 #[test]
@@ -372,6 +379,23 @@ fn a_body_that_can_not_be_read() {
         rig.pass(Duration::from_secs(31));
         assert_eq!(rig.accept_all(), usize::from(kind == StorageErrorKind::Temporary));
     }
+}
+
+/// It alone waits: not the outcomes of others, nor new mail.
+#[test]
+fn a_body_that_can_not_be_read_for_the_moment_holds_up_nothing_else() {
+    let mut rig = Rig::new("max-smtp-out = 1");
+    rig.submit("a@x.example");
+    rig.submit("a@y.example");
+    rig.connect();
+    rig.connect();
+    let (connection, _) = rig.transacts.pop_front().unwrap();
+    let error = StorageError::new(StorageErrorKind::Temporary, "made up");
+    rig.tell(Event::BodyFailed { connection, error });
+    rig.accept();
+    assert_eq!(rig.last_line(), "0 delivered a@y.example");
+    let token = rig.submit_to(&["b@y.example"]);
+    assert!(rig.submitted.contains_key(&token));
 }
 
 #[test]

@@ -11,7 +11,9 @@ use crate::clock::Timestamp;
 use crate::message::{EventId, MessageId};
 use crate::storage::order::{LaneId, Place};
 use crate::storage::rows::{ItemHead, ItemRow, MessageRow, Result};
-use crate::storage::{Envelope, ItemId, Lane, OutboxEntry, OutboxPosition, Recipient, StorageError};
+use crate::storage::{
+    Envelope, ItemId, Lane, OutboxEntry, OutboxPosition, Recipient, StorageError, share_failures,
+};
 
 use super::error::corrupt;
 use super::segment::RECORD_HEADER;
@@ -158,8 +160,9 @@ pub(super) fn item_head(item: ItemId, bytes: &[u8]) -> Result<ItemHead> {
 
 pub(super) fn item_from_row(item: ItemId, bytes: &[u8]) -> Result<ItemRow> {
     let what = format_args!("the row of item {}", item.0);
-    let (head, envelope, recipients): (HeadRow<Vec<u32>>, Envelope, Vec<Recipient>) =
+    let (head, envelope, mut recipients): (HeadRow<Vec<u32>>, Envelope, Vec<Recipient>) =
         from_row(what, &item.0.to_be_bytes(), bytes)?;
+    share_failures(&mut recipients);
     Ok(ItemRow { lane: head.lane, due: head.due, envelope: Arc::new(envelope), recipients })
 }
 
@@ -266,5 +269,22 @@ mod tests {
         for bytes in [&[][..], &[1], &[1, 255, 255], &[1, 0, 0, 0, 0, 255, 255]] {
             assert_eq!(item_head(ItemId(1), bytes).unwrap_err().kind(), StorageErrorKind::Corrupt);
         }
+    }
+
+    #[test]
+    fn what_several_recipients_met_is_in_memory_once() {
+        let item = crate::testing::conformance::item("a.example", 5, 4);
+        let message = crate::testing::conformance::message(1, "a.example", 5);
+        let mut recipients = item.recipients;
+        // Each its own, as they come out of different transactions.
+        let met = |_: &Recipient| Some(Arc::new(crate::testing::conformance::failure()));
+        recipients.iter_mut().for_each(|recipient| recipient.last = met(recipient));
+        recipients[1].last = None;
+        let row = ItemRow { lane: 1, due: Timestamp::EPOCH, envelope: message.envelope, recipients };
+        let bytes = item_to_row(ItemId(1), &row, Vec::new()).unwrap();
+        let read = item_from_row(ItemId(1), &bytes).unwrap().recipients;
+        assert_eq!(read, row.recipients);
+        let last = |place: usize| read[place].last.as_ref().unwrap();
+        assert!(Arc::ptr_eq(last(0), last(2)) && Arc::ptr_eq(last(2), last(3)));
     }
 }

@@ -22,6 +22,7 @@ pub(super) const STORE: &str = "/store";
 pub(super) fn options(disk: &Disk) -> DiskOptions {
     let mut options = DiskOptions::new().with_segment_size(4096).with_reserve(4096);
     options.files = Arc::new(disk.clone());
+    options.small_metadata = 0;
     options
 }
 

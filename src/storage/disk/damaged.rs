@@ -12,7 +12,7 @@ use super::reserve::Reserve;
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::EventId;
-use crate::storage::{ClaimPart, Item};
+use crate::storage::{ClaimPart, Item, ItemId};
 use crate::testing::conformance::{A, at, due, id, item, lane, message_of, settle};
 
 pub(super) const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redb::ReadableTableMetadata;
+use redb::{ReadableDatabase, ReadableTableMetadata};
 
 use crate::clock::Timestamp;
+use crate::storage::order::OrderKey;
 use crate::storage::rows::{MessageRow, Result, Rows};
 use crate::storage::{Room, StorageErrorKind};
 
@@ -14,24 +15,20 @@ use super::codec::{Alive, Location};
 use super::error::{self, corrupt, db};
 use super::segment::{FILE_HEADER, RECORD_HEADER, RecordHeader};
 use super::table_writer::Writer;
-use super::tables::Tables;
+use super::tables::{Access, Tables};
 use super::writer::WriterState;
 use super::{Shared, lock};
 
-/// A smaller metadata file is left as it is.
-const SMALL_METADATA: u64 = 16 * 1024 * 1024;
 /// A smaller body file is written on, however little of it is alive.
 const SMALL_BODIES: u64 = 1024 * 1024;
-/// What a row takes at least, roughly: to see without reading whether a file may be nearly empty.
-const ROW_OCTETS: u64 = 256;
 
 /// A body that is alive: the header of its record, its row, and the body as it is. A damaged one stays damaged and is found by
 /// whoever reads it.
 type Living = (RecordHeader, MessageRow<Location>, Bytes);
 
 impl Shared {
-    /// Forgets what is old, then rewrites one body file in which under a quarter is alive, then the metadata file
-    /// under the same condition. `true`: there is more to forget.
+    /// Forgets what is old and rewrites one body file in which under a quarter is alive; once there is no more of either, the
+    /// metadata file under the same condition. `true`: there may be more.
     pub(super) fn maintain(&self, state: &mut WriterState, now: Timestamp) -> Result<bool> {
         let done = self.give_back(state, now);
         // Whatever came of it: others may have made room too.
@@ -72,7 +69,7 @@ impl Shared {
         let writing = state.bodies.writing();
         let sizes = state.bodies.sizes().clone();
         let mut writer = Writer::new(&transaction, &state.counters, &mut state.bodies, self.damage.clone())?;
-        let more = state.upkeep.run(&mut writer, &lock(&self.leases), now)?;
+        let mut more = state.upkeep.run(&mut writer, &lock(&self.leases), now)?;
         let segments = writer.segments()?;
         // An idle store should not hold on to a file of settled mail, nor a small disk to one of which little is alive.
         let size = sizes.get(&writing).copied().unwrap_or_default();
@@ -91,6 +88,8 @@ impl Shared {
         }
         let gives_room = |segment| !state.unreadable.contains(&segment) && writer.bodies.may_delete(segment);
         if moves && let Some(segment) = sparse(&segments, &sizes, writing, gives_room) {
+            // It is not found again, whatever comes of it: others may be.
+            more = true;
             let records = segments.get(&segment).map_or(0, |alive| alive.records);
             let size = sizes.get(&segment).copied().unwrap_or_default();
             let living = writer.readable(self.living(&writer, segment, size))?.unwrap_or_default();
@@ -143,7 +142,7 @@ impl Shared {
     fn compact(&self, state: &mut WriterState) -> Result<()> {
         let length = self.metadata_length();
         // Not again and again when there is nothing to gain.
-        if length < SMALL_METADATA || length < state.compacted.saturating_add(state.compacted / 2) {
+        if length < self.small_metadata || length < state.compacted.saturating_add(state.compacted / 2) {
             return Ok(());
         }
         if !self.is_nearly_empty(length)? {
@@ -164,19 +163,36 @@ impl Shared {
 
     fn is_nearly_empty(&self, length: u64) -> Result<bool> {
         let database = self.database();
-        let transaction = redb::ReadableDatabase::begin_read(&**database).map_err(db)?;
+        let transaction = database.begin_read().map_err(db)?;
         let tables = Tables::open(&transaction, self.damage.clone())?;
-        let rows = tables.items.len().map_err(db)?.saturating_add(tables.outbox.len().map_err(db)?);
-        if rows.saturating_mul(ROW_OCTETS) > length / 4 {
+        // The exact figure takes a walk over all rows, while nobody else can write.
+        if least_octets(&tables)? > length / 4 {
             return Ok(false);
         }
         drop((tables, transaction));
-        // Few rows, so that walking over them for the exact figure costs little.
         let transaction = database.begin_write().map_err(db)?;
         let stats = transaction.stats().map_err(db)?;
         transaction.abort().map_err(db)?;
         Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()) < length / 4)
     }
+}
+
+/// What all rows take at least, roughly. Reads none of them.
+pub(super) fn least_octets<A: Access>(tables: &Tables<A>) -> Result<u64> {
+    let rows = [
+        (tables.items.len(), 128),
+        (tables.outbox.len(), 128),
+        (tables.messages.len(), 40),
+        (tables.parts.len(), 24),
+        (tables.finished.len(), 28),
+        (tables.lanes.len(), 24),
+        (tables.lane_names.len(), 24),
+        (tables.order.len(), OrderKey::OCTETS as u64),
+        (tables.state.len(), 16),
+    ];
+    rows.into_iter().try_fold(0_u64, |sum, (rows, octets)| {
+        Ok(sum.saturating_add(rows.map_err(db)?.saturating_mul(octets)))
+    })
 }
 
 /// Copies records to the end of the bodies.

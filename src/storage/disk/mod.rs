@@ -6,6 +6,7 @@
 mod aside;
 mod backend;
 mod check;
+mod closing;
 mod codec;
 #[cfg(test)]
 mod cuts;
@@ -18,6 +19,8 @@ mod failures;
 #[cfg(test)]
 mod faults;
 mod files;
+#[cfg(test)]
+mod filled_up;
 mod freed;
 mod gather;
 #[cfg(test)]
@@ -65,7 +68,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, ReadableTableMetadata};
+use redb::{ReadableDatabase, ReadableTableMetadata};
 use tokio::sync::Semaphore;
 
 use crate::clock::{self, Timestamp};
@@ -73,12 +76,13 @@ use crate::clock::{self, Timestamp};
 use super::lease::LeaseTable;
 use super::rows::{Result, Rows};
 use super::{
-    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
+    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemSummary, Lane, LaneHead,
+    ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
     StorageErrorKind, Usage, apply, listing, select,
 };
 use backend::Tracked;
 pub use check::{CheckReport, Problem, StoredItem, StoredMessage};
+use closing::Closing;
 use codec::Location;
 use damage::{Damage, guarded};
 use error::db;
@@ -129,10 +133,11 @@ pub struct DiskStorage {
 struct Shared {
     path: PathBuf,
     /// Taken alone to compact it, and to open it anew once the disk was found full.
-    database: RwLock<Arc<Database>>,
+    database: RwLock<Arc<Closing>>,
     /// The file under it.
     metadata: Arc<Tracked>,
     cache_size: usize,
+    small_metadata: u64,
     leases: Mutex<LeaseTable>,
     queue: Mutex<Queue>,
     admission: Arc<Semaphore>,
@@ -297,7 +302,12 @@ impl Storage for DiskStorage {
         self.read(move |shared| shared.with(|rows| listing::outbox(rows, after, limit))).await
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ListPosition>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>> {
         self.read(move |shared| {
             listing::page(after, limit, |after, limit| {
                 let portion = shared.with(|rows| listing::portion(rows, &filter, after, limit))?;
@@ -355,7 +365,7 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    fn database(&self) -> RwLockReadGuard<'_, Arc<Database>> {
+    fn database(&self) -> RwLockReadGuard<'_, Arc<Closing>> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,6 +15,7 @@ use crate::storage::{StorageError, StorageErrorKind};
 
 use super::aside::{self, Aside};
 use super::backend::{LeftUnless, MetadataFile, Tracked};
+use super::closing::Closing;
 use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, FolderLock, Mode, OpenFile};
@@ -23,7 +24,7 @@ use super::reserve::Reserve;
 use super::salvage::Salvage;
 use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
-use super::tables::{COUNTERS, KEPT, META, PAIRING, RECOUNT};
+use super::tables::{COUNTERS, KEPT, LANE_NAMES, LANES, META, PAIRING, RECOUNT, SEGMENTS};
 use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, mend, rebuild, replace};
 
@@ -119,9 +120,10 @@ impl Shared {
         let leases = LeaseTable::new(writer.counters.openings);
         Ok(Ok(Self {
             path: path.to_owned(),
-            database: RwLock::new(Arc::new(database)),
+            database: RwLock::new(Arc::new(Closing::new(database, damage.clone()))),
             metadata,
             cache_size: options.cache_size,
+            small_metadata: options.small_metadata,
             leases: Mutex::new(leases),
             queue: Mutex::new(Queue::default()),
             admission: Arc::new(Semaphore::new(options.waiting_calls)),
@@ -272,7 +274,7 @@ fn open_metadata(
     let file = Arc::new(Tracked::new(file).map_err(opening)?);
     let verified = is_suspect
         || file.length().map_err(opening)? <= options.verified_octets
-        || !says_what_is_free(&name, file.clone());
+        || !is_sound_at_its_root(&name, file.clone());
     let backend = MetadataFile::new(file.clone(), reserve);
     let opened = database(backend, options.cache_size, verified);
     let database = opened.map_err(|error| match error {
@@ -282,11 +284,18 @@ fn open_metadata(
     Ok((database, file))
 }
 
-/// Whether what it says about pages in use is as it was written with the last commit. By anything else redb would write over what is in
-/// use, and it does not look.
-fn says_what_is_free(name: &Path, file: Arc<dyn OpenFile>) -> bool {
-    let opened = Salvage::open(name.to_owned(), file, Arc::default());
-    opened.and_then(|salvage| salvage.says_what_is_in_use()).unwrap_or_default()
+/// Whether what is told of it before any mail is read is as it was written with the last commit: by another record of pages in use redb
+/// would write over those that are, and by other rows about body files opening would delete what is alive.
+fn is_sound_at_its_root(name: &Path, file: Arc<dyn OpenFile>) -> bool {
+    let is_sound = || -> Result<bool> {
+        let salvage = Salvage::open(name.to_owned(), file, Arc::default())?;
+        Ok(salvage.says_what_is_in_use()?
+            && salvage.is_sound(META)?
+            && salvage.is_sound(SEGMENTS)?
+            && salvage.is_sound(LANES)?
+            && salvage.is_sound(LANE_NAMES)?)
+    };
+    is_sound().unwrap_or_default()
 }
 
 pub(super) fn database(

@@ -14,6 +14,8 @@ pub struct DiskOptions {
     pub(super) reserve: u64,
     pub(super) waiting_calls: usize,
     pub(super) verified_octets: u64,
+    /// A smaller metadata file is not compacted.
+    pub(super) small_metadata: u64,
     pub(super) files: Arc<dyn FileSystem>,
 }
 
@@ -25,6 +27,7 @@ impl Default for DiskOptions {
             reserve: 8 * MIB,
             waiting_calls: 1024,
             verified_octets: 512 * MIB,
+            small_metadata: 16 * MIB,
             files: Arc::new(SystemFiles),
         }
     }

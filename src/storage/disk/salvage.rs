@@ -257,6 +257,22 @@ impl Salvage {
         })
     }
 
+    /// Whether each page of a table is as it was written with the last commit.
+    pub(super) fn is_sound<K: Key + 'static, V: Value + 'static>(
+        &self,
+        table: TableDefinition<'_, K, V>,
+    ) -> Result<bool> {
+        let tree = self.tree(table)?;
+        let mut is_sound = tree.is_sound;
+        if let Some((root, widths)) = tree.begin() {
+            self.walk(root, widths, &mut |met| {
+                is_sound &= matches!(met, Met::Branch(_) | Met::Leaf(..));
+                Ok(())
+            })?;
+        }
+        Ok(is_sound)
+    }
+
     /// A table of a damaged list is what it was if it leads to a page that is what it says, and is in use: else the list, and all of
     /// the table with it, may be of another time.
     fn is_proven(&self, tree: &Tree) -> Result<bool> {

@@ -9,6 +9,7 @@ use super::damaged::{DOMAINS, claim, filled, is_of_the_list};
 use super::files::{FileSystem, Mode};
 use super::simulated::{Disk, Survival};
 use super::*;
+use crate::storage::ItemId;
 use crate::testing::conformance::{due, item, message_of, settle};
 
 pub(super) const PAGE: usize = 4096;

@@ -11,7 +11,7 @@ use super::node::{Node, Widths};
 use super::simulated::{Disk, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
-use crate::storage::{Item, Release};
+use crate::storage::{Item, ItemId, Release};
 use crate::testing::conformance::{at, due, item, message_of, settle};
 
 const PAGE: usize = 4096;

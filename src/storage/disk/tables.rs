@@ -37,7 +37,7 @@ pub(super) const LANE_NAMES: TableDefinition<'_, u64, &'static [u8]> = TableDefi
 pub(super) const ORDER: TableDefinition<'_, OrderBytes, ()> = TableDefinition::new("order");
 pub(super) const STATE: TableDefinition<'_, Name, &'static [u8]> = TableDefinition::new("state");
 pub(super) const OUTBOX: TableDefinition<'_, u64, &'static [u8]> = TableDefinition::new("outbox");
-const SEGMENTS: TableDefinition<'_, u64, AliveRow> = TableDefinition::new("segments");
+pub(super) const SEGMENTS: TableDefinition<'_, u64, AliveRow> = TableDefinition::new("segments");
 
 pub(super) const COUNTERS: &[u8] = b"counters";
 /// A [`Pairing`](super::pairing::Pairing).

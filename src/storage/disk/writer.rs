@@ -17,6 +17,7 @@ use crate::storage::{
 };
 
 use super::backend::MetadataFile;
+use super::closing::Closing;
 use super::damage::guarded_writing;
 use super::error::{self, db};
 use super::pairing::Pairing;
@@ -275,7 +276,7 @@ impl Shared {
             return Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message));
         }
         drop((meta, transaction));
-        *database = Arc::new(opened);
+        *database = Arc::new(Closing::new(opened, self.damage.clone()));
         Ok(())
     }
 

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::clock::Timestamp;
 use crate::storage::{ChangeOutcome, ClaimPart, Filter, Recipient, StorageErrorKind};
@@ -8,7 +10,7 @@ pub(super) async fn a_release_is_due_exactly_then_even_after_a_reopen<F: Storage
     let just_before = Timestamp::from_unix_micros(77_123_456);
     let mut later = release(&item, due_then, &[0, 1]);
     later.recipients[0] =
-        Recipient { attempts: 7, last: Some(Box::new(failure())), ..later.recipients[0].clone() };
+        Recipient { attempts: 7, last: Some(Arc::new(failure())), ..later.recipients[0].clone() };
     assert_eq!(subject.change(update(&item, &[], vec![later.clone()])).await, ChangeOutcome::Applied);
     assert_eq!(subject.change(settle(&item, &[0])).await, ChangeOutcome::Stale, "released is given back");
     let subject = subject.reopen().await;

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -77,7 +78,7 @@ pub(super) async fn recipients_come_back_as_they_were<F: StorageUnderTest>() {
     let recipients = &mut message.items[0].recipients;
     for (recipient, attempts) in recipients.iter_mut().zip([0, 1, 2, 1_000, u32::MAX]) {
         recipient.attempts = attempts;
-        recipient.last = (attempts > 1).then(|| Box::new(failure()));
+        recipient.last = (attempts > 1).then(|| Arc::new(failure()));
     }
     let sent = recipients.clone();
     subject.insert(message).await;

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use super::book::Book;
 use crate::clock::Timestamp;
 use crate::storage::{
-    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemId, ItemSummary, Lane,
-    LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
+    BodyKey, Change, ChangeOutcome, ClaimRequest, Claimed, Filter, Inserted, ItemSummary, Lane, LaneHead,
+    ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner, Room, StateRow, Storage, StorageError,
     StorageErrorKind, Usage,
 };
 use crate::testing::conversation::pause;
@@ -235,7 +235,7 @@ impl Storage for FaultyStorage {
     async fn list(
         &self,
         filter: Filter,
-        after: Option<ItemId>,
+        after: Option<ListPosition>,
         limit: usize,
     ) -> Result<Vec<ItemSummary>, StorageError> {
         self.call(StoreCall::List, self.inner.list(filter, after, limit)).await

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use postrider::clock::Timestamp;
 use postrider::storage::{
     BodyKey, Change, ChangeOutcome, ClaimPart, ClaimRequest, Claimed, Envelope, Filter, Inserted, Item,
-    ItemId, ItemSummary, Lane, LaneHead, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage,
+    ItemId, ItemSummary, Lane, LaneHead, ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage,
     StorageError, StorageErrorKind, Usage,
 };
 
@@ -167,7 +167,7 @@ impl Storage for JournalStore {
         Ok(entries.map(entry).collect())
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(&self, filter: Filter, after: Option<ListPosition>, limit: usize) -> Result<Vec<ItemSummary>> {
         let inner = self.lock()?;
         let tables = &inner.tables;
         let tagged = |row: &Row, name, value| {
@@ -176,14 +176,14 @@ impl Storage for JournalStore {
         let rows: Box<dyn Iterator<Item = &ItemId>> = match &filter {
             Filter::All => Box::new(tables.items.keys()),
             Filter::Message(id) => Box::new(tables.messages.get(id).into_iter().flat_map(|m| &m.items)),
-            Filter::Lane(lane) => Box::new(tables.lanes.get(lane).into_iter().flatten()),
+            Filter::Lane(lane) => return Ok(inner.of_lane(lane, after, limit)),
             Filter::Tag { name, value } => {
                 let rows = tables.items.iter().filter(move |(_, row)| tagged(row, name, value));
                 Box::new(rows.map(|(id, _)| id))
             }
             _ => return Err(StorageError::new(StorageErrorKind::Invalid, "an unknown filter")),
         };
-        let page = rows.filter(|id| Some(**id) > after).take(limit);
+        let page = rows.filter(|id| Some(**id) > after.map(|after| after.id)).take(limit);
         Ok(page.filter_map(|id| inner.summary(*id)).collect())
     }
 
@@ -325,6 +325,18 @@ impl Inner {
             oldest_with_expiry: first(age_with_expiry),
             first_expiry: first(expiry),
         }
+    }
+
+    /// Sorts the whole lane for each page: a store for large lanes keeps them in this order.
+    fn of_lane(&self, lane: &Lane, after: Option<ListPosition>, limit: usize) -> Vec<ItemSummary> {
+        let items = self.tables.lanes.get(lane).into_iter().flatten();
+        let position =
+            |id: &ItemId| Some(ListPosition { due: self.tables.items.get(id)?.due, id: *id });
+        let mut page: Vec<_> =
+            items.filter_map(position).filter(|position| Some(*position) > after).collect();
+        page.sort_unstable();
+        page.truncate(limit);
+        page.into_iter().filter_map(|position| self.summary(position.id)).collect()
     }
 
     fn summary(&self, id: ItemId) -> Option<ItemSummary> {

@@ -2,6 +2,8 @@
 
 use redb::{Key, ReadableTable, TableDefinition};
 
+use redb::Database;
+
 use super::*;
 use crate::testing::conformance::{Damage, NotSupported, StorageUnderTest};
 

@@ -16,6 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use redb::Database;
+
 use super::faults::{Faults, FaultyFiles};
 use super::*;
 use crate::testing::conformance::{A, at, due, id, item, message, message_of, numbers, settle};
@@ -81,6 +83,22 @@ async fn settle_first(store: &DiskStorage, count: usize) {
 
 async fn body(store: &DiskStorage, number: u128) -> Result<Bytes> {
     store.bodies(vec![BodyKey(id(number))]).await.unwrap().remove(0)
+}
+
+/// What shows without a walk over all of it.
+#[tokio::test]
+async fn metadata_with_many_remembered_ids_is_not_taken_for_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = DiskStorage::open(folder.path()).await.unwrap();
+    let new = |number| NewMessage { host_id: true, ..message(number, "a.example", 1) };
+    store.insert((1..=2_000).map(new).collect()).await.unwrap();
+    let what = vec![due("a.example", 1, 9_999)];
+    let request = ClaimRequest { owner: A, now: at(1), until: at(9), what };
+    let claimed = store.claim(request).await.unwrap().items;
+    store.commit(claimed.iter().map(|item| settle(item, &[0])).collect()).await.unwrap();
+    assert_eq!(store.usage().await.unwrap().items, 0);
+    let least = store.shared.with(maintain::least_octets).unwrap();
+    assert!((56_000..60_000).contains(&least), "{least}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! Metadata and bodies that do not belong together are refused, and nothing of them is deleted.
 
+use redb::Database;
+
 use super::*;
 use crate::storage::disk::pairing::Pairing;
 

@@ -59,10 +59,10 @@ fn repeated(what: String) -> Broken {
 async fn items(store: &dyn Storage) -> Result<Vec<ItemSummary>, Broken> {
     let mut items: Vec<ItemSummary> = Vec::new();
     loop {
-        let after = items.last().map(|item| item.id);
+        let after = items.last().map(ItemSummary::position);
         let page = store.list(Filter::All, after, PAGE).await.map_err(unread)?;
         let Some(first) = page.first() else { return Ok(items) };
-        if Some(first.id) <= after {
+        if after.is_some_and(|after| first.id <= after.id) {
             return Err(repeated(format!("the store lists {:?} after {after:?}", first.id)));
         }
         items.extend(page);

@@ -155,11 +155,19 @@ impl Storage for Bad {
         self.inner.outbox(after, limit).await
     }
 
-    async fn list(&self, filter: Filter, after: Option<ItemId>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ListPosition>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>> {
         if self.is(Wrong::ListsNothing) {
             return Err(StorageError::new(StorageErrorKind::Temporary, "not today"));
         }
-        let again = |after: ItemId| if self.is(Wrong::ListsAgain) { ItemId(after.0 - 1) } else { after };
+        let again = |after: ListPosition| match self.is(Wrong::ListsAgain) {
+            true => ListPosition { id: ItemId(after.id.0 - 1), ..after },
+            false => after,
+        };
         self.inner.list(filter, after.map(again), limit).await
     }
 
