@@ -17,6 +17,7 @@ mod cancel;
 mod claims;
 mod command;
 mod connection;
+mod connections;
 mod control;
 mod destination;
 mod directory;
@@ -69,9 +70,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arena::{Arena, Key};
+use arena::Key;
 pub use command::CancelReport;
 pub(crate) use command::{Answer, Command, Outgoing, PolicyDomain, SubmitFailure, Token};
+pub(crate) use connections::ConnectionId;
 pub(crate) use control::Control;
 use destination::Destination;
 use directory::Directory;
@@ -101,9 +103,6 @@ pub(crate) type LaneKey = Key<LaneState>;
 pub(crate) type DestinationKey = Key<Destination>;
 pub(crate) type QueueKey = Key<Queue>;
 pub(crate) type DomainKey = Key<placement::DomainState>;
-
-/// A connection, from the wish for it to its end.
-pub(crate) type ConnectionId = Key<Connection>;
 
 /// Idle connections, the longest idle first.
 type Idle = few::FewSet<(Timestamp, ConnectionId)>;
@@ -191,7 +190,7 @@ pub(crate) struct Scheduler {
     queues: Directory<Queue>,
     /// Of queues that have none of their own, by source: most queues share these.
     common_settings: NameMap<Arc<str>, Arc<QueueSettings>>,
-    connections: Arena<Connection>,
+    connections: connections::Connections,
     health: health::Health,
     /// Sources this machine could not send from, until then.
     resting: NameMap<Arc<str>, Timestamp>,
@@ -318,7 +317,7 @@ impl Scheduler {
             domains: Directory::default(),
             queues: Directory::default(),
             common_settings: NameMap::default(),
-            connections: Arena::default(),
+            connections: connections::Connections::default(),
             health: health::Health::default(),
             resting: NameMap::default(),
             resolver_rests: None,

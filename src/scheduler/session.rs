@@ -94,7 +94,7 @@ impl Attempt {
     }
 }
 
-pub(crate) struct Connection {
+pub(super) struct Connection {
     pub(super) destination: DestinationKey,
     /// That of its queue.
     pub(super) source: Arc<str>,
@@ -124,6 +124,32 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Self {
+        Self {
+            destination: DestinationKey::of_nothing(),
+            source: "default".into(),
+            attempt: Attempt::default(),
+            current: Candidate {
+                host: "mx.example".into(),
+                peer: SocketAddr::from(([192, 0, 2, 1], 25)),
+                tlsa: None,
+                vouched_for: false,
+            },
+            holds: Holds::default(),
+            state: State::Opening,
+            used: 0,
+            completed: 0,
+            has_idled: false,
+            retired: false,
+            listed: false,
+            wish: Wish::default(),
+            tlsa: None,
+            opened: Opened::default(),
+            timer: None,
+        }
+    }
+
     pub(super) fn meeting(&self) -> Meeting {
         Meeting::new(self.source.clone(), &self.current, self.wish.clone())
     }

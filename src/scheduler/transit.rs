@@ -65,7 +65,6 @@ impl Transit {
         let size = Size::of(octets, room);
         let share = self.share_mut(size);
         share.octets = share.octets.saturating_sub(octets);
-        // Who comes to wait later finds it full.
         share.freed |= !share.line.is_empty();
         // Room that no large one takes is for small ones too.
         self.small.freed |= !self.small.line.is_empty();
@@ -76,8 +75,9 @@ impl Transit {
         let size = Size::of(octets, room);
         let is_called = self.called.take_if(|called| *called == (size, key)).is_some();
         let share = self.share_mut(size);
+        // Who comes first finds it full.
+        share.freed &= !is_called && !share.line.is_empty();
         if is_called {
-            share.freed = false;
             share.line.push_front(key);
         } else {
             share.line.push_back(key);
@@ -134,5 +134,31 @@ impl Transit {
             Size::Small => &mut self.small,
             Size::Large => &mut self.large,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever was called and went to open a connection first may find that the room has gone.
+    #[test]
+    fn who_waits_anew_is_called_once_room_was_made_since() {
+        const ROOM: usize = 1_000;
+        let key = DestinationKey::of_nothing();
+        let mut transit = Transit::default();
+        transit.begin(700, ROOM);
+        transit.begin(50, ROOM);
+        assert!(!transit.admits(key, 500, ROOM));
+        transit.wait(key, 500, ROOM);
+        assert_eq!(transit.call(), None, "nothing has changed since");
+        transit.end(50, ROOM);
+        assert_eq!(transit.call(), Some(key));
+        transit.nobody_is_called();
+        transit.wait(key, 500, ROOM);
+        assert_eq!(transit.call(), None, "it has just found it full");
+        transit.end(700, ROOM);
+        assert_eq!(transit.call(), Some(key));
+        assert!(transit.admits(key, 500, ROOM));
     }
 }
