@@ -2,7 +2,7 @@
 
 use super::{SessionTls, TlsResult};
 use crate::dane::TlsaSet;
-use crate::mta_sts::KnownPolicy;
+use crate::mta_sts::{KnownPolicy, Mode};
 use crate::transport::{ConnectError, EndCause};
 
 /// Whether a connection was as the host's TLSA records want it. `None`: it says nothing of TLS.
@@ -28,6 +28,8 @@ pub(super) fn by_policy(
     match session {
         Ok(tls) if tls.is_there => match tls.certificate {
             _ if !policy.policy().permits(host) => Some(Err(TlsResult::ValidationFailure)),
+            // Under a policy that is enforced there is no session but with a certificate that holds.
+            None if policy.policy().mode() == Mode::Enforce => Some(Ok(())),
             verdict => verdict.map(|verdict| verdict.map_err(TlsResult::from)),
         },
         session => by_tls(session),

@@ -26,6 +26,8 @@ fn sessions_are_judged() {
         ("testing", "mx.example.net", plain, Some(Err("starttls-not-supported"))),
         ("testing", "mx2.example.net", there(Ok(())), Some(Err("validation-failure"))),
         ("testing", "mx.example.net", there(expired), Some(Err("certificate-expired"))),
+        // Opened before the policy was known.
+        ("enforce", "mx.example.net", there(expired), Some(Err("certificate-expired"))),
         (
             "enforce",
             "mx.example.net",
