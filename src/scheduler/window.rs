@@ -114,6 +114,7 @@ impl Window {
         self.items.contains_key(&id) || self.left.contains(&id)
     }
 
+    #[cfg(feature = "testing")]
     pub(super) fn len(&self) -> usize {
         self.items.len() + self.reserved
     }

@@ -28,7 +28,7 @@ pub(super) fn by_policy(
     match session {
         Ok(tls) if tls.is_there => match tls.certificate {
             _ if !policy.policy().permits(host) => Some(Err(TlsResult::ValidationFailure)),
-            // Under a policy that is enforced there is no session but with a certificate that holds.
+            // Nobody looked at it since then: it was verified as the session was opened.
             None if policy.policy().mode() == Mode::Enforce => Some(Ok(())),
             verdict => verdict.map(|verdict| verdict.map_err(TlsResult::from)),
         },
