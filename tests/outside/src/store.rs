@@ -13,8 +13,8 @@ use bytes::Bytes;
 use postrider::clock::Timestamp;
 use postrider::storage::{
     BodyKey, Change, ChangeOutcome, ClaimPart, ClaimRequest, Claimed, Envelope, Filter, Inserted, Item,
-    ItemId, ItemSummary, Lane, LaneHead, ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner, StateRow, Storage,
-    StorageError, StorageErrorKind, Usage,
+    ItemId, ItemSummary, Lane, LaneHead, ListPosition, NewMessage, OutboxEntry, OutboxPosition, Owner,
+    StateRow, Storage, StorageError, StorageErrorKind, Usage,
 };
 
 use crate::journal::{self, Flush, Journal};
@@ -167,7 +167,12 @@ impl Storage for JournalStore {
         Ok(entries.map(entry).collect())
     }
 
-    async fn list(&self, filter: Filter, after: Option<ListPosition>, limit: usize) -> Result<Vec<ItemSummary>> {
+    async fn list(
+        &self,
+        filter: Filter,
+        after: Option<ListPosition>,
+        limit: usize,
+    ) -> Result<Vec<ItemSummary>> {
         let inner = self.lock()?;
         let tables = &inner.tables;
         let tagged = |row: &Row, name, value| {
@@ -330,8 +335,7 @@ impl Inner {
     /// Sorts the whole lane for each page: a store for large lanes keeps them in this order.
     fn of_lane(&self, lane: &Lane, after: Option<ListPosition>, limit: usize) -> Vec<ItemSummary> {
         let items = self.tables.lanes.get(lane).into_iter().flatten();
-        let position =
-            |id: &ItemId| Some(ListPosition { due: self.tables.items.get(id)?.due, id: *id });
+        let position = |id: &ItemId| Some(ListPosition { due: self.tables.items.get(id)?.due, id: *id });
         let mut page: Vec<_> =
             items.filter_map(position).filter(|position| Some(*position) > after).collect();
         page.sort_unstable();
