@@ -10,12 +10,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::destination::Grant;
-use super::event::Opened;
 use super::holds::Holds;
 use super::limits::{Call, LimitKey, Local, Place, SlotKey};
 use super::pump::local_address;
 use super::record::{Failed, engine_diagnosis};
-use super::session::{Attempt, Candidate, Candidates, Connection, Meeting, State, Wish};
+use super::session::{Attempt, Candidate, Candidates, Connection, Meeting, State};
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::{Route, RouteHost};
@@ -247,23 +246,7 @@ impl Scheduler {
         destination.work.connections += 1;
         self.open += 1;
         let seeks = attempt.seeks;
-        let id = self.connections.insert(Connection {
-            destination: key,
-            source,
-            attempt,
-            current,
-            holds,
-            state: State::Opening,
-            used: 0,
-            completed: 0,
-            has_idled: false,
-            retired: false,
-            listed: false,
-            wish: Wish::default(),
-            tlsa: None,
-            opened: Opened::default(),
-            timer: None,
-        });
+        let id = self.connections.insert(Connection::new(key, source, attempt, current, holds));
         if seeks {
             destination.work.opening_for_seekers = Some(id);
         }

@@ -124,19 +124,20 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    #[cfg(test)]
-    pub(super) fn for_tests() -> Self {
+    /// Wished for, and not open yet.
+    pub(super) fn new(
+        destination: DestinationKey,
+        source: Arc<str>,
+        attempt: Attempt,
+        current: Candidate,
+        holds: Holds,
+    ) -> Self {
         Self {
-            destination: DestinationKey::of_nothing(),
-            source: "default".into(),
-            attempt: Attempt::default(),
-            current: Candidate {
-                host: "mx.example".into(),
-                peer: SocketAddr::from(([192, 0, 2, 1], 25)),
-                tlsa: None,
-                vouched_for: false,
-            },
-            holds: Holds::default(),
+            destination,
+            source,
+            attempt,
+            current,
+            holds,
             state: State::Opening,
             used: 0,
             completed: 0,
@@ -148,6 +149,14 @@ impl Connection {
             opened: Opened::default(),
             timer: None,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Self {
+        let peer = SocketAddr::from(([192, 0, 2, 1], 25));
+        let current = Candidate { host: "mx.example".into(), peer, tlsa: None, vouched_for: false };
+        let nowhere = DestinationKey::of_nothing();
+        Self::new(nowhere, "default".into(), Attempt::default(), current, Holds::default())
     }
 
     pub(super) fn meeting(&self) -> Meeting {
