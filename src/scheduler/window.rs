@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::ids::{IdMap, IdSet};
 use super::outcome::KEPT_OF_REPLIES;
 use super::unfit::Unfit;
 use super::{DestinationKey, LaneKey};
 use crate::clock::Timestamp;
-use crate::storage::{Item, ItemId, Recipient};
+use crate::event::LastFailure;
+use crate::storage::{Item, ItemId, MOST_SHARED, Recipient};
 
 /// An item that holds more than this counts in the window as several.
 const ITEM_OCTETS: usize = 8 * 1024;
 /// What a recipient takes, roughly, without its address.
-const RECIPIENT_OCTETS: usize = 128;
+pub(super) const RECIPIENT_OCTETS: usize = 128;
 
 /// An item under our lease.
 pub(super) struct WindowItem {
@@ -189,11 +191,20 @@ impl Window {
     }
 }
 
-/// What recipients take, roughly, with what they met; what several share counts once.
+/// What recipients take, roughly, with what they met; what several of them share counts once.
 fn octets_of(recipients: &[Recipient]) -> usize {
-    let octets = recipients.iter().map(|recipient| {
-        let met = recipient.last.as_ref().map_or(0, |last| KEPT_OF_REPLIES / Arc::strong_count(last));
-        RECIPIENT_OCTETS + recipient.address.as_str().len() + met
-    });
-    octets.sum()
+    let mut counted: SmallVec<[&Arc<LastFailure>; MOST_SHARED]> = SmallVec::new();
+    let mut octets = 0;
+    for recipient in recipients {
+        octets += RECIPIENT_OCTETS + recipient.address.as_str().len();
+        if let Some(last) = &recipient.last
+            && !counted.iter().any(|met| Arc::ptr_eq(met, last))
+        {
+            octets += KEPT_OF_REPLIES;
+            if counted.len() < MOST_SHARED {
+                counted.push(last);
+            }
+        }
+    }
+    octets
 }

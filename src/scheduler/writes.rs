@@ -13,6 +13,7 @@ use super::command::{Answer, Command, SubmitFailure, Token};
 use super::fault::Fault;
 use super::lane::Head;
 use super::told::Told;
+use super::window::RECIPIENT_OCTETS;
 use super::{Bounds, LaneKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
@@ -24,8 +25,6 @@ use crate::storage::{
 
 /// How long to wait after a store refused for the moment.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What a recipient takes, roughly, with its address.
-const RECIPIENT_OCTETS: usize = 128;
 /// A longer list of changes is not kept for the next ones.
 const MOST_SPARE: usize = 4_096;
 

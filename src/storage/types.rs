@@ -102,15 +102,16 @@ pub struct Recipient {
     pub dsn: Option<Box<RecipientDsn>>,
 }
 
+/// Of so many failures it is seen that recipients share them. Where there are more, most met something of their own.
+pub(crate) const MOST_SHARED: usize = 8;
+
 /// Recipients that met the same keep it once: often all of a transaction did.
 pub(crate) fn share_failures(recipients: &mut [Recipient]) {
-    /// Where there are more, most recipients met something of their own.
-    const MOST_DIFFERENT: usize = 8;
     let mut different: Vec<Arc<LastFailure>> = Vec::new();
     for last in recipients.iter_mut().filter_map(|recipient| recipient.last.as_mut()) {
         match different.iter().find(|met| *met == last) {
             Some(met) => *last = met.clone(),
-            None if different.len() < MOST_DIFFERENT => different.push(last.clone()),
+            None if different.len() < MOST_SHARED => different.push(last.clone()),
             None => {}
         }
     }
