@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::{Domain, MessageId};
+use crate::message::{Domain, MessageId, QueueName};
 
 /// Which mail a verb is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub enum Selector {
     Message(MessageId),
     /// All that lies in a queue, of every source: a domain, or `name.rollup`. Mail whose rollup is not known yet
     /// lies in its domain's own queue.
-    Queue(Arc<str>),
+    Queue(QueueName),
     /// All for a recipients' domain, whatever its queue.
     Domain(Domain),
     /// All that is sent from a source.
@@ -99,7 +99,7 @@ pub enum FuseDecision {
 #[non_exhaustive]
 pub struct QueueInfo {
     /// Its name: a domain or `name.rollup`.
-    pub name: Arc<str>,
+    pub name: QueueName,
     /// The source it sends from.
     pub source: Arc<str>,
     /// Items in it: recipients of one message, domain and due time count as one.

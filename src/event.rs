@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, RecipientDsn, ReversePath};
+use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, QueueName, RecipientDsn, ReversePath};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
 /// Something that happened to a message, a recipient or a destination.
@@ -80,7 +80,7 @@ pub struct RecipientRecord {
     /// Its domain.
     pub domain: Domain,
     /// The queue it was sent from.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The source it was sent from.
     pub source: Arc<str>,
     /// The host that was talked to.
@@ -154,7 +154,7 @@ pub struct QueueDeferred {
     /// When.
     pub time: Timestamp,
     /// The queue.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The source it sends from.
     pub source: Arc<str>,
     /// The domain whose hosts were tried.
@@ -178,7 +178,7 @@ pub struct QueueMode {
     /// When.
     pub time: Timestamp,
     /// The queue.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The source it sends from.
     pub source: Arc<str>,
     /// What changed.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::event::Diagnosis;
-use crate::message::{Domain, MessageId, Priority};
+use crate::message::{Domain, MessageId, Priority, QueueName};
 use crate::policy::{Cidr, Rate};
 use crate::storage::Recipient;
 
@@ -41,7 +41,7 @@ pub struct ItemWaits {
     /// Their domain.
     pub domain: Domain,
     /// The queue they lie in: a domain, or `name.rollup`. Their domain's own while its rollup is not known.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The source they are sent from.
     pub source: Arc<str>,
     /// The message's priority.
@@ -64,7 +64,7 @@ pub struct ItemWaits {
 #[non_exhaustive]
 pub struct QueueWaits {
     /// Its name: a domain or `name.rollup`.
-    pub name: Arc<str>,
+    pub name: QueueName,
     /// The source it sends from.
     pub source: Arc<str>,
     /// Connections that are open, being opened or closed.
@@ -317,14 +317,14 @@ pub enum LimitOf {
     /// A queue of one source.
     Queue {
         /// The queue's name.
-        queue: Arc<str>,
+        queue: QueueName,
         /// The source.
         source: Arc<str>,
     },
     /// A queue, of every source that sends from one address.
     QueueFrom {
         /// The queue's name.
-        queue: Arc<str>,
+        queue: QueueName,
         /// The address; an unspecified one stands for whichever the system chooses.
         from: IpAddr,
     },
@@ -354,7 +354,7 @@ pub enum LimitOf {
 #[non_exhaustive]
 pub struct Holder {
     /// The queue's name.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// Its source.
     pub source: Arc<str>,
     /// How many connections.

@@ -22,7 +22,7 @@ use crate::clock::{self, Clock, Timestamp};
 use crate::control::{QueueInfo, QueueSort};
 use crate::dns::{DnsErrorKind, Resolver, RouteFailure, RouteFailureKind};
 use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
-use crate::message::{EventId, Message, MessageId};
+use crate::message::{EventId, Message, MessageId, QueueName};
 use crate::mta_sts::Policies;
 use crate::policy::Policy;
 use crate::scheduler::{
@@ -83,7 +83,7 @@ pub(super) enum Request {
         reply: oneshot::Sender<Result<MessageWaits, StorageError>>,
     },
     WhyQueue {
-        name: Arc<str>,
+        name: QueueName,
         reply: oneshot::Sender<Vec<QueueWaits>>,
     },
     Stats {

@@ -7,6 +7,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::driver::Input;
+use crate::message::Domain;
 use crate::mta_sts::{KnownPolicy, Mode, Policies};
 use crate::reply::Stage;
 use crate::scheduler::{ConnectionId, Content, Event, Opened, Outgoing, PolicyDomain};
@@ -43,7 +44,7 @@ pub(super) struct SessionTask {
 /// For whom a session is counted in TLS reports, and as what.
 struct Counted {
     tls: SessionTls,
-    domains: Vec<Arc<str>>,
+    domains: Vec<Domain>,
 }
 
 /// Domains that one session counts for.
@@ -91,7 +92,7 @@ impl SessionTask {
         if let Some(domain) = &opened_for {
             let (host, tlsa, mta_sts) =
                 (&self.target.host, self.target.tlsa.as_deref(), self.target.mta_sts.as_ref());
-            let held_to = HeldTo { domain: &domain.name, host, tlsa, mta_sts, target: &self.target };
+            let held_to = HeldTo { domain: domain.name.as_str(), host, tlsa, mta_sts, target: &self.target };
             self.tls_counts.session(&held_to, tls);
         }
         let domains = opened_for.into_iter().map(|domain| domain.name).collect();
@@ -132,7 +133,7 @@ impl SessionTask {
         let certificate = counted.tls.certificate.filter(|_| is_same_host);
         let (host, tlsa, mta_sts) = (&outgoing.host, outgoing.tlsa.as_deref(), self.policy_of(domain));
         let mta_sts = mta_sts.as_ref();
-        let held_to = HeldTo { domain: &domain.name, host, tlsa, mta_sts, target: &self.target };
+        let held_to = HeldTo { domain: domain.name.as_str(), host, tlsa, mta_sts, target: &self.target };
         self.tls_counts.session(&held_to, Ok(SessionTls { certificate, ..counted.tls }));
         counted.domains.push(domain.name.clone());
     }
@@ -140,15 +141,15 @@ impl SessionTask {
     /// The policy that a domain holds its sessions to.
     fn policy_of(&self, domain: &PolicyDomain) -> Option<Arc<KnownPolicy>> {
         let policies = self.policies.as_ref().filter(|_| domain.heeds_mta_sts)?;
-        let own = self.target.mta_sts.as_ref().filter(|policy| policy.domain() == &*domain.name);
+        let own = self.target.mta_sts.as_ref().filter(|policy| policy.domain() == domain.name.as_str());
         let is_one = |known: &Arc<KnownPolicy>| known.policy().mode() != Mode::None;
-        own.cloned().or_else(|| policies.known(&domain.name).filter(is_one))
+        own.cloned().or_else(|| policies.known(domain.name.as_str()).filter(is_one))
     }
 
     /// Whether the mail's domain has a policy that does not allow the session. It may have become known since the domain was looked up.
     fn is_against_policy(&self, outgoing: &Outgoing) -> bool {
         let domain = outgoing.policy_domain.as_ref().filter(|domain| domain.heeds_mta_sts);
-        let known = domain.and_then(|domain| self.policies.as_ref()?.known(&domain.name));
+        let known = domain.and_then(|domain| self.policies.as_ref()?.known(domain.name.as_str()));
         known.is_some_and(|known| {
             let policy = known.policy();
             let is_verified = self.target.certificate_by() != CertificateBy::Nobody;

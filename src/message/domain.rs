@@ -3,21 +3,21 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 /// A recipient's domain: lower case, A-labels (RFC 5890), no trailing dot; or an address literal in brackets
 /// (RFC 5321 §4.1.3).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Arc<str>")]
-pub struct Domain(Arc<str>);
+#[serde(try_from = "SmolStr")]
+pub struct Domain(SmolStr);
 
 /// As a store gives it back, whatever that holds.
-impl TryFrom<Arc<str>> for Domain {
+impl TryFrom<SmolStr> for Domain {
     type Error = DomainError;
 
-    fn try_from(text: Arc<str>) -> Result<Self, DomainError> {
+    fn try_from(text: SmolStr) -> Result<Self, DomainError> {
         let is_normal = match text.starts_with('[') {
             true => Self::parse_literal(&text)?.0 == text,
             false => is_host_name(&text) && !text.bytes().any(|octet| octet.is_ascii_uppercase()),
@@ -65,11 +65,6 @@ impl Domain {
         if is_host_name(&ascii) { Ok(Self(ascii.into())) } else { Err(invalid()) }
     }
 
-    /// Its text, to be kept elsewhere without a copy.
-    pub(crate) fn shared(&self) -> &Arc<str> {
-        &self.0
-    }
-
     fn parse_literal(text: &str) -> Result<Self, DomainError> {
         let invalid = || DomainError::InvalidLiteral(text.escape_debug().to_string());
         let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).ok_or_else(invalid)?;
@@ -79,6 +74,10 @@ impl Domain {
             None => format!("[{}]", inner.parse::<Ipv4Addr>().map_err(|_| invalid())?),
         };
         Ok(Self(normal.into()))
+    }
+
+    pub(super) fn text(&self) -> &SmolStr {
+        &self.0
     }
 
     /// The normalised text.

@@ -8,14 +8,14 @@ use super::rollup::RollupRule;
 use super::settings::QueueSettings;
 use super::{HostName, Policy};
 use crate::dns::{Answer, MailExchangers, MxRecord};
-use crate::message::normal_name;
+use crate::message::{QueueName, normal_name};
 
 /// In which queue a domain's mail lies, and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Placement {
     /// The queue: the domain, or `name.rollup`.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The hosts tried, by preference, the most preferred first. Without MX records: the domain itself. Empty: the
     /// domain takes no mail (RFC 7505). Fixed hosts: as [`FixedHost`] displays them.
     pub hosts: Vec<Vec<Arc<str>>>,
@@ -59,7 +59,7 @@ impl Policy {
         match self.rollup_with(&own, &hosts).filter(|_| has_mx) {
             None => Placement { queue: domain.into(), hosts },
             Some(rule) => {
-                let queue: Arc<str> = rule.queue().as_str().into();
+                let queue: QueueName = rule.queue().as_str().into();
                 let fixed = names(&self.settings(&queue, source).smtp_hosts);
                 Placement { queue, hosts: fixed.unwrap_or_else(|| rule.rolled_up_preferences(&hosts)) }
             }

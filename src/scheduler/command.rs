@@ -7,7 +7,7 @@ use super::{ClaimId, ConnectionId, DestinationKey};
 use crate::dane::TlsaSet;
 use crate::dns::Freshness;
 use crate::event::DeliveryEvent;
-use crate::message::{Address, Domain, MessageId, ReversePath};
+use crate::message::{Address, Domain, MessageId, QueueName, ReversePath};
 use crate::policy::QueueSettings;
 use crate::storage::{Change, ClaimPart, Filter, ListPosition, NewMessage, StorageError};
 use crate::transport::{Target, TransactionDsn};
@@ -55,7 +55,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outgoing {
     pub(crate) message: MessageId,
-    pub(crate) queue: Arc<str>,
+    pub(crate) queue: QueueName,
     pub(crate) host: Arc<str>,
     pub(crate) reverse_path: ReversePath,
     pub(crate) recipients: Vec<Address>,
@@ -74,7 +74,7 @@ pub(crate) struct Outgoing {
 /// The domain that mail counts for in TLS reports, and whose MTA-STS policy it is under.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PolicyDomain {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Domain,
     /// Its settings say that its MTA-STS policy counts.
     pub(crate) heeds_mta_sts: bool,
 }

@@ -15,7 +15,7 @@ use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::control::{CancelAs, FuseDecision, Selector};
 use crate::event::{Category, Diagnosis, Failure, QueueModeChange, Reason};
-use crate::message::{Domain, MessageId};
+use crate::message::{Domain, MessageId, QueueName};
 use crate::reply::{EnhancedStatus, Stage};
 use crate::storage::{Envelope, Filter, ItemId, StorageError, StorageErrorKind};
 
@@ -30,8 +30,8 @@ pub(crate) enum Control {
     Cancel(Selector, CancelAs),
     RetryNow(Selector),
     SetBackoff { selector: Selector, backoff: bool },
-    EnableSource { queue: Arc<str>, source: Arc<str> },
-    DecideFuse { queue: Arc<str>, decision: FuseDecision },
+    EnableSource { queue: QueueName, source: Arc<str> },
+    DecideFuse { queue: QueueName, decision: FuseDecision },
 }
 
 /// What is paused. Kept over restarts.
@@ -52,7 +52,7 @@ impl Pauses {
     }
 
     /// What pauses a queue of a source as a whole.
-    pub(super) fn of_queue(&self, name: &Arc<str>, source: &Arc<str>) -> Option<Selector> {
+    pub(super) fn of_queue(&self, name: &QueueName, source: &Arc<str>) -> Option<Selector> {
         self.first_of(|| [Selector::Queue(name.clone()), Selector::Source(source.clone())])
     }
 
@@ -238,7 +238,7 @@ impl Scheduler {
         self.sweep(now, scope, SweepAction::Release { only: None }, token);
     }
 
-    fn decide_fuse(&mut self, now: Timestamp, token: Token, name: &Arc<str>, decision: FuseDecision) {
+    fn decide_fuse(&mut self, now: Timestamp, token: Token, name: &QueueName, decision: FuseDecision) {
         let scope = self.scope_of(&Selector::Queue(name.clone()));
         match decision {
             // What else DNS bounces by now goes with it; only then is counted anew.
@@ -255,7 +255,7 @@ impl Scheduler {
     }
 
     /// Bounces are counted anew, and mail bounces at an age again.
-    pub(super) fn reset_fuse(&mut self, now: Timestamp, name: &Arc<str>) {
+    pub(super) fn reset_fuse(&mut self, now: Timestamp, name: &QueueName) {
         for key in self.queues_named(name) {
             let Some(queue) = self.queues.get_mut(key) else { continue };
             queue.bounces = queue.settings.bounce_fuse.map(super::queue::fuse);
@@ -268,7 +268,7 @@ impl Scheduler {
     }
 
     /// Mail of domains that DNS does not have is tried until it expires: the host said to keep it.
-    fn keep_missing(&mut self, name: &Arc<str>) {
+    fn keep_missing(&mut self, name: &QueueName) {
         let queues = self.queues_named(name);
         let queues = queues.iter().filter_map(|&key| self.queues.get(key));
         let destinations: Vec<_> = queues.flat_map(|queue| queue.destinations.iter().copied()).collect();
@@ -307,7 +307,7 @@ impl Scheduler {
         queues.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    pub(super) fn queues_named(&self, name: &Arc<str>) -> Vec<QueueKey> {
+    pub(super) fn queues_named(&self, name: &QueueName) -> Vec<QueueKey> {
         self.queues_of(&Selector::Queue(name.clone()))
     }
 

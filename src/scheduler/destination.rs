@@ -19,6 +19,8 @@ use crate::storage::ItemId;
 
 pub(crate) struct Destination {
     pub(super) queue: QueueKey,
+    /// The queue does not have the domain's name.
+    pub(super) is_rolled_up: bool,
     pub(super) site: Site,
     /// The domain whose home it is; of a shared one, the first that came.
     pub(super) domain: Domain,
@@ -375,6 +377,7 @@ impl Destination {
     pub(super) fn new(queue: QueueKey, site: Site, domain: Domain) -> Self {
         Self {
             queue,
+            is_rolled_up: false,
             site,
             domain,
             route: RouteState::Unknown,

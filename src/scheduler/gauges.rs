@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Scheduler;
 use super::session::State;
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::storage::Lane;
 
 /// How much there is of what has a bound.
@@ -31,7 +32,7 @@ pub(crate) struct Gauges {
 /// Where the mail of a lane lies now.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneGauge {
-    pub(crate) queue: Arc<str>,
+    pub(crate) queue: QueueName,
     pub(crate) source: Arc<str>,
     /// It waits for a retry step, a rule, the host's word or a fuse.
     pub(crate) is_held: bool,

@@ -12,6 +12,7 @@ pub(super) type IdSet<K> = HashSet<K, BuildHasherDefault<IdHasher>>;
 /// takes a fraction of the time of the standard library's hash; whom the guess of a seed would be worth it gains slow
 /// look-ups, no more.
 pub(super) type NameMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+pub(super) type NameSet<K> = HashSet<K, foldhash::fast::RandomState>;
 
 #[derive(Default)]
 pub(super) struct IdHasher(u64);

@@ -19,6 +19,7 @@ use super::pace::Pace;
 use super::timers::Timers;
 use super::{ConnectionId, DestinationKey, Idle, QueueKey, TimerOwner};
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::policy::{Cidr, NamePattern, Rate};
 
 pub(crate) type SlotKey = Key<Slot>;
@@ -31,21 +32,21 @@ pub(super) enum LimitKey {
     /// Connections of a queue (`max-smtp-out`, or less in backoff or under a temporary cap).
     Queue(QueueKey),
     /// Connections of a queue's name from one local address (`source-ip-max-smtp-out`).
-    SourceIp(Arc<str>, Local),
+    SourceIp(QueueName, Local),
     /// Connections to a host (`mx-connection-limit`).
     Mx(NamePattern, Arc<str>),
     /// Connections to an address, or to a range if it shares one limit (`ip-connection-limit`).
     Ip(Cidr, Option<IpAddr>, Option<Local>),
     /// Recipients offered by a queue of a source (`max-msg-rate`, or that of backoff).
-    MessageRate(Arc<str>, Arc<str>),
+    MessageRate(QueueName, Arc<str>),
     /// Recipients offered by a queue of a source under a temporary cap (`limit-rate`).
-    CapRate(Arc<str>, Arc<str>),
+    CapRate(QueueName, Arc<str>),
     /// Connections opened by a queue of a source (`max-connect-rate`).
-    ConnectRate(Arc<str>, Arc<str>),
+    ConnectRate(QueueName, Arc<str>),
     /// Recipients offered by a queue's name from one local address (`source-ip-max-msg-rate`).
-    SourceIpMessageRate(Arc<str>, Local),
+    SourceIpMessageRate(QueueName, Local),
     /// Connections opened by a queue's name from one local address (`source-ip-max-connect-rate`).
-    SourceIpConnectRate(Arc<str>, Local),
+    SourceIpConnectRate(QueueName, Local),
 }
 
 /// A local address; without one of its own a source uses the system's.
@@ -556,7 +557,7 @@ impl Limits {
     pub(super) fn rates_changed(
         &mut self,
         now: Timestamp,
-        name: &Arc<str>,
+        name: &QueueName,
         source: &Arc<str>,
         message: Option<Rate>,
         cap: Option<Rate>,

@@ -81,7 +81,7 @@ pub(crate) use event::{Content, Event, Opened};
 pub(crate) use fault::Fault;
 #[cfg(feature = "testing")]
 pub(crate) use gauges::Gauges;
-use ids::{IdMap, NameMap};
+use ids::{IdMap, NameMap, NameSet};
 use lane::LaneState;
 use limits::Call;
 use queue::Queue;
@@ -187,6 +187,8 @@ pub(crate) struct Scheduler {
     lanes: Directory<LaneState>,
     destinations: Directory<Destination>,
     domains: Directory<placement::DomainState>,
+    policy_doubts: IdMap<DomainKey, mta_sts::PolicyDoubt>,
+    source_names: NameSet<Arc<str>>,
     queues: Directory<Queue>,
     /// Of queues that have none of their own, by source: most queues share these.
     common_settings: NameMap<Arc<str>, Arc<QueueSettings>>,
@@ -315,6 +317,8 @@ impl Scheduler {
             lanes: Directory::default(),
             destinations: Directory::default(),
             domains: Directory::default(),
+            policy_doubts: IdMap::default(),
+            source_names: NameSet::default(),
             queues: Directory::default(),
             common_settings: NameMap::default(),
             connections: connections::Connections::default(),

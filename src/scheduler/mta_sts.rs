@@ -27,6 +27,17 @@ const MARGIN: Duration = Duration::from_secs(600);
 /// When it is looked for again that could not be found out.
 const AGAIN: Duration = Duration::from_secs(60);
 
+/// What is not settled about the MTA-STS policy of a domain. Most domains have nothing of the kind.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct PolicyDoubt {
+    /// When it was last looked for since mail was about to expire over it.
+    sought: Option<Timestamp>,
+    /// Not to be looked for again before this, since that did not find it out.
+    again: Option<Timestamp>,
+    /// The domain's last look-up did not find out what policy it has.
+    unknown: bool,
+}
+
 impl Destination {
     /// Its mail goes over TLS alone, with a certificate that is valid for the host's name.
     pub(super) fn is_enforced(&self) -> bool {
@@ -61,17 +72,17 @@ impl Scheduler {
 
     /// When the policy of a lane's domain is to be looked for, since mail that waits for it is about to expire.
     pub(super) fn policy_from(&self, lane: &LaneState, destination: &Destination) -> Option<Timestamp> {
-        let domain = self.domains.get(lane.domain)?;
-        if domain.policy_again.is_none() && !destination.waits_for_policy() {
+        let doubt = self.policy_doubts.get(&lane.domain).copied().unwrap_or_default();
+        if doubt.again.is_none() && !destination.waits_for_policy() {
             return None;
         }
         let oldest = lane.head.oldest.map(|oldest| oldest + self.bounce_after(lane));
         let in_window = lane.work.deadlines.first().map(|&(deadline, _)| deadline);
         let expiry = earliest(earliest(oldest, lane.head.first_expiry), in_window)?;
-        let (sought, again) = (domain.policy_sought, domain.policy_again);
         // One look serves all that expires within twice the margin.
-        let was_sought = sought.is_some_and(|sought| sought + 2 * MARGIN >= expiry);
-        (!was_sought).then(|| expiry.saturating_sub(MARGIN)).map(|at| again.map_or(at, |again| at.max(again)))
+        let was_sought = doubt.sought.is_some_and(|sought| sought + 2 * MARGIN >= expiry);
+        let from = expiry.saturating_sub(MARGIN);
+        (!was_sought).then(|| doubt.again.map_or(from, |again| from.max(again)))
     }
 
     /// Looks for the policy of a lane's domain if it is time to. The domain is asked about at its home.
@@ -82,8 +93,7 @@ impl Scheduler {
         if lies_at.and_then(|lies_at| self.policy_from(lane, lies_at)).is_none_or(|at| at > now) {
             return;
         }
-        let Some(state) = self.domains.get_mut(domain) else { return };
-        state.policy_sought = Some(now);
+        self.policy_doubts.entry(domain).or_default().sought = Some(now);
         if self.destinations.get(destination).is_some_and(|destination| destination.site.is_shared()) {
             self.send_home(now, domain);
             let Some(state) = self.domains.get(domain) else { return };
@@ -101,20 +111,23 @@ impl Scheduler {
         asked: Freshness,
         unknown: bool,
     ) {
+        if !unknown && self.policy_doubts.is_empty() {
+            return;
+        }
         let is_home = |destination: &&Destination| matches!(destination.site, Site::Domain(_));
         let Some(destination) = self.destinations.get(home).filter(is_home) else { return };
-        let queue = self.queues.get(destination.queue);
-        let heeds_mta_sts = queue.is_some_and(|queue| queue.settings.heeds_mta_sts());
-        for lane in destination.lanes.iter() {
-            let domain = self.lanes.get(*lane).map(|lane| lane.domain);
-            let Some(domain) = domain.and_then(|domain| self.domains.get_mut(domain)) else { continue };
-            (domain.policy_unknown, domain.heeds_mta_sts) = (unknown, heeds_mta_sts);
-            let is_sought =
-                asked == Freshness::Fresh && domain.policy_sought.or(domain.policy_again).is_some();
+        for &lane in &destination.lanes {
+            let Some(domain) = self.lanes.get(lane).map(|lane| lane.domain) else { continue };
+            let mut doubt = self.policy_doubts.remove(&domain).unwrap_or_default();
+            doubt.unknown = unknown;
+            let is_sought = asked == Freshness::Fresh && doubt.sought.or(doubt.again).is_some();
             if unknown && is_sought {
-                (domain.policy_sought, domain.policy_again) = (None, Some(now + AGAIN));
-            } else if !unknown && domain.policy_again.take().is_some() && is_sought {
-                domain.policy_sought = Some(now);
+                (doubt.sought, doubt.again) = (None, Some(now + AGAIN));
+            } else if !unknown && doubt.again.take().is_some() && is_sought {
+                doubt.sought = Some(now);
+            }
+            if doubt != PolicyDoubt::default() {
+                self.policy_doubts.insert(domain, doubt);
             }
         }
     }
@@ -131,7 +144,7 @@ impl Scheduler {
             true => self.domains.get(lane.domain)?.heeds_mta_sts,
             false => settings.heeds_mta_sts(),
         };
-        Some(PolicyDomain { name: lane.key.domain.shared().clone(), heeds_mta_sts })
+        Some(PolicyDomain { name: lane.key.domain.clone(), heeds_mta_sts })
     }
 
     /// A policy became known after its domain was looked up: the domain is looked up anew before any of its mail is tried.
@@ -169,12 +182,11 @@ impl Scheduler {
     /// Whether the domain of a lane may have a policy that is not known now.
     pub(super) fn is_policy_unknown(&self, key: DestinationKey, lane: LaneKey) -> bool {
         let lane = self.lanes.get(lane);
-        let of_domain = lane.and_then(|lane| self.domains.get(lane.domain));
+        let of_domain = lane.and_then(|lane| self.policy_doubts.get(&lane.domain));
         // Who has come since the look-up of its home knows it from that.
         let home = self.destinations.get(key).filter(|destination| !destination.site.is_shared());
         let route = home.and_then(Destination::known_route);
-        of_domain.is_some_and(|domain| domain.policy_unknown)
-            || route.is_some_and(|route| route.policy_unknown)
+        of_domain.is_some_and(|doubt| doubt.unknown) || route.is_some_and(|route| route.policy_unknown)
     }
 
     /// Whose mail a session is opened for: in a rollup a domain's that has mail to send now.
@@ -219,10 +231,13 @@ impl Scheduler {
     /// Its mail waits for its policy; or for DNS, since the policy could not be found out. In a rollup it may have waited for it.
     pub(super) fn seeks_policy(&self, key: DestinationKey) -> bool {
         let Some(destination) = self.destinations.get(key) else { return false };
+        if self.policy_doubts.is_empty() {
+            return destination.waits_for_policy();
+        }
         let lanes = destination.lanes.iter().filter_map(|&lane| self.lanes.get(lane));
-        let mut domains = lanes.filter_map(|lane| self.domains.get(lane.domain));
+        let mut doubts = lanes.filter_map(|lane| self.policy_doubts.get(&lane.domain));
         let is_home = matches!(destination.site, Site::Domain(_));
-        destination.waits_for_policy() || is_home && domains.any(|domain| domain.policy_again.is_some())
+        destination.waits_for_policy() || is_home && doubts.any(|doubt| doubt.again.is_some())
     }
 
     /// A look-up said that no host may be used now: the policy permits none, or what they demand is not known. Nothing goes over

@@ -19,13 +19,16 @@ use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler, TimerOwner}
 use crate::clock::Timestamp;
 use crate::dane::TlsaSet;
 use crate::dns::{Route, RouteHost, RouteKind};
-use crate::message::{Domain, MessageId, is_host_name};
+use crate::message::{Domain, MessageId, QueueName, is_host_name};
 use crate::policy::{Policy, QueueSettings, RollupRule, UnknownSource};
 use crate::storage::{ItemId, Lane};
 
 /// A route is used for at least this long, whatever its TTL, so that a TTL of zero does not mean a look-up for
 /// every connection.
 const SHORTEST_ROUTE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Names of sources that lanes have in common. A policy hardly has so many; what is beyond has copies of its own.
+const MOST_SOURCE_NAMES: usize = 4_096;
 
 /// Whose hosts a destination has.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,12 +50,6 @@ pub(crate) struct DomainState {
     pub(super) destination: DestinationKey,
     /// Away from home: until when what DNS said of it holds.
     pub(super) until: Option<Timestamp>,
-    /// When its MTA-STS policy was last looked for since mail was about to expire over it.
-    pub(super) policy_sought: Option<Timestamp>,
-    /// Not to be looked for again before this, since that did not find it out.
-    pub(super) policy_again: Option<Timestamp>,
-    /// Its last look-up did not find out what policy it has.
-    pub(super) policy_unknown: bool,
     /// Away from home: its own settings say that its policy counts.
     pub(super) heeds_mta_sts: bool,
     pub(super) lanes: FewSet<LaneKey>,
@@ -84,7 +81,8 @@ impl Scheduler {
         }
         let (domain, destination) = self.domain_for(&lane.domain, &lane.source);
         let queue = self.destinations.get(destination).map_or(Key::of_nothing(), |d| d.queue);
-        let key = self.lanes.insert(LaneState::new(lane.clone(), domain, destination, queue));
+        let lane = Lane { source: self.same_source(&lane.source), ..lane.clone() };
+        let key = self.lanes.insert(LaneState::new(lane, domain, destination, queue));
         if let Some(state) = self.domains.get_mut(domain)
             && let Some(lane) = self.lanes.get_mut(key)
         {
@@ -105,12 +103,9 @@ impl Scheduler {
         let destination = self.home(domain, source);
         let state = DomainState {
             domain: domain.clone(),
-            source: source.clone(),
+            source: self.same_source(source),
             destination,
             until: None,
-            policy_sought: None,
-            policy_again: None,
-            policy_unknown: false,
             heeds_mta_sts: false,
             lanes: FewSet::default(),
         };
@@ -118,16 +113,27 @@ impl Scheduler {
         (key, destination)
     }
 
+    /// A source's name as others have it: of a million lanes each would else have its own copy, as the store gave it.
+    fn same_source(&mut self, source: &Arc<str>) -> Arc<str> {
+        if let Some(same) = self.source_names.get(source) {
+            return same.clone();
+        }
+        if self.source_names.len() < MOST_SOURCE_NAMES {
+            self.source_names.insert(source.clone());
+        }
+        source.clone()
+    }
+
     /// The destination where a domain's mail begins.
     pub(super) fn home(&mut self, domain: &Domain, lane_source: &str) -> DestinationKey {
-        let own = domain.shared().clone();
+        let own = QueueName::from(domain);
         let source = self.source_for(&own, domain, lane_source);
         let settings = self.settings_of(&own, &source);
         let Some(rollup) = settings.queue_to.clone() else {
             let queue = self.queue_with(own, &source, settings);
             return self.destination_for(Site::Domain(domain.clone()), domain, queue);
         };
-        let name: Arc<str> = rollup.as_str().into();
+        let name = QueueName::from(rollup.as_str());
         let source = self.source_for(&name, domain, lane_source);
         let queue = self.queue_for(name, &source);
         let fixed = self.queues.get(queue).is_some_and(|queue| !queue.settings.smtp_hosts.is_empty());
@@ -137,7 +143,7 @@ impl Scheduler {
 
     /// The source that a lane's mail is sent from in this queue: its own unless that is gone, or disabled there and
     /// its pool has another.
-    fn source_for(&self, queue: &Arc<str>, domain: &Domain, lane_source: &str) -> Arc<str> {
+    fn source_for(&self, queue: &str, domain: &Domain, lane_source: &str) -> Arc<str> {
         let (source, pool) = split_source(lane_source);
         let exists = self.policy.source(source).map(|source| source.name().clone());
         let enabled = |source: &str| {
@@ -156,7 +162,7 @@ impl Scheduler {
         others.or(exists).unwrap_or_else(|| self.policy.default_source().clone())
     }
 
-    pub(super) fn queue_for(&mut self, name: Arc<str>, source: &Arc<str>) -> QueueKey {
+    pub(super) fn queue_for(&mut self, name: QueueName, source: &Arc<str>) -> QueueKey {
         match self.queues.find((&name, source)) {
             Some(queue) => queue,
             None => {
@@ -175,7 +181,7 @@ impl Scheduler {
         common.or_insert_with(|| Arc::new(self.policy.settings(queue, source))).clone()
     }
 
-    fn queue_with(&mut self, name: Arc<str>, source: &Arc<str>, settings: Arc<QueueSettings>) -> QueueKey {
+    fn queue_with(&mut self, name: QueueName, source: &Arc<str>, settings: Arc<QueueSettings>) -> QueueKey {
         if let Some(queue) = self.queues.find((&name, source)) {
             return queue;
         }
@@ -186,7 +192,9 @@ impl Scheduler {
         if let Some(destination) = self.destinations.find((&site, queue)) {
             return destination;
         }
-        let destination = self.destinations.insert(Destination::new(queue, site, domain.clone()));
+        let is_rolled_up = self.queues.get(queue).is_some_and(|queue| *queue.name != *domain.as_str());
+        let destination = Destination { is_rolled_up, ..Destination::new(queue, site, domain.clone()) };
+        let destination = self.destinations.insert(destination);
         if let Some(queue) = self.queues.get_mut(queue) {
             queue.destinations.insert(destination);
         }
@@ -198,13 +206,16 @@ impl Scheduler {
         let until = now + route.ttl.max(SHORTEST_ROUTE);
         if let Some((queue, site, route)) = self.rollup_of(home, route) {
             let Some(destination) = self.destinations.get_mut(home) else { return };
+            let settings = self.queues.get(destination.queue).map(|queue| queue.settings.clone());
+            let heeds_mta_sts = settings.is_some_and(|settings| settings.heeds_mta_sts());
             destination.route = RouteState::Unknown;
             (destination.is_barred, destination.enforced) = (false, None);
             let domain = destination.domain.clone();
             let domains: BTreeSet<DomainKey> =
                 destination.lanes.iter().filter_map(|&lane| Some(self.lanes.get(lane)?.domain)).collect();
             for key in domains {
-                let Some(state) = self.domains.get(key) else { continue };
+                let Some(state) = self.domains.get_mut(key) else { continue };
+                state.heeds_mta_sts = heeds_mta_sts;
                 let lane_source = state.source.clone();
                 let source = self.source_for(&queue, &domain, &lane_source);
                 let queue = self.queue_for(queue.clone(), &source);
@@ -223,22 +234,22 @@ impl Scheduler {
     }
 
     /// Queue, site and route of a domain that does not stay at home.
-    fn rollup_of(&self, home: DestinationKey, route: &Arc<Route>) -> Option<(Arc<str>, Site, Arc<Route>)> {
+    fn rollup_of(&self, home: DestinationKey, route: &Arc<Route>) -> Option<(QueueName, Site, Arc<Route>)> {
         let destination = self.destinations.get(home)?;
         let queue = self.queues.get(destination.queue)?;
         let is_home = matches!(destination.site, Site::Domain(_));
         if route.kind != RouteKind::Mx || !is_home || self.pauses.of_domain(&destination.domain).is_some() {
             return None;
         }
-        if *queue.name != *destination.domain.as_str() {
-            // Rolled up by `queue-to`.
+        if destination.is_rolled_up {
+            // By `queue-to`.
             return Some((queue.name.clone(), Site::of(route), for_any_domain(route)));
         }
         if !self.policy.may_roll_up(&queue.settings) {
             return None;
         }
         let rule = self.policy.rollup_with(&queue.settings, &route.exchangers())?;
-        let name: Arc<str> = rule.queue().as_str().into();
+        let name = QueueName::from(rule.queue().as_str());
         let settings = self.policy.settings(&name, &queue.source);
         if !settings.smtp_hosts.is_empty() {
             return Some((name, Site::Fixed, route.clone()));
@@ -411,6 +422,7 @@ impl Scheduler {
         domain.lanes.remove(&key);
         if domain.lanes.is_empty() {
             self.domains.remove(lane.domain);
+            self.policy_doubts.remove(&lane.domain);
         }
     }
 }
@@ -431,9 +443,6 @@ impl DomainState {
             source: "default".into(),
             destination,
             until: None,
-            policy_sought: None,
-            policy_again: None,
-            policy_unknown: false,
             heeds_mta_sts: false,
             lanes: FewSet::default(),
         }

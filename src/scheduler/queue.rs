@@ -13,10 +13,11 @@ use super::few::FewSet;
 use super::limits::SlotKey;
 use super::rare::{AtRest, Rare};
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::policy::{QueueSettings, Rate, RetryAfter, SlidingCount};
 
 pub(crate) struct Queue {
-    pub(super) name: Arc<str>,
+    pub(super) name: QueueName,
     pub(super) source: Arc<str>,
     pub(super) settings: Arc<QueueSettings>,
     /// The limit of its connections, while there are any or somebody waits; then a key of nothing. There may be a
@@ -158,7 +159,7 @@ impl Named for Queue {
 }
 
 impl Queue {
-    pub(super) fn new(name: Arc<str>, source: Arc<str>, settings: Arc<QueueSettings>) -> Self {
+    pub(super) fn new(name: QueueName, source: Arc<str>, settings: Arc<QueueSettings>) -> Self {
         let bounces = settings.bounce_fuse.map(fuse);
         Self {
             name,

@@ -230,7 +230,7 @@ fn record<'a>(
         reference: envelope.reference.as_deref(),
         recipient: &recipient.address,
         domain: &lane.domain,
-        queue: queue.map_or(lane.domain.shared(), |queue| &queue.name),
+        queue: queue.map_or(lane.domain.as_str(), |queue| &queue.name),
         source: queue.map_or(&lane.source, |queue| &queue.source),
         mx: candidate.map(|candidate| &candidate.host),
         peer: candidate.map(|candidate| candidate.peer),

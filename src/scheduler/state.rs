@@ -3,8 +3,6 @@
 #[cfg(feature = "testing")]
 mod stored;
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use super::destination::RetryClock;
@@ -18,7 +16,7 @@ use super::{DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::event::Diagnosis;
-use crate::message::Domain;
+use crate::message::{Domain, QueueName};
 use crate::policy::Rate;
 use crate::storage::{Change, StateRow};
 
@@ -159,7 +157,7 @@ impl Scheduler {
     }
 
     fn restore_pace(&mut self, now: Timestamp, state: PaceRow) {
-        let queue: Arc<str> = state.queue.into();
+        let queue: QueueName = state.queue.into();
         let key = match (state.kind, state.of) {
             (PaceKind::Messages, PaceOf::Source(source)) => LimitKey::MessageRate(queue, source.into()),
             (PaceKind::Capped, PaceOf::Source(source)) => LimitKey::CapRate(queue, source.into()),

@@ -1,7 +1,6 @@
 //! Going over stored items page by page: to make them due, or to end what is held.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::command::{Answer, Command, Token};
 use super::intake::head_of;
@@ -11,6 +10,7 @@ use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ClaimId, Scheduler};
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::storage::{
     Change, Filter, Item, ItemId, ItemSummary, ListPosition, Recipient, Release, StorageError,
 };
@@ -23,7 +23,7 @@ pub(super) struct Scope {
     filters: VecDeque<Filter>,
     after: Option<ListPosition>,
     /// The queue whose fuse is as new once all is gone over.
-    fuse_of: Option<Arc<str>>,
+    fuse_of: Option<QueueName>,
 }
 
 impl Scope {
@@ -35,7 +35,7 @@ impl Scope {
         Self { filters: filters.into_iter().collect(), after: None, fuse_of: None }
     }
 
-    pub(super) fn then_reset_fuse_of(self, queue: Arc<str>) -> Self {
+    pub(super) fn then_reset_fuse_of(self, queue: QueueName) -> Self {
         Self { fuse_of: Some(queue), ..self }
     }
 }

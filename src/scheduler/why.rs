@@ -7,7 +7,6 @@ mod connections;
 mod question;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use question::Question;
 
@@ -17,6 +16,7 @@ use super::queue::Queue;
 use super::window::WindowItem;
 use super::{DestinationKey, Scheduler};
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::storage::{ItemSummary, Room};
 use crate::why::{LimitOf, MessageWaits, QueueWaits, Wait};
 
@@ -33,7 +33,7 @@ impl Scheduler {
     }
 
     /// What the queues of this name wait for, one of each source.
-    pub(crate) fn why_queue(&self, now: Timestamp, name: &Arc<str>) -> Vec<QueueWaits> {
+    pub(crate) fn why_queue(&self, now: Timestamp, name: &QueueName) -> Vec<QueueWaits> {
         let question = Question::new(self, now);
         let queues = self.queues_named(name);
         let mut told: Vec<_> = queues.iter().filter_map(|&key| question.queue(key)).collect();

@@ -118,7 +118,7 @@ fn sessions_count_for_what_they_are_held_to() {
 /// All of it is the target's own.
 fn held_to(target: &Target) -> HeldTo<'_> {
     let (host, tlsa, mta_sts) = (&target.host, target.tlsa.as_deref(), target.mta_sts.as_ref());
-    HeldTo { domain: target.domain.as_deref().unwrap(), host, tlsa, mta_sts, target }
+    HeldTo { domain: target.domain.as_ref().unwrap().as_str(), host, tlsa, mta_sts, target }
 }
 
 fn counted(target: &Target, session: Result<SessionTls, &ConnectError>) -> Vec<String> {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::dane::TlsaSet;
-use crate::message::{Address, MessageDsn, MessageId, RecipientDsn, ReversePath};
+use crate::message::{Address, Domain, MessageDsn, MessageId, QueueName, RecipientDsn, ReversePath};
 use crate::mta_sts::KnownPolicy;
 use crate::policy::{Credentials, StartTls};
 use crate::reply::{EnhancedStatus, Reply, Stage};
@@ -127,9 +127,9 @@ pub struct Target {
     pub ehlo: Arc<str>,
     /// The domain whose mail wants the connection, for records; `None`: an address literal, or fixed hosts. Mail of other
     /// domains may go over it too.
-    pub domain: Option<Arc<str>>,
+    pub domain: Option<Domain>,
     /// The queue that wants the connection, for records. Mail of other queues may go over it too.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The source it is sent from.
     pub source: Arc<str>,
     /// What is spoken there.
@@ -155,7 +155,7 @@ impl Target {
             host: "mx.example.net".into(),
             local: None,
             ehlo: "out.example".into(),
-            domain: Some("x.example".into()),
+            domain: Domain::parse("x.example").ok(),
             queue: "x.example".into(),
             source: "default".into(),
             protocol: Protocol::Smtp,
@@ -289,7 +289,7 @@ pub struct Transaction {
     /// The message, for records.
     pub message: MessageId,
     /// The queue it lies in, for records.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The host it is for, for records: another than that of the session's target if the session serves several.
     pub host: Arc<str>,
     /// The envelope's sender.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{PaceKind, PaceOf, Row};
 use crate::clock::Timestamp;
 use crate::control::Selector;
+use crate::message::QueueName;
 use crate::policy::Rate;
 use crate::scheduler::limits::Local;
 use crate::storage::StateRow;
@@ -25,7 +26,7 @@ pub(crate) enum Stored {
 
 #[derive(Clone)]
 pub(crate) struct StoredStep {
-    pub(crate) queue: Arc<str>,
+    pub(crate) queue: QueueName,
     pub(crate) source: Arc<str>,
     pub(crate) step: u32,
     /// It does not connect before this.
@@ -36,7 +37,7 @@ pub(crate) struct StoredStep {
 
 #[derive(Clone)]
 pub(crate) struct StoredMode {
-    pub(crate) queue: Arc<str>,
+    pub(crate) queue: QueueName,
     pub(crate) source: Arc<str>,
     /// It is in backoff: until then, or until something ends it.
     pub(crate) backoff: Option<Option<Timestamp>>,
@@ -52,7 +53,7 @@ pub(crate) struct StoredMode {
 #[derive(Clone)]
 pub(crate) struct StoredPace {
     pub(crate) kind: StoredPaceKind,
-    pub(crate) queue: Arc<str>,
+    pub(crate) queue: QueueName,
     pub(crate) rate: Rate,
     /// When all that was taken is paid off.
     pub(crate) rests_at: Timestamp,

@@ -274,7 +274,9 @@ fn a_policy_that_came_late_takes_the_mail_from_a_session() {
         let (connection, outgoing) = rig.transacts.pop_front().unwrap();
         assert_eq!(connection, old);
         assert!(
-            outgoing.policy_domain.is_some_and(|domain| domain.heeds_mta_sts && *domain.name == *"x.example")
+            outgoing
+                .policy_domain
+                .is_some_and(|domain| domain.heeds_mta_sts && domain.name.as_str() == "x.example")
         );
         rig.answer_with("x.example", enforced(hosts, &["mx.p.example"]));
         let looked_up = rig.looked_up.len();

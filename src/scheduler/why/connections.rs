@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::scheduler::limits::SlotKey;
 use crate::scheduler::session::{Connection, InTransaction, State};
 use crate::scheduler::{ConnectionId, DestinationKey, Scheduler};
@@ -11,7 +12,7 @@ use crate::storage::ItemId;
 use crate::why::{Holder, Wait};
 
 /// A queue's name and its source.
-type QueueName<'a> = (&'a Arc<str>, &'a Arc<str>);
+type QueueId<'a> = (&'a QueueName, &'a Arc<str>);
 
 /// Holders of a limit that are told.
 const MOST_HOLDERS: usize = 5;
@@ -19,7 +20,7 @@ const MOST_HOLDERS: usize = 5;
 #[derive(Default)]
 pub(super) struct Connections<'a> {
     /// How many each queue holds of a slot.
-    holders: HashMap<SlotKey, BTreeMap<QueueName<'a>, u64>>,
+    holders: HashMap<SlotKey, BTreeMap<QueueId<'a>, u64>>,
     /// Which carries an item.
     pub(super) carrying: HashMap<ItemId, Wait>,
     /// The transaction of each destination that began first.

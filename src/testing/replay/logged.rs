@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::policy::ReplyContext;
 use crate::reply::{Reply, Stage};
 
@@ -51,7 +52,7 @@ pub struct LoggedReply {
     /// The recipient's domain.
     pub domain: Arc<str>,
     /// The queue: a domain or `name.rollup`.
-    pub queue: Arc<str>,
+    pub queue: QueueName,
     /// The source.
     pub source: Arc<str>,
     /// The name of the host that replied.
@@ -87,7 +88,7 @@ impl LoggedReply {
         Self {
             time,
             outcome: LoggedOutcome::Deferred,
-            queue: domain.clone(),
+            queue: domain.clone().into(),
             domain,
             source: "default".into(),
             mx: None,
@@ -111,7 +112,7 @@ impl LoggedReply {
 
     /// The queue, and the source it sends from. Default: the domain, and `default`.
     #[must_use]
-    pub fn with_queue(mut self, queue: impl Into<Arc<str>>, source: impl Into<Arc<str>>) -> Self {
+    pub fn with_queue(mut self, queue: impl Into<QueueName>, source: impl Into<Arc<str>>) -> Self {
         self.queue = queue.into();
         self.source = source.into();
         self
@@ -205,7 +206,7 @@ impl LoggedReply {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Transaction {
     message: Arc<str>,
-    queue: Arc<str>,
+    queue: QueueName,
     source: Arc<str>,
     mx: Option<Arc<str>>,
     stage: Stage,

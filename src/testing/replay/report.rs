@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::logged::LoggedReply;
+use crate::message::QueueName;
 use crate::policy::{ReplyVerdict, RuleDecision};
 
 /// In which way new rules differ, for one logged reply.
@@ -74,9 +75,9 @@ pub struct RuleReplay {
     /// Recipients that would be retried by it, here or at the next host, and were bounced by that reply.
     pub retries: u64,
     /// Queues all of whose mail would bounce by it, by queue and source.
-    pub bounced_queues: BTreeSet<(Arc<str>, Arc<str>)>,
+    pub bounced_queues: BTreeSet<(QueueName, Arc<str>)>,
     /// How often queues would enter backoff by it, by queue and source.
-    pub backoffs: BTreeMap<(Arc<str>, Arc<str>), u64>,
+    pub backoffs: BTreeMap<(QueueName, Arc<str>), u64>,
 }
 
 /// What new reply rules would have changed.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::logged::{LoggedOutcome, LoggedReply, Transaction};
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::policy::{Action, BackoffChange, Policy, Rate, ReplyVerdict, RuleDecision, SlidingCount};
 use crate::reply::Reply;
 
@@ -15,7 +16,7 @@ pub(super) struct Side {
     enters_backoff: bool,
     /// A rule has `mode=normal`.
     leaves_backoff: bool,
-    queues: HashMap<(Arc<str>, Arc<str>), Queue>,
+    queues: HashMap<(QueueName, Arc<str>), Queue>,
     /// Answers about `after` to the transactions of this moment: one reply counts once.
     counted: HashMap<(Transaction, usize), bool>,
     /// How many recipients the transactions of this moment have.
@@ -138,7 +139,7 @@ impl Side {
 
 impl Queue {
     fn of<'a>(
-        queues: &'a mut HashMap<(Arc<str>, Arc<str>), Self>,
+        queues: &'a mut HashMap<(QueueName, Arc<str>), Self>,
         policy: &Policy,
         logged: &LoggedReply,
     ) -> &'a mut Self {

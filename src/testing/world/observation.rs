@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Diagnosis, Failure, RecipientRecord};
-use crate::message::{Address, MessageId};
+use crate::message::{Address, MessageId, QueueName};
 use crate::reply::Reply;
 use crate::transport::TlsWish;
 
@@ -56,7 +56,7 @@ pub enum Seen {
         /// The host's name.
         host: Arc<str>,
         /// The queue that wants it.
-        queue: Arc<str>,
+        queue: QueueName,
         /// Its source.
         source: Arc<str>,
         /// The TLS it wishes.
@@ -83,7 +83,7 @@ pub enum Seen {
         /// The message.
         message: MessageId,
         /// The queue it lies in.
-        queue: Arc<str>,
+        queue: QueueName,
         /// The host it is for.
         host: Arc<str>,
         /// To whom.
@@ -136,7 +136,7 @@ pub enum Seen {
 
 impl Seen {
     /// The queue it is about, if it is about one.
-    pub(super) fn queue(&self) -> Option<&Arc<str>> {
+    pub(super) fn queue(&self) -> Option<&QueueName> {
         match self {
             Self::Connecting { queue, .. } | Self::Offered { queue, .. } => Some(queue),
             Self::Event(event) => record(event).map(|record| &record.queue),

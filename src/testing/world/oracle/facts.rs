@@ -11,7 +11,7 @@ use super::modes::Modes;
 use super::names::Names;
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, RecipientRecord, StorageOperation, StorageTrouble};
-use crate::message::{Address, Domain, EventId, MessageId};
+use crate::message::{Address, Domain, EventId, MessageId, QueueName};
 use crate::policy::{Policy, QueueSettings};
 use crate::scheduler::{Bounds, Stored, StoredStep};
 use crate::storage::{Change, Envelope, NewMessage, OutboxEntry, OutboxPosition};
@@ -21,7 +21,7 @@ use crate::transport::TlsWish;
 const SIGNIFICANT_STEP: Duration = Duration::from_millis(10);
 
 /// A queue of a source.
-pub(super) type QueueId = (Arc<str>, Arc<str>);
+pub(super) type QueueId = (QueueName, Arc<str>);
 
 pub(super) struct Facts {
     pub(super) policy: Policy,
@@ -107,7 +107,7 @@ pub(super) struct Standing {
     /// In this transaction, and the end is not durable.
     undurable_since: Option<u64>,
     /// The queue it was offered from last.
-    pub(super) offered_from: Option<Arc<str>>,
+    pub(super) offered_from: Option<QueueName>,
     /// When it was first offered, on the engine's clock.
     pub(super) first_offered: Option<Timestamp>,
 }
@@ -118,7 +118,7 @@ pub(super) struct Open {
     pub(super) peer: SocketAddr,
     pub(super) local: Option<IpAddr>,
     pub(super) host: Arc<str>,
-    pub(super) queue: Arc<str>,
+    pub(super) queue: QueueName,
     pub(super) source: Arc<str>,
     /// What it was opened for.
     pub(super) tls: TlsWish,
@@ -139,7 +139,7 @@ impl Open {
     }
 
     /// It carries mail of this queue to this host.
-    pub(super) fn put_to_work(&mut self, queue: &Arc<str>, host: &Arc<str>) {
+    pub(super) fn put_to_work(&mut self, queue: &QueueName, host: &Arc<str>) {
         (self.at_work, self.queue, self.host) = (true, queue.clone(), host.clone());
     }
 }
@@ -199,12 +199,12 @@ impl Facts {
         self.epoch_since = now;
     }
 
-    pub(super) fn settings(&self, queue: &Arc<str>, source: &Arc<str>) -> Arc<QueueSettings> {
+    pub(super) fn settings(&self, queue: &QueueName, source: &Arc<str>) -> Arc<QueueSettings> {
         let known = self.settings.get(&(queue.clone(), source.clone()));
         known.cloned().unwrap_or_else(|| Arc::new(self.policy.settings(queue, source)))
     }
 
-    pub(super) fn in_backoff(&self, queue: &Arc<str>, source: &Arc<str>, now: Timestamp) -> bool {
+    pub(super) fn in_backoff(&self, queue: &QueueName, source: &Arc<str>, now: Timestamp) -> bool {
         self.modes.in_backoff(&(queue.clone(), source.clone()), now)
     }
 

@@ -12,13 +12,14 @@ use super::super::observation::{Observation, Seen};
 use super::facts::Open;
 use super::{Facts, Invariant, Judgement};
 use crate::clock::Timestamp;
+use crate::message::QueueName;
 use crate::policy::{Cidr, NamePattern};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Total,
-    Queue(Arc<str>, Arc<str>),
-    SourceIp(Arc<str>, Option<IpAddr>),
+    Queue(QueueName, Arc<str>),
+    SourceIp(QueueName, Option<IpAddr>),
     Host(NamePattern, Arc<str>),
     Address(Cidr, Option<IpAddr>, Option<Option<IpAddr>>),
 }

@@ -33,14 +33,13 @@ mod tls;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use facts::Facts;
 pub(super) use snapshot::{MOMENT, Snapshot};
 
 use super::observation::{Observation, Seen};
-use crate::message::{Address, MessageId};
+use crate::message::{Address, MessageId, QueueName};
 use crate::policy::Policy;
 use crate::scheduler::Bounds;
 use crate::storage::{Change, ChangeOutcome, Inserted, Item, NewMessage, StorageError};
@@ -52,7 +51,7 @@ type Judgement = Result<(), Wrong>;
 struct Wrong {
     what: String,
     message: Option<MessageId>,
-    queue: Option<Arc<str>>,
+    queue: Option<QueueName>,
 }
 
 impl From<String> for Wrong {
@@ -82,7 +81,7 @@ pub(super) struct Broken {
     /// The message it is about, if it is about one.
     pub(super) message: Option<MessageId>,
     /// The queue it is about, if it is about one.
-    pub(super) queue: Option<Arc<str>>,
+    pub(super) queue: Option<QueueName>,
 }
 
 /// An invariant did not hold: a fault of the engine, or of a part that the host put in.

@@ -14,7 +14,7 @@ use super::facts::{QueueId, is_about_accepted_mail};
 use super::starved::slowest_rate;
 use super::{Facts, Invariant, Judgement};
 use crate::event::{DeliveryEvent, Reason, RecipientRecord};
-use crate::message::MessageId;
+use crate::message::{MessageId, QueueName};
 
 /// How long nothing may be done while something could be, beside rates.
 const IDLE: Duration = Duration::from_secs(1800);
@@ -80,7 +80,7 @@ impl Invariant for Neglected {
 }
 
 impl Neglected {
-    fn failed(&mut self, at: Duration, queue: &Arc<str>, source: &Arc<str>) {
+    fn failed(&mut self, at: Duration, queue: &QueueName, source: &Arc<str>) {
         let last = self.failed.entry((queue.clone(), source.clone())).or_default();
         *last = at.max(*last);
     }
@@ -89,7 +89,7 @@ impl Neglected {
         let Some(accepted) = self.accepted.get(&record.id) else { return Ok(()) };
         let key = (record.queue.clone(), record.source.clone());
         // Before its rollup was known it lay in its domain's own queue.
-        let home = (Arc::from(record.domain.as_str()), record.source.clone());
+        let home = (QueueName::from(&record.domain), record.source.clone());
         // Nor is it known of which rollups it was meanwhile.
         let may_be_of = |queue: &QueueId| *queue == key || *queue == home || queue.0.ends_with(".rollup");
         let failed = self.failed.iter().filter(|(queue, _)| may_be_of(queue));

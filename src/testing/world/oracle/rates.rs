@@ -10,17 +10,18 @@ use std::time::Duration;
 use super::super::observation::{Observation, Seen};
 use super::{Facts, Invariant, Judgement};
 use crate::event::DeliveryEvent;
+use crate::message::QueueName;
 use crate::policy::Rate;
 use crate::scheduler::StoredPaceKind;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Messages(Arc<str>, Arc<str>),
-    MessagesFrom(Arc<str>, Option<IpAddr>),
-    Connections(Arc<str>, Arc<str>),
-    ConnectionsFrom(Arc<str>, Option<IpAddr>),
+    Messages(QueueName, Arc<str>),
+    MessagesFrom(QueueName, Option<IpAddr>),
+    Connections(QueueName, Arc<str>),
+    ConnectionsFrom(QueueName, Option<IpAddr>),
     /// A temporary cap, and how many there were before it.
-    Capped(Arc<str>, Arc<str>, u64),
+    Capped(QueueName, Arc<str>, u64),
 }
 
 /// When what was used of each rate is paid off.

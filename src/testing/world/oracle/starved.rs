@@ -8,7 +8,7 @@ use super::super::observation::{Observation, Seen, record};
 use super::facts::{QueueId, is_about_accepted_mail};
 use super::{Facts, Invariant, Judgement, Snapshot, Wrong};
 use crate::event::DeliveryEvent;
-use crate::message::MessageId;
+use crate::message::{MessageId, QueueName};
 use crate::policy::{QueueSettings, Rate};
 
 /// How long a queue with due mail may do nothing, beside its own intervals and rates.
@@ -97,7 +97,7 @@ impl Invariant for Starved {
 }
 
 impl Starved {
-    fn active(&mut self, at: Duration, queue: &Arc<str>, source: &Arc<str>) {
+    fn active(&mut self, at: Duration, queue: &QueueName, source: &Arc<str>) {
         self.active.insert((queue.clone(), source.clone()), at);
     }
 }
