@@ -123,7 +123,9 @@ impl Options {
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| usage(format!("{arg} wants a value")));
             match &*arg {
+                "--policy" if policy.is_some() => return Err(usage("--policy is given twice")),
                 "--policy" => policy = Some(value()?),
+                "--against" if against.is_some() => return Err(usage("--against is given twice")),
                 "--against" => against = Some(value()?),
                 "--show" => {
                     let text = value()?;
@@ -695,6 +697,8 @@ Not judged, since the recipient would have bounced before: 1 record, 0 of them d
         for args in [
             "",
             "--policy",
+            "--policy a --policy b",
+            "--policy a --against b --against c",
             "--policy a --show x",
             "--policy a --show 100001",
             "--policy a --jsonl --show 1",

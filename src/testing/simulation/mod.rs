@@ -91,10 +91,12 @@ impl Simulation {
     /// a failure names.
     ///
     /// # Panics
-    /// If one of the variables is no number.
+    /// If one of the variables is no number, or `POSTRIDER_SEEDS` is 0.
+    #[allow(clippy::panic, reason = "a test that runs nothing must not pass")]
     pub fn seeds(count: u64) -> impl Iterator<Item = u64> {
         match (number("POSTRIDER_SEED"), number("POSTRIDER_SEEDS")) {
             (Some(seed), _) => seed..=seed,
+            (None, Some(0)) => panic!("POSTRIDER_SEEDS is 0: no world would be run"),
             (None, more) => 1..=more.unwrap_or(count),
         }
     }

@@ -268,9 +268,10 @@ impl WorldBuilder {
 /// How a test that failed is run again with the same seed.
 pub(crate) fn how_to_repeat(seed: u64) -> String {
     // The test harness names its threads after the tests.
-    let test = std::thread::current().name().filter(|name| *name != "main").map(str::to_owned);
-    let test = test.map(|test| format!(" {test}")).unwrap_or_default();
-    format!("to repeat it: {SEED_VARIABLE}={seed} cargo test{test}")
+    match std::thread::current().name().filter(|name| *name != "main") {
+        Some(test) => format!("to repeat it: {SEED_VARIABLE}={seed} cargo test {test}"),
+        None => format!("to repeat it: seed {seed} ({SEED_VARIABLE}={seed}, if the program reads that)"),
+    }
 }
 
 /// The seed that `POSTRIDER_SEED` names.

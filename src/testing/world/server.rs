@@ -271,12 +271,11 @@ impl Server {
         recipient: &str,
     ) -> Option<Reply> {
         let recipient = recipient.to_ascii_lowercase();
-        if let Some(answer) = self.model.mailboxes.get(&recipient).or(self.model.others.as_ref())
-            && !answer.is_positive()
-        {
-            return Some(answer.clone());
+        let answer = self.model.mailboxes.get(&recipient).or(self.model.others.as_ref()).cloned();
+        let Some(wait) = self.model.greylist else { return answer };
+        if answer.as_ref().is_some_and(|answer| !answer.is_positive()) {
+            return answer;
         }
-        let wait = self.model.greylist?;
         let triple = (client, sender.to_owned(), recipient);
         let first = *self.greylist.entry(triple.clone()).or_insert_with(|| {
             self.greylisted.push_back(triple);
@@ -288,7 +287,7 @@ impl Server {
             self.greylist.remove(&oldest);
         }
         let passed = now.saturating_sub(first) >= wait;
-        (!passed).then(|| reply("451 4.7.1 greylisted, try again later"))
+        if passed { answer } else { Some(reply("451 4.7.1 greylisted, try again later")) }
     }
 
     /// What fails now: the windows' failures, and what chance adds.

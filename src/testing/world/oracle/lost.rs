@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::super::observation::{Observation, Seen, record};
+use super::facts::Standing;
 use super::{Facts, Invariant, Judgement, Snapshot, Wrong};
 use crate::event::{DeliveryEvent, Reason};
 use crate::message::{Address, MessageId};
@@ -32,17 +33,18 @@ impl Invariant for Lost {
         for record in snapshot.outbox.iter().filter_map(|(_, event)| record(event)) {
             stored.entry(record.id).or_default().insert(&record.recipient);
         }
+        let is_lost = |message: &MessageId, recipient: &Address, standing: &Standing| {
+            let is_stored = || stored.get(message).is_some_and(|stored| stored.contains(recipient));
+            standing.accepted && standing.reported.is_none() && !is_stored()
+        };
+        let mut lost = Vec::new();
         for (message, recipients) in &facts.messages {
-            for (recipient, standing) in recipients {
-                let is_stored = || stored.get(message).is_some_and(|stored| stored.contains(recipient));
-                if standing.accepted && standing.reported.is_none() && !is_stored() {
-                    let what = format!(
-                        "{message} to {recipient} was accepted and is neither in the store nor reported"
-                    );
-                    return Err(Wrong { message: Some(*message), ..what.into() });
-                }
-            }
+            let of_message = recipients.iter().filter(|(recipient, it)| is_lost(message, recipient, it));
+            lost.extend(of_message.map(|(recipient, _)| (*message, recipient)));
         }
-        Ok(())
+        // The same one of several each time.
+        let Some((message, recipient)) = lost.into_iter().min() else { return Ok(()) };
+        let what = format!("{message} to {recipient} was accepted and is neither in the store nor reported");
+        Err(Wrong { message: Some(message), ..what.into() })
     }
 }
