@@ -1,10 +1,12 @@
 //! Durable scheduler state: one row for each destination, queue and slow rate that is not at rest.
 
+mod kind;
 #[cfg(feature = "testing")]
 mod stored;
 
 use serde::{Deserialize, Serialize};
 
+use self::kind::{Kind, Row};
 use super::destination::RetryClock;
 use super::fault::Fault;
 use super::limits::{LimitKey, Local};
@@ -15,7 +17,7 @@ use super::rare::AtRest;
 use super::{DestinationKey, Scheduler, TimerOwner};
 use crate::clock::Timestamp;
 use crate::control::Selector;
-use crate::event::Diagnosis;
+use crate::event::{Diagnosis, StorageOperation};
 use crate::message::{Domain, QueueName};
 use crate::policy::Rate;
 use crate::storage::{Change, StateRow};
@@ -23,18 +25,8 @@ use crate::storage::{Change, StateRow};
 #[cfg(feature = "testing")]
 pub(crate) use stored::{Stored, StoredMode, StoredPace, StoredPaceKind, StoredStep};
 
-/// The rows' version: a row of another version is dropped with a warning.
-const VERSION: u8 = 3;
 /// How long a destination of many domains keeps its clock after it ran out, until one of its domains is looked up.
 const KEPT_FOR_DOMAINS: std::time::Duration = std::time::Duration::from_secs(600);
-
-#[derive(Serialize, Deserialize)]
-enum Row {
-    Destination(DestinationRow),
-    Queue(QueueRow),
-    Pace(PaceRow),
-    Pause(Selector),
-}
 
 #[derive(Serialize, Deserialize)]
 struct DestinationRow {
@@ -92,22 +84,16 @@ impl Scheduler {
     /// Start-up: what was not at rest goes on where it stood.
     pub(super) fn on_state(&mut self, now: Timestamp, rows: &[StateRow]) {
         for row in rows {
-            let decoded = match row.value.split_first() {
-                Some((&VERSION, encoded)) => postcard::from_bytes::<Row>(encoded).ok(),
-                _ => None,
-            };
-            match decoded {
-                Some(Row::Destination(state)) => self.restore_destination(now, state),
-                Some(Row::Queue(state)) => self.restore_queue(now, state),
-                Some(Row::Pace(state)) => self.restore_pace(now, state),
-                Some(Row::Pause(selector)) => {
+            match Row::read(row) {
+                Ok(Row::Destination(state)) => self.restore_destination(now, state),
+                Ok(Row::Queue(state)) => self.restore_queue(now, state),
+                Ok(Row::Pace(state)) => self.restore_pace(now, state),
+                Ok(Row::Pause(selector)) => {
                     self.pauses.insert(selector);
                 }
-                None => {
-                    tracing::warn!(
-                        key = %row.key.escape_ascii(),
-                        "a state row that is damaged or of another version was dropped"
-                    );
+                Err(problem) => {
+                    tracing::warn!(key = %row.key.escape_ascii(), %problem, "a state row was dropped");
+                    self.tell_trouble(now, StorageOperation::Read, problem.to_string());
                     self.writes.change(Change::DeleteState(row.key.clone()));
                 }
             }
@@ -172,7 +158,7 @@ impl Scheduler {
     }
 
     pub(super) fn store_pause(&mut self, selector: &Selector) {
-        self.put_row(pause_key(selector), &Row::Pause(selector.clone()));
+        self.put_row(pause_key(selector), selector);
     }
 
     pub(super) fn forget_pause(&mut self, selector: &Selector) {
@@ -200,7 +186,7 @@ impl Scheduler {
         };
         destination.stored_state = true;
         let key = destination_key(&queue.name, &queue.source, &destination.site);
-        self.put_row(key, &Row::Destination(row));
+        self.put_row(key, &row);
     }
 
     /// Removes the row, if there is one; writes it anew if something of it still counts.
@@ -238,7 +224,7 @@ impl Scheduler {
             if !std::mem::take(&mut queue.unsaved) {
                 continue;
             }
-            let row_key = named(b"queue", &[queue.name.as_bytes(), queue.source.as_bytes()]);
+            let row_key = named::<QueueRow>(&[queue.name.as_bytes(), queue.source.as_bytes()]);
             if !queue.mode.is_at_rest() {
                 queue.stored_state = true;
                 let row = QueueRow {
@@ -246,7 +232,7 @@ impl Scheduler {
                     source: queue.source.to_string(),
                     mode: Mode::clone(&queue.mode),
                 };
-                self.put_row(row_key, &Row::Queue(row));
+                self.put_row(row_key, &row);
             } else if std::mem::take(&mut queue.stored_state) {
                 self.writes.change(Change::DeleteState(row_key));
             }
@@ -278,26 +264,26 @@ impl Scheduler {
                 PaceOf::Local(Local::Address(address)) => address.to_string(),
                 PaceOf::Local(Local::System { ipv6 }) => if *ipv6 { "v6" } else { "v4" }.to_owned(),
             };
-            let row_key = named(b"pace", &[&[kind as u8], queue.as_bytes(), of_key.as_bytes()]);
+            let row_key = named::<PaceRow>(&[&[kind as u8], queue.as_bytes(), of_key.as_bytes()]);
             match kept {
                 Some((rate, rests_at)) => {
                     let row = PaceRow { kind, queue: queue.to_string(), of, rate, rests_at };
-                    self.put_row(row_key, &Row::Pace(row));
+                    self.put_row(row_key, &row);
                 }
                 None => self.writes.change(Change::DeleteState(row_key)),
             }
         }
     }
 
-    fn put_row(&mut self, key: Vec<u8>, row: &Row) {
-        if let Ok(value) = postcard::to_extend(row, vec![VERSION]) {
+    fn put_row<K: Kind>(&mut self, key: Vec<u8>, row: &K) {
+        if let Ok(value) = postcard::to_extend(row, vec![K::VERSION]) {
             self.writes.change(Change::PutState(StateRow { key, value }));
         }
     }
 }
 
-fn named(kind: &[u8], parts: &[&[u8]]) -> Vec<u8> {
-    let mut key = kind.to_vec();
+fn named<K: Kind>(parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = K::NAME.to_vec();
     for part in parts {
         key.push(0);
         key.extend_from_slice(part);
@@ -314,7 +300,7 @@ fn pause_key(selector: &Selector) -> Vec<u8> {
         // Both may be long, and hold any octet.
         Selector::Tag { name, value } => (b"tag", format!("{}={name}={value}", name.len())),
     };
-    named(b"pause", &[kind, &hash(&name)])
+    named::<Selector>(&[kind, &hash(&name)])
 }
 
 /// At most 512 octets: a queue's name has 255 at most, a source's 64. Hosts, of which there may be many, are hashed.
@@ -326,7 +312,7 @@ fn destination_key(queue: &str, source: &str, site: &Site) -> Vec<u8> {
         Site::Fixed => b"fixed".to_vec(),
         Site::Hosts(hosts) => hash(hosts).to_vec(),
     };
-    named(b"destination", &[queue.as_bytes(), source.as_bytes(), &site])
+    named::<DestinationRow>(&[queue.as_bytes(), source.as_bytes(), &site])
 }
 
 /// 128 bits of FNV-1a: no stranger gains by a collision, which would only mix up two retry clocks of one queue.

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{PaceKind, PaceOf, Row};
+use super::kind::Row;
+use super::{PaceKind, PaceOf};
 use crate::clock::Timestamp;
 use crate::control::Selector;
 use crate::message::QueueName;
@@ -72,8 +73,7 @@ pub(crate) enum StoredPaceKind {
 impl Stored {
     /// `None`: the row can not be read, or is of what only this machine knows.
     pub(crate) fn of(row: &StateRow) -> Option<Self> {
-        let (_, encoded) = row.value.split_first()?;
-        Some(match postcard::from_bytes(encoded).ok()? {
+        Some(match Row::read(row).ok()? {
             Row::Destination(row) => Self::Step(StoredStep {
                 queue: row.queue.into(),
                 source: row.source.into(),

@@ -23,6 +23,7 @@ mod rollup;
 mod rules;
 mod session_limits;
 mod sharing;
+mod state;
 #[cfg(feature = "tls")]
 mod tls;
 mod verdict;

@@ -7,7 +7,6 @@ use futures::FutureExt;
 
 use super::harness::*;
 use crate::event::DeliveryEvent;
-use crate::scheduler::Bounds;
 use crate::storage::{Filter, Storage};
 
 const LIST: &str = "retry-after = [\"5m\", \"10m\", \"15m\", \"30m\", \"1h\"]";
@@ -282,17 +281,5 @@ fn a_state_row_without_mail_is_forgotten_in_time() {
     let mut rig = rig.restarted("");
     assert_eq!(rig.scheduler.destinations.len(), 1, "it is still held");
     rig.pass(10 * MINUTE);
-    rig.scheduler.assert_empty();
-}
-
-#[test]
-fn damaged_state_rows_are_dropped() {
-    use crate::scheduler::Event;
-    use crate::storage::StateRow;
-    let mut rig = Rig::with_policy("", Bounds::default());
-    for value in [vec![], vec![9], vec![1, 255, 255, 255]] {
-        rig.tell(Event::State(vec![StateRow { key: b"k".to_vec(), value }]));
-    }
-    assert_eq!(rig.committed, 3);
     rig.scheduler.assert_empty();
 }
