@@ -41,11 +41,8 @@ pub(super) struct SessionTask {
     pub(super) phase: Phase,
 }
 
-/// For whom a session is counted in TLS reports, and as what.
-struct Counted {
-    tls: SessionTls,
-    domains: Vec<Domain>,
-}
+/// The domains that a session is counted for in TLS reports.
+type Counted = Vec<Domain>;
 
 /// Domains that one session counts for.
 const MOST_COUNTED: usize = 128;
@@ -87,16 +84,18 @@ impl SessionTask {
         let opened_for = self.policy_domain.take();
         // In a rollup the route's is that of one of its domains.
         self.target.mta_sts = opened_for.as_ref().and_then(|domain| self.policy_of(domain));
-        let result = self.transport.connect(&self.target).await;
-        let tls = result.as_ref().map(|session| self.tls_of(&**session));
+        let mut result = self.transport.connect(&self.target).await;
         if let Some(domain) = &opened_for {
+            let tls = match &mut result {
+                Ok(session) => Ok(self.tls_of(&mut **session, self.target.mta_sts.is_some()).await),
+                Err(error) => Err(&*error),
+            };
             let (host, tlsa, mta_sts) =
                 (&self.target.host, self.target.tlsa.as_deref(), self.target.mta_sts.as_ref());
             let held_to = HeldTo { domain: domain.name.as_str(), host, tlsa, mta_sts, target: &self.target };
             self.tls_counts.session(&held_to, tls);
         }
-        let domains = opened_for.into_iter().map(|domain| domain.name).collect();
-        let counted = tls.ok().map(|tls| Counted { tls, domains });
+        let counted = opened_for.into_iter().map(|domain| domain.name).collect();
         let session = match result {
             Ok(session) => session,
             Err(error) => return self.tell(Event::ConnectFailed { connection, error }).await,
@@ -112,30 +111,33 @@ impl SessionTask {
         self.serve(session, counted).await;
     }
 
-    fn tls_of(&self, session: &dyn Session) -> SessionTls {
+    /// A certificate that need not be valid is looked at only for a domain `with_policy`: nobody else wants to know.
+    async fn tls_of(&self, session: &mut dyn Session, with_policy: bool) -> SessionTls {
         let certificate = match self.target.certificate_by() {
             CertificateBy::Roots => Some(Ok(())),
             // Roots were not asked.
             CertificateBy::Tlsa(_) => None,
-            CertificateBy::Nobody => session.certificate_verdict(),
+            CertificateBy::Nobody if with_policy => session.certificate_verdict().await,
+            CertificateBy::Nobody => None,
         };
         SessionTls { is_there: session.tls().is_some(), certificate }
     }
 
     /// Counts the session for a domain whose mail goes over it, once.
-    fn count(&self, counted: &mut Counted, outgoing: &Outgoing) {
+    async fn count(&self, counted: &mut Counted, session: &mut dyn Session, outgoing: &Outgoing) {
         let Some(domain) = &outgoing.policy_domain else { return };
-        if counted.domains.len() >= MOST_COUNTED || counted.domains.contains(&domain.name) {
+        if counted.len() >= MOST_COUNTED || counted.contains(&domain.name) {
             return;
         }
         // What was looked at without need was looked at for one host. Where there was need, the session is not used for others.
         let is_same_host = outgoing.host == self.target.host || self.target.tls.is_verified();
-        let certificate = counted.tls.certificate.filter(|_| is_same_host);
         let (host, tlsa, mta_sts) = (&outgoing.host, outgoing.tlsa.as_deref(), self.policy_of(domain));
         let mta_sts = mta_sts.as_ref();
+        let tls = self.tls_of(session, is_same_host && mta_sts.is_some()).await;
+        let tls = SessionTls { certificate: tls.certificate.filter(|_| is_same_host), ..tls };
         let held_to = HeldTo { domain: domain.name.as_str(), host, tlsa, mta_sts, target: &self.target };
-        self.tls_counts.session(&held_to, Ok(SessionTls { certificate, ..counted.tls }));
-        counted.domains.push(domain.name.clone());
+        self.tls_counts.session(&held_to, Ok(tls));
+        counted.push(domain.name.clone());
     }
 
     /// The policy that a domain holds its sessions to.
@@ -157,7 +159,7 @@ impl SessionTask {
         })
     }
 
-    async fn serve(&mut self, mut session: Box<dyn Session>, mut counted: Option<Counted>) {
+    async fn serve(&mut self, mut session: Box<dyn Session>, mut counted: Counted) {
         let connection = self.connection;
         loop {
             let order = tokio::select! {
@@ -173,9 +175,7 @@ impl SessionTask {
                     self.tell(Event::AgainstPolicy { connection }).await;
                 }
                 Some(Order::Transact(outgoing)) => {
-                    if let Some(counted) = &mut counted {
-                        self.count(counted, &outgoing);
-                    }
+                    self.count(&mut counted, &mut *session, &outgoing).await;
                     let transaction = match self.load(outgoing).await {
                         Ok(transaction) => transaction,
                         Err(error) => {

@@ -63,8 +63,13 @@ pub trait Session: Debug + Send {
     }
 
     /// What is to be said of the server's certificate for [`Target::host`], in a session that takes any, if
-    /// [`Target::tests_certificate`] asked for it. `None`: nobody has looked at it.
-    fn certificate_verdict(&self) -> Option<Result<(), CertificateProblem>> {
+    /// [`Target::tests_certificate`] says that somebody may ask. `None`: it can not be told.
+    ///
+    /// The engine asks where the mail's domain has an MTA-STS policy: few sessions have to know, and it takes time to find out.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time, and asked again.
+    async fn certificate_verdict(&mut self) -> Option<Result<(), CertificateProblem>> {
         None
     }
 
@@ -167,7 +172,7 @@ impl Target {
         }
     }
 
-    /// Whether the certificate is to be looked at though it need not be valid ([`Session::certificate_verdict`]): a domain whose
+    /// Whether the certificate is to be kept though it need not be valid ([`Session::certificate_verdict`]): a domain whose
     /// mail goes over the session may test its MTA-STS policy, and want to know.
     pub fn tests_certificate(&self) -> bool {
         matches!(self.certificate_by(), CertificateBy::Nobody) && self.domain.is_some()

@@ -1,13 +1,20 @@
 //! TLS reports (RFC 8460) through the whole engine: what is counted, and for whom.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use postrider::Policy;
+use async_trait::async_trait;
 use postrider::event::Reason;
 use postrider::mta_sts::FetchErrorKind;
 use postrider::storage::MemoryStorage;
 use postrider::testing::{Command, SmtpServer, TestCertificate};
 use postrider::tls_report::{DomainTls, TlsPolicy, TlsReport};
+use postrider::transport::smtp::SmtpTransport;
+use postrider::transport::{
+    CertificateProblem, ConnectError, Session, SessionEnd, Target, Transaction, TransactionReport, Transport,
+};
+use postrider::{DeliveryEngine, Policy};
 
 use crate::mta_sts::{MINUTE, Rig, TXT, pass};
 use crate::support::{MX, idle, message};
@@ -197,4 +204,90 @@ async fn a_domain_that_tests_its_policy_is_told_of_sessions_that_others_opened()
         assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
     }
     assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), 2);
+}
+
+/// Counts how often a session is asked about its certificate.
+#[derive(Debug)]
+struct Asked<T> {
+    inner: T,
+    times: Arc<AtomicUsize>,
+}
+
+impl std::fmt::Display for Asked<SmtpTransport> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl Transport for Asked<SmtpTransport> {
+    async fn connect(&self, target: &Target) -> Result<Box<dyn Session>, ConnectError> {
+        let inner = self.inner.connect(target).await?;
+        Ok(Box::new(Asked { inner, times: self.times.clone() }))
+    }
+}
+
+#[async_trait]
+impl Session for Asked<Box<dyn Session>> {
+    async fn transact(&mut self, transaction: &Transaction) -> TransactionReport {
+        self.inner.transact(transaction).await
+    }
+
+    async fn closed(&mut self) -> SessionEnd {
+        self.inner.closed().await
+    }
+
+    async fn quit(self: Box<Self>) {
+        self.inner.quit().await;
+    }
+
+    fn tls(&self) -> Option<String> {
+        self.inner.tls()
+    }
+
+    async fn certificate_verdict(&mut self) -> Option<Result<(), CertificateProblem>> {
+        self.times.fetch_add(1, Ordering::Relaxed);
+        self.inner.certificate_verdict().await
+    }
+}
+
+/// Nobody else wants to know, and it takes a while to find out.
+#[tokio::test(start_paused = true)]
+async fn certificates_are_looked_at_only_for_domains_with_a_policy() {
+    let rig = Rig::new();
+    rig.world.server(MX, &rig.server());
+    let zone = ["plain.example", "tested.example", "off.example"].map(|domain| {
+        format!("{domain}. MX 10 mx1.example.net.\n_mta-sts.{domain}. TXT \"v=STSv1; id=1\"\n")
+    });
+    rig.zone(&zone.concat());
+    for (domain, mode) in
+        [("plain.example", "none"), ("tested.example", "testing"), ("off.example", "testing")]
+    {
+        rig.files.set(domain, format!("version: STSv1\nmode: {mode}\nmx: mx1.example.net\nmax_age: 86400"));
+    }
+    let transport = SmtpTransport::over(rig.world.network.clone());
+    let inner = transport.with_root_certificates(rig.certificate.pem()).unwrap();
+    let times = Arc::new(AtomicUsize::new(0));
+    let policy =
+        "[[rollup]]\nqueue = 'p.rollup'\nmx = '*.example.net'\n[domain.'off.example']\nuse-mta-sts = false";
+    let engine = DeliveryEngine::builder("mta.example.org")
+        .storage(MemoryStorage::new())
+        .resolver(rig.world.zone.clone())
+        .transport(Asked { inner, times: times.clone() })
+        .policy_fetcher(rig.files.clone())
+        .policy(Policy::from_toml(policy).unwrap())
+        .clock(rig.world.clock.clone())
+        .start()
+        .await
+        .unwrap();
+    for (to, asked) in [("plain", 0), ("off", 0), ("plain", 0), ("tested", 1), ("tested", 1), ("plain", 1)] {
+        engine.submit(message(&[&format!("b@{to}.example")])).await.unwrap();
+        pass(Duration::from_secs(1)).await;
+        assert_eq!(times.load(Ordering::Relaxed), asked, "{to}");
+    }
+    idle(&engine).await;
+    assert_eq!(rig.world.network.attempts(MX.parse().unwrap()), 1, "over one session");
+    let expected =
+        ["off.example no-policy-found 1", "plain.example no-policy-found 1", "tested.example sts 1"];
+    assert_eq!(lines(&engine.take_tls_report().await.unwrap()), expected);
 }

@@ -1,5 +1,7 @@
 //! How a session comes about: greeting, EHLO, and TLS and AUTH where they are wished for.
 
+use std::sync::Arc;
+
 use super::connector::Stream;
 use super::ehlo::Extensions;
 use super::session::SmtpSession;
@@ -54,7 +56,7 @@ pub(super) async fn open(
     stream: Box<dyn Stream>,
     target: &Target,
     level: StartTls,
-    tls: &Tls,
+    tls: &Arc<Tls>,
 ) -> Result<SmtpSession, Failed> {
     match converse(stream, target, level, tls).await {
         Ok(session) => Ok(session),
@@ -72,7 +74,7 @@ async fn converse(
     stream: Box<dyn Stream>,
     target: &Target,
     level: StartTls,
-    tls: &Tls,
+    tls: &Arc<Tls>,
 ) -> Result<SmtpSession, Ended> {
     let mut secured = None;
     let mut wire = if target.tls.implicit {
@@ -121,7 +123,11 @@ async fn converse(
 }
 
 /// STARTTLS and the handshake (RFC 3207 §4): the stream in TLS, and what is to be known of it.
-async fn start_tls(mut wire: Wire, target: &Target, tls: &Tls) -> Result<(Box<dyn Stream>, Secured), Ended> {
+async fn start_tls(
+    mut wire: Wire,
+    target: &Target,
+    tls: &Arc<Tls>,
+) -> Result<(Box<dyn Stream>, Secured), Ended> {
     let at = |cause| Ended::at(Stage::Ehlo, cause);
     wire.check_idle().await.map_err(at)?;
     // Nothing may follow it in the same group (RFC 3207 §4).

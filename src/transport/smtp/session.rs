@@ -85,8 +85,8 @@ impl Session for SmtpSession {
         self.tls.as_ref()?.certificate.clone()
     }
 
-    fn certificate_verdict(&self) -> Option<Result<(), CertificateProblem>> {
-        self.tls.as_ref()?.verdict
+    async fn certificate_verdict(&mut self) -> Option<Result<(), CertificateProblem>> {
+        self.tls.as_mut()?.certificate_verdict().await
     }
 
     fn passes_on_dsn(&self) -> bool {

@@ -64,8 +64,30 @@ pub(super) struct Secured {
     pub(super) what: String,
     /// The certificate, if it was verified.
     pub(super) certificate: Option<PeerCertificate>,
-    /// What is to be said of the certificate, if that was to be looked at.
-    pub(super) verdict: Option<Result<(), CertificateProblem>>,
+    /// The certificate, if it was taken unseen and somebody may ask.
+    unseen: Option<Unseen>,
+    /// What is to be said of that one, once somebody has asked.
+    verdict: Option<Result<(), CertificateProblem>>,
+}
+
+/// A certificate that was taken unseen.
+#[derive(Clone, Debug)]
+struct Unseen {
+    /// With those that the server sent beside it.
+    chain: Vec<CertificateDer<'static>>,
+    host: Arc<str>,
+    tls: Arc<Tls>,
+}
+
+impl Secured {
+    /// Looks at the certificate when it is first asked for.
+    pub(super) async fn certificate_verdict(&mut self) -> Option<Result<(), CertificateProblem>> {
+        if let Some(unseen) = &self.unseen {
+            self.verdict = unseen.tls.judge(&unseen.chain, &unseen.host).await;
+            self.unseen = None;
+        }
+        self.verdict
+    }
 }
 
 impl Tls {
@@ -76,7 +98,7 @@ impl Tls {
 
     /// Makes a handshake: the stream in TLS, and what is to be known of it.
     pub(super) async fn handshake(
-        &self,
+        self: &Arc<Self>,
         stream: Box<dyn Stream>,
         target: &Target,
     ) -> Result<(Box<dyn Stream>, Secured), EndCause> {
@@ -100,11 +122,12 @@ impl Tls {
             }
             CertificateBy::Nobody => None,
         };
-        let verdict = match target.tests_certificate() {
-            true => self.judge(connection.peer_certificates().unwrap_or_default(), &target.host).await,
-            false => None,
-        };
-        Ok((Box::new(stream), Secured { what, certificate, verdict }))
+        let unseen = target.tests_certificate().then(|| Unseen {
+            chain: connection.peer_certificates().unwrap_or_default().to_vec(),
+            host: target.host.clone(),
+            tls: self.clone(),
+        });
+        Ok((Box::new(stream), Secured { what, certificate, unseen, verdict: None }))
     }
 
     /// What is to be said of a certificate that was taken unseen.
