@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "virtual time passes in sleeps")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod addresses;
 mod auth;
 mod basics;
 mod controls;
