@@ -45,7 +45,7 @@ fn a_store_is_checked_listed_and_found_damaged() {
     let (_receiver, mut address) = Receiver::start();
     address.set_port(9);
     let mut rng = fastrand::Rng::with_seed(1);
-    let lines: Vec<_> = (0..20).map(|number| draw(&format!("m{number}"), &mut rng).line).collect();
+    let lines: Vec<_> = (0..20).map(|number| draw(&format!("m{number}"), None, &mut rng).line).collect();
     let mut mailer = Mailer::start(&config(folder.path(), address, 0), &[]);
     mailer.feed_all(&lines);
     pause(Duration::from_secs(3));
