@@ -1,7 +1,7 @@
 //! What a large backlog costs: memory, the rate at which mail is accepted, the time to start, and what is left on disk.
 //!
 //! ```text
-//! backlog [--messages 1000000] [--domains 100000] [--folder DIR] [--tidying 300] [--limit NAME=MOST]…
+//! backlog [--messages 1000000] [--domains 100000] [--folder DIR] [--tidying 300] [--before-start COMMAND] [--limit NAME=MOST]…
 //! ```
 //!
 //! First so many messages of 2 KiB for one provider that refuses connections, then one message for each of so many
@@ -9,7 +9,8 @@
 //! `DiskStorage`, the receivers in this one. After each filling it is killed and started again, sends other mail, is
 //! killed once more; then the receivers answer, and everything is delivered. Each line of output is one figure,
 //! `name=value`. Zero leaves a part out. It fails if anything arrives more or less often than once, or if a figure is larger than
-//! its `--limit`; `--tidying` is for how many seconds it waits for space to be given back.
+//! its `--limit`; `--tidying` is for how many seconds it waits for space to be given back. `--before-start` is run by the shell before
+//! the engine is started again, to empty the system's caches for instance.
 
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
@@ -76,6 +77,7 @@ struct Args {
     domains: u64,
     folder: PathBuf,
     tidying: u64,
+    before_start: Option<String>,
     /// The most that figures may be, by their names.
     limits: BTreeMap<String, f64>,
     /// The next ones are for the processes this program starts.
@@ -91,6 +93,7 @@ impl Args {
             domains: 100_000,
             folder,
             tidying: TIDYING,
+            before_start: None,
             limits: BTreeMap::new(),
             part: None,
             port: 0,
@@ -103,6 +106,7 @@ impl Args {
                 "--domains" => read.domains = value.parse()?,
                 "--folder" => read.folder = value.into(),
                 "--tidying" => read.tidying = value.parse()?,
+                "--before-start" => read.before_start = Some(value),
                 "--limit" => {
                     let (name, most) = value.split_once('=').ok_or("--limit is given as NAME=MOST")?;
                     read.limits.insert(name.to_owned(), most.parse()?);
@@ -159,12 +163,19 @@ async fn run_all(args: &Args) -> Result {
                 domains,
                 folder: folder.path().into(),
                 tidying: args.tidying,
+                before_start: None,
                 limits: args.limits.clone(),
                 part: Some(name.into()),
                 port,
             };
             let live = serve(&server, listener);
             figures.extend(run_part(part("fill")).await?);
+            if let Some(command) = &args.before_start {
+                let status = Command::new("sh").args(["-c", command]).status()?;
+                if !status.success() {
+                    return Err(format!("`{command}`: {status}").into());
+                }
+            }
             figures.extend(run_part(part("start")).await?);
             live.abort();
             let _ = live.await;

@@ -1,14 +1,12 @@
 //! A whole mailer in one file: submissions in on stdin, accounting records out on stdout.
 //!
 //! ```text
-//! mailer --config mailer.toml [--until-idle] [--body-file OCTETS] < submissions.jsonl > accounting.jsonl
+//! mailer --config mailer.toml [--until-idle] < submissions.jsonl > accounting.jsonl
 //! ```
 //!
 //! Each line of input is one message: `{"ref":"…","from":"a@x.example","to":["b@y.example"],"data":"…"}`, or
 //! `"file":"path"` in place of `data`. Each line of output is one record. A line that got no `received` record
 //! was not accepted, so the caller submits it again, best with its own `id`.
-//!
-//! With `--body-file` the store begins a new body file at that size: small ones give space back sooner.
 //!
 //! SIGUSR1 prints on stderr what the mail waits for, queue by queue.
 //!
@@ -38,7 +36,7 @@ use postrider::event::{DeliveryEvent, Diagnosis, EventSink, Failure, RecipientRe
 use postrider::message::{Message, Priority};
 use postrider::policy::{Config, parse_duration};
 use postrider::reply::Reply;
-use postrider::storage::{DiskOptions, DiskStorage};
+use postrider::storage::DiskStorage;
 use postrider::transport::smtp::SmtpTransport;
 use postrider::{DeliveryEngine, Stats};
 use serde::{Deserialize, Serialize};
@@ -69,8 +67,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// How long stdout may take to take the last records, once the engine has ended.
 const LAST_RECORDS: Duration = Duration::from_secs(10);
 
-const USAGE: &str =
-    "usage: mailer --config FILE [--until-idle] [--body-file OCTETS] < submissions.jsonl > accounting.jsonl";
+const USAGE: &str = "usage: mailer --config FILE [--until-idle] < submissions.jsonl > accounting.jsonl";
 
 #[tokio::main]
 async fn main() {
@@ -97,7 +94,7 @@ fn failed<E: Display>(what: impl Display) -> impl FnOnce(E) -> End {
 }
 
 async fn run() -> Result<(), End> {
-    let Arguments { config, until_idle, body_file } = arguments()?;
+    let (config, until_idle) = arguments()?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).try_init();
     let config = read_config(&config)?;
@@ -106,7 +103,7 @@ async fn run() -> Result<(), End> {
     let mut asked_why = signal(SignalKind::user_defined1()).map_err(failed("SIGUSR1"))?;
     let clock = Clock::system();
     let accounting = Arc::new(Accounting::new(clock.clone()));
-    let engine = start(&config, body_file, clock, accounting.clone()).await?;
+    let engine = start(&config, clock, accounting.clone()).await?;
     let mut watch = tokio::spawn(watch(engine.clone(), accounting.clone()));
     let mut lines = read_stdin();
     let mut input_open = true;
@@ -157,30 +154,18 @@ async fn run() -> Result<(), End> {
     end.and(flushed).and(accounting.store_works())
 }
 
-struct Arguments {
-    config: PathBuf,
-    until_idle: bool,
-    /// The size of body files, in octets.
-    body_file: Option<u64>,
-}
-
-fn arguments() -> Result<Arguments, End> {
-    let (mut config, mut until_idle, mut body_file) = (None, false, None);
-    let mut args = std::env::args_os().skip(1);
+/// The configuration's file, and whether to end when idle.
+fn arguments() -> Result<(PathBuf, bool), End> {
+    let (mut config, mut until_idle, mut args) = (None, false, std::env::args_os().skip(1));
     while let Some(arg) = args.next() {
         match arg.to_str() {
             Some("--config") => config = args.next(),
             Some("--until-idle") => until_idle = true,
-            Some("--body-file") => {
-                let octets = args.next().and_then(|octets| octets.to_str()?.parse().ok());
-                body_file = Some(octets.ok_or_else(|| usage("--body-file needs a number of octets"))?);
-            }
             Some("--help" | "-h") => return Err(End(0, USAGE.to_owned())),
             _ => return Err(usage(format!("`{}` is not an option", arg.display()))),
         }
     }
-    let config = config.ok_or_else(|| usage("--config FILE is missing"))?.into();
-    Ok(Arguments { config, until_idle, body_file })
+    Ok((config.ok_or_else(|| usage("--config FILE is missing"))?.into(), until_idle))
 }
 
 fn read_config(path: &Path) -> Result<Config, End> {
@@ -190,17 +175,9 @@ fn read_config(path: &Path) -> Result<Config, End> {
 }
 
 /// Puts the engine together from its parts.
-async fn start(
-    config: &Config,
-    body_file: Option<u64>,
-    clock: Clock,
-    sink: Arc<Accounting>,
-) -> Result<DeliveryEngine, End> {
+async fn start(config: &Config, clock: Clock, sink: Arc<Accounting>) -> Result<DeliveryEngine, End> {
     let spool = config.storage_path.as_deref().unwrap_or(Path::new("spool"));
-    let options =
-        body_file.map_or_else(DiskOptions::new, |octets| DiskOptions::new().with_segment_size(octets));
-    let storage = DiskStorage::open_with(spool, options).await;
-    let storage = storage.map_err(failed(format!("storage {}", spool.display())))?;
+    let storage = DiskStorage::open(spool).await.map_err(failed(format!("storage {}", spool.display())))?;
     let resolver = match &config.nameservers {
         Some(servers) => HickoryResolver::with_nameservers(servers),
         None => HickoryResolver::from_system(),

@@ -27,17 +27,21 @@ use std::time::Duration;
 use audit::Audit;
 use check::check_store;
 use mailer::{Mailer, pause};
+use postrider::clock::Clock;
 use receiver::Receiver;
 use serde_json::{Value, json};
 
 /// Kills of a short run.
 const KILLS: usize = 50;
-/// In a long run one mailer of so many lives until the store's upkeep, which comes once a minute.
+/// A long run has so many or more.
+const LONG_RUN: usize = 100;
+/// In it one mailer of so many lives until the store's upkeep, which comes once a minute.
 const LONG_LIVED: usize = 25;
 /// A store is also checked after one kill of so many.
 const CHECKED: usize = 5;
-/// Small, so that many are given up and written anew.
-const BODY_FILE: &str = "65536";
+/// In a long run the first message of each mailer is held back for so long: past the next upkeep, which finds it alone alive in
+/// the mailer's body file and writes that anew.
+const HELD: Duration = Duration::from_secs(150);
 /// Messages offered to one mailer, more than it takes before it is killed.
 const OFFERED: usize = 600;
 pub(crate) const CONNECTIONS: usize = 8;
@@ -68,16 +72,17 @@ fn killed_again_and_again() {
     // Those with an id of their own that nobody has said yet to be received.
     let mut open: Vec<String> = Vec::new();
     for mailer in 0..kills {
-        let mut process = Mailer::start(&config(folder.path(), address, mailer), &["--body-file", BODY_FILE]);
-        let is_long = kills >= 100 && mailer % LONG_LIVED == LONG_LIVED - 1;
+        let mut process = Mailer::start(&config(folder.path(), address, mailer), &[]);
+        let is_long = kills >= LONG_RUN && mailer % LONG_LIVED == LONG_LIVED - 1;
         let mut references = std::mem::take(&mut open);
         // Some that were received are offered again, as by a host that lost the answer.
         let known: Vec<&String> =
             offered.iter().filter(|(_, o)| o.id.is_some()).map(|(name, _)| name).collect();
         references.extend((0..known.len().min(20)).map(|_| known[rng.usize(..known.len())].clone()));
-        for _ in 0..OFFERED {
+        for place in 0..OFFERED {
             let reference = format!("m{}", offered.len());
-            let message = draw(&reference, &mut rng);
+            let hold = (kills >= LONG_RUN && place == 0).then_some(HELD);
+            let message = draw(&reference, hold, &mut rng);
             offered.insert(reference.clone(), message);
             references.push(reference);
         }
@@ -100,7 +105,7 @@ fn killed_again_and_again() {
     }
 
     let config = config(folder.path(), address, kills);
-    let mut last = Mailer::start(&config, &["--until-idle", "--body-file", BODY_FILE]);
+    let mut last = Mailer::start(&config, &["--until-idle"]);
     last.feed_all(&open.iter().map(|reference| offered[reference].line.clone()).collect::<Vec<_>>());
     let longest = LAST + LAST_PER_KILL * u32::try_from(kills).unwrap();
     records.extend(last.finish(longest).into_iter().map(|record| (kills, record)));
@@ -144,7 +149,7 @@ fn config(folder: &Path, receiver: SocketAddr, mailer: usize) -> PathBuf {
 }
 
 /// A message to one to three recipients. Most are there, some are busy at first, some do not exist.
-fn draw(reference: &str, rng: &mut fastrand::Rng) -> Offered {
+fn draw(reference: &str, hold: Option<Duration>, rng: &mut fastrand::Rng) -> Offered {
     let mut to = Vec::new();
     for place in 0..rng.usize(1..=3) {
         let kind = ["ok", "ok", "ok", "busy1", "busy2", "gone"][rng.usize(..6)];
@@ -157,6 +162,9 @@ fn draw(reference: &str, rng: &mut fastrand::Rng) -> Offered {
     let mut line = json!({ "ref": reference, "from": "news@sender.example", "to": to, "data": data });
     if let Some(id) = &id {
         line["id"] = id.as_str().into();
+    }
+    if let Some(hold) = hold {
+        line["hold_until"] = (Clock::system().now() + hold).to_string().into();
     }
     Offered { to, id, line: line.to_string() }
 }

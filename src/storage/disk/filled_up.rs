@@ -9,13 +9,14 @@ use super::*;
 use crate::clock::Clock;
 use crate::dns::StaticResolver;
 use crate::engine::SubmitError;
-use crate::event::{DeliveryEvent, EventSink};
+use crate::event::{DeliveryEvent, EventSink, StorageOperation};
 use crate::message::MessageId;
 use crate::testing::{MemoryNetwork, SmtpServer};
 use crate::transport::smtp::SmtpTransport;
 use crate::{DeliveryEngine, Message, Policy};
 
 const MIB: u64 = 1024 * 1024;
+const CONNECTIONS: u64 = 3;
 const ZONE: &str = "example.net. MX 10 mx.example.net.\nmx.example.net. A 192.0.2.1\n";
 
 #[derive(Clone, Default)]
@@ -38,9 +39,11 @@ impl Recorder {
         delivered
     }
 
-    fn trouble(&self) -> Vec<String> {
+    fn trouble(&self, with: StorageOperation) -> Vec<String> {
         let text = |event: &DeliveryEvent| match event {
-            DeliveryEvent::StorageTrouble(trouble) => Some(trouble.error.clone()),
+            DeliveryEvent::StorageTrouble(trouble) if trouble.operation == with => {
+                Some(trouble.error.clone())
+            }
             _ => None,
         };
         lock(&self.0).iter().filter_map(text).collect()
@@ -49,11 +52,12 @@ impl Recorder {
 
 async fn engine(disk: &Disk, network: &MemoryNetwork, seen: &Recorder) -> DeliveryEngine {
     let options = options(disk).with_segment_size(MIB / 4).with_reserve(MIB / 4);
+    let policy = format!("[domain.\"*\"]\nmax-smtp-out = {CONNECTIONS}\nretry-after = [\"1m\"]");
     DeliveryEngine::builder("mta.example.org")
         .storage(DiskStorage::open_with(STORE, options).await.unwrap())
         .resolver(StaticResolver::parse(ZONE).unwrap())
         .transport(SmtpTransport::over(network.clone()))
-        .policy(Policy::from_toml("[domain.\"*\"]\nmax-smtp-out = 3\nretry-after = [\"10m\"]").unwrap())
+        .policy(Policy::from_toml(&policy).unwrap())
         .event_sink(seen.clone())
         .clock(Clock::starting_at("2026-11-23T10:00:00Z".parse().unwrap()))
         .seed(1)
@@ -95,11 +99,10 @@ async fn an_engine_on_a_disk_that_fills_up_loses_nothing_and_says_so() {
         }
     }
     assert!(accepted.len() > 100, "{}", accepted.len());
-    assert!(
-        seen.trouble().iter().any(|text| text.contains("full") || text.contains("room")),
-        "{:?}",
-        seen.trouble()
-    );
+    let told = seen.trouble(StorageOperation::Insert);
+    // Twenty were refused, one each forty seconds.
+    let says_so = |text: &String| text.contains("the disk is full") || text.contains("no storage space");
+    assert!((10..=20).contains(&told.len()) && told.iter().all(says_so), "{told:?}");
 
     // The power goes while it is full; there is room afterwards.
     for survival in Survival::ALL {
@@ -112,9 +115,17 @@ async fn an_engine_on_a_disk_that_fills_up_loses_nothing_and_says_so() {
         engine.shutdown(Duration::from_secs(9)).await;
     }
 
-    // Or it stays full, and what is delivered makes room.
+    // Or others take what is left, and what is given back: what is sent is settled, or nothing more is.
     let server = SmtpServer::new().keep(0);
     network.listen("192.0.2.1:25".parse::<SocketAddr>().unwrap(), &server);
+    disk.plan(|plan| plan.capacity = Some(0));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let (sent, told) = (server.message_count(), seen.delivered().len() as u64);
+    assert!(sent > 0 && sent - told <= 2 * CONNECTIONS, "{told} of {sent} are settled");
+    assert!(told == accepted.len() as u64 || !seen.trouble(StorageOperation::Commit).is_empty());
+
+    // Or it stays full, and what is delivered makes room.
+    disk.plan(|plan| plan.capacity = Some(used + 4 * MIB));
     drained(&engine_on_it, &server, &seen, &accepted).await;
     tokio::time::sleep(Duration::from_secs(120)).await;
     accepted.insert(submit(&engine_on_it).await.unwrap());

@@ -110,7 +110,7 @@ macro_rules! __storage_rules {
         }
         listing {
             [] a_message_lists_its_items: "the items of a message are listed, with what is leased marked";
-            [] a_lane_lists_in_pages: "a lane is listed in the order of ids, page by page";
+            [] a_lane_lists_in_pages: "a lane is listed in the order of due times, then of ids, page by page";
             [] a_lane_lists_and_counts_all_it_holds: "a lane's list and count agree, whatever its items are: deferred, \
                 leased, with an expiry";
             [] a_tag_lists_what_has_it: "a list by tag returns what has this tag with this value";
