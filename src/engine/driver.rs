@@ -453,6 +453,8 @@ impl Driver {
             self.next_heads = clock::instant() + LEASE;
             if self.shutdown.is_none() && !self.parts.storage.is_exclusive() {
                 self.read_heads();
+                // Outcomes that an engine has stored and did not live to report.
+                self.committed.notify_one();
             }
         }
         self.reap();
