@@ -127,7 +127,13 @@ async fn run() -> Result<(), End> {
     drop(lines);
     // Submissions that still wait for room are refused by the shutdown, and say so.
     let answered = tokio::spawn(async move { while submissions.join_next().await.is_some() {} });
-    let report = engine.shutdown(GRACE).await;
+    let mut shutdown = std::pin::pin!(engine.shutdown(GRACE));
+    let report = loop {
+        tokio::select! {
+            report = &mut shutdown => break report,
+            Some(()) = asked_why.recv() => { tokio::spawn(explain(engine.clone())); }
+        }
+    };
     let ShutdownReport { interrupted, unsettled, .. } = report;
     if interrupted + unsettled > 0 {
         let _ = writeln!(
@@ -526,7 +532,8 @@ async fn explain(engine: DeliveryEngine) {
 
 async fn explanation(engine: &DeliveryEngine) -> Result<String, ControlError> {
     let mut text = String::new();
-    for info in engine.queues(QueueSort::Items, EXPLAINED).await? {
+    let queues = engine.queues(QueueSort::Items, EXPLAINED + 1).await?;
+    for info in queues.iter().take(EXPLAINED) {
         let queues = engine.why_queue(&info.name).await?;
         for queue in queues.iter().filter(|queue| queue.source == info.source) {
             let _ = writeln!(text, "{queue}; {} items", info.items);
@@ -537,6 +544,9 @@ async fn explanation(engine: &DeliveryEngine) -> Result<String, ControlError> {
                 let _ = writeln!(text, "    and {} destinations more", queue.more_destinations);
             }
         }
+    }
+    if queues.len() > EXPLAINED {
+        let _ = writeln!(text, "there are more queues: these are the {EXPLAINED} with the most mail");
     }
     Ok(text)
 }

@@ -52,7 +52,10 @@ impl Scheduler {
             assert!(idle <= used, "{key:?}: {idle} idle of {used}");
         }
         assert!(held.is_empty(), "held of no limit");
-        assert!(self.policy_doubts.keys().all(|&key| self.domains.get(key).is_some()), "doubts of domains gone");
+        assert!(
+            self.policy_doubts.keys().all(|&key| self.domains.get(key).is_some()),
+            "doubts of domains gone"
+        );
         assert_eq!(self.idle_at.values().map(|idle| idle.len()).sum::<usize>(), listed, "listed by address");
         assert_eq!(self.transit.octets(), octets, "octets in transit");
 
