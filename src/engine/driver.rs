@@ -118,8 +118,8 @@ pub(super) enum Input {
     Event(Event),
     /// So many outcomes were taken by the sink and acknowledged.
     Acknowledged(u64),
-    /// The outbox was found empty, read after so many commits of outcomes.
-    OutboxEmpty(u64),
+    /// All in the outbox has been told, as it was after so many commits of outcomes.
+    OutboxRead(u64),
     /// What the store could not read: damage, which it left aside, or the outbox.
     Unread(Vec<StorageError>),
     /// The items of a message, of which the host asked what they wait for.
@@ -169,6 +169,8 @@ pub(super) struct Driver {
     committing_outcomes: u64,
     /// An acknowledgement may come before the commit's own answer: below zero for that moment.
     pub(super) outcomes: i64,
+    /// All in the outbox has been told, as it was after so many commits of outcomes.
+    told_after: Option<u64>,
     waiters: HashMap<Token, Waiter>,
     next_token: u64,
     idle_waiters: Vec<oneshot::Sender<()>>,
@@ -232,6 +234,7 @@ impl Driver {
             commits,
             committing_outcomes: 0,
             outcomes: i64::try_from(outcomes).unwrap_or(i64::MAX),
+            told_after: (outcomes == 0).then_some(0),
             waiters: HashMap::new(),
             next_token: 0,
             idle_waiters: Vec::new(),
@@ -359,10 +362,11 @@ impl Driver {
             }
             Input::Acknowledged(count) => self.outcomes = self.outcomes.saturating_sub_unsigned(count),
             // Another engine on the same store may have taken this one's outcomes, or this one its.
-            Input::OutboxEmpty(commits) if commits == self.commits.load(Ordering::Acquire) => {
-                self.outcomes = 0
+            Input::OutboxRead(commits) if commits == self.commits.load(Ordering::Acquire) => {
+                self.outcomes = 0;
+                self.told_after = Some(commits);
             }
-            Input::OutboxEmpty(_) => {}
+            Input::OutboxRead(_) => {}
             Input::Unread(damage) => self.report_unread(damage),
             Input::Why { items, reply } => {
                 let now = self.parts.clock.now();
@@ -695,8 +699,14 @@ impl Driver {
     fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
             && self.outcomes <= 0
+            && self.is_all_told()
             && self.committing_outcomes == 0
             && self.unsent.is_empty()
+    }
+
+    /// Seen since the last outcomes were stored. Their number does not say so: engines that share a store count each other's.
+    fn is_all_told(&self) -> bool {
+        self.told_after == Some(self.commits.load(Ordering::Acquire))
     }
 
     /// Cuts what is still going on, lets writes end, and waits for the reporter's last round.

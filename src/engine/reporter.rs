@@ -178,7 +178,7 @@ impl Reporter {
         }
         self.more = entries.len() == PAGE;
         let Some(last) = entries.last().map(|entry| entry.position) else {
-            let _ = self.handover.results.send(Input::OutboxEmpty(commits)).await;
+            let _ = self.handover.results.send(Input::OutboxRead(commits)).await;
             return true;
         };
         let count = entries.len() as u64;
@@ -207,7 +207,13 @@ impl Reporter {
         for event in &events {
             self.streams.send(event).await;
         }
-        self.acknowledge().await
+        if !self.acknowledge().await {
+            return false;
+        }
+        if !self.more {
+            let _ = self.handover.results.send(Input::OutboxRead(commits)).await;
+        }
+        true
     }
 
     /// Tells the store what the sink has kept. Until that succeeds nothing further is read; a restart in between
