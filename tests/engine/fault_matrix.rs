@@ -61,19 +61,40 @@ fn behaviour(fault: &str, normal: &str) -> Behaviour {
 struct Row {
     name: &'static str,
     command: Command,
+    /// It comes so often before, and all is well.
+    before: u64,
     /// What the server says there else.
     normal: &'static str,
     keywords: &'static [&'static str],
+    /// What both servers are besides.
+    kind: fn(SmtpServer) -> SmtpServer,
     policy: &'static str,
     octets: usize,
     cells: &'static str,
 }
 
 const PLAIN: &[&str] = &["8BITMIME"];
+const LOGIN_ALONE: &[&str] = &["8BITMIME", "AUTH LOGIN"];
 const PIPELINING: &[&str] = &["8BITMIME", "PIPELINING"];
 
 const fn row(name: &'static str, command: Command, normal: &'static str, cells: &'static str) -> Row {
-    Row { name, command, normal, keywords: PLAIN, policy: "", octets: 10, cells }
+    Row { name, command, before: 0, normal, keywords: PLAIN, kind: usual, policy: "", octets: 10, cells }
+}
+
+fn usual(server: SmtpServer) -> SmtpServer {
+    server
+}
+
+fn old(server: SmtpServer) -> SmtpServer {
+    server.reply(Command::Ehlo, "502 5.5.1 what?")
+}
+
+fn with_tls(server: SmtpServer) -> SmtpServer {
+    server.starttls(&TestCertificate::new(["mx1.example.net"]).unwrap())
+}
+
+fn with_passwords(server: SmtpServer) -> SmtpServer {
+    server.auth("ann", "secret")
 }
 
 const fn pipelined(name: &'static str, command: Command, normal: &'static str, cells: &'static str) -> Row {
@@ -84,6 +105,26 @@ const fn with(policy: &'static str, row: Row) -> Row {
     Row { policy, ..row }
 }
 
+const fn to(kind: fn(SmtpServer) -> SmtpServer, row: Row) -> Row {
+    Row { kind, ..row }
+}
+
+/// By LOGIN, after so many prompts.
+const fn login(before: u64, name: &'static str, normal: &'static str, cells: &'static str) -> Row {
+    let row = to(with_passwords, with(LOGIN, row(name, Command::Auth, normal, cells)));
+    Row { keywords: LOGIN_ALONE, before, ..row }
+}
+
+/// By LMTP.
+const fn local(row: Row) -> Row {
+    to(SmtpServer::lmtp, with(LMTP, row))
+}
+
+/// At the second such command.
+const fn second(row: Row) -> Row {
+    Row { before: 1, ..row }
+}
+
 const fn large(row: Row) -> Row {
     Row { octets: 1 << 20, ..row }
 }
@@ -91,17 +132,28 @@ const fn large(row: Row) -> Row {
 const REQUIRED: &str = "[domain.'*']\nuse-starttls = 'required'";
 const LOGIN: &str = "[domain.'*']\nsmtp-hosts = '[192.0.2.1];[192.0.2.2]'\nauth-username = 'ann'\n\
                      auth-password = 'secret'\nuse-unencrypted-plain-auth = true";
+const LMTP: &str = "[domain.'*']\nsmtp-hosts = '[192.0.2.1];[192.0.2.2]'\nuse-lmtp = true";
 
 #[rustfmt::skip]
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 33] = [
     //                                                                        close reset silence 421 4xx 5xx garbage long endless octets twice
     // A host that does not know EHLO is asked with HELO. One whose STARTTLS fails is asked without, if its session did not
     // end by its own word or by what it said behind its 220.
     row("greeting", Command::Connect, "220 mx ready",                            ">> >> >> >> >> >> >> == >> == >>"),
     row("EHLO", Command::Ehlo, "250-mx\n250 8BITMIME",                           ">> >> >> >> >> == >> == >> == >>"),
-    row("STARTTLS", Command::StartTls, "220 go ahead",                           "== == == >> == == == == == == >>"),
-    with(REQUIRED, row("STARTTLS, required", Command::StartTls, "220 go ahead",  ">> >> >> >> >> >> >> == >> == >>")),
-    with(LOGIN, row("AUTH", Command::Auth, "235 2.7.0 welcome",                  ">> >> >> >> >> >> >> == >> == >>")),
+    to(old, row("HELO", Command::Helo, "250 mx",                                 ">> >> >> >> >> >> >> == >> == >>")),
+    to(with_tls, row("STARTTLS", Command::StartTls, "220 go ahead",              "== == == >> == == == == == == >>")),
+    to(with_tls, with(REQUIRED, row("STARTTLS, required", Command::StartTls, "220 go ahead",
+                                                                                 ">> >> >> >> >> >> >> == >> == >>"))),
+    // Who closes over it is asked without TLS.
+    second(to(with_tls, row("EHLO in TLS", Command::Ehlo, "250-mx\n250 8BITMIME", "== == >> >> >> == >> == >> == >>"))),
+    second(to(with_tls, with(REQUIRED, row("EHLO in TLS, required", Command::Ehlo, "250-mx\n250 8BITMIME",
+                                                                                 ">> >> >> >> >> == >> == >> == >>")))),
+    to(with_passwords, with(LOGIN, row("AUTH", Command::Auth, "235 2.7.0 welcome",
+                                                                                 ">> >> >> >> >> >> >> == >> == >>"))),
+    login(0, "AUTH LOGIN", "334 VXNlcm5hbWU6",                                   ">> >> >> >> >> >> >> >> >> == >>"),
+    login(1, "its user", "334 UGFzc3dvcmQ6",                                     ">> >> >> >> >> >> >> >> >> == >>"),
+    login(2, "its password", "235 2.7.0 welcome",                                ">> >> >> >> >> >> >> == >> == >>"),
     row("MAIL", Command::Mail, "250 ok",                                         "dd dd dd >> dd bb dd == dd == dd"),
     row("RCPT", Command::Rcpt, "250 ok",                                         "dd dd dd =d =d =b dd == dd == dd"),
     row("DATA", Command::Data, "354 go ahead",                                   "dd dd dd dd dd bb dd == dd == dd"),
@@ -118,6 +170,15 @@ const ROWS: [Row; 19] = [
     pipelined("dot", Command::Dot, "250 ok",                                     "pp pp pp dd dd bb pp == pp == =="),
     pipelined("RSET", Command::Rset, "250 reset",                                "== == dd == == == dd == dd == dd"),
     pipelined("QUIT", Command::Quit, "221 bye",                                  "== == == == == == == == == == =="),
+    local(row("LHLO", Command::Ehlo, "250-mx\n250 8BITMIME",                     ">> >> >> >> >> >> >> == >> == >>")),
+    local(row("MAIL", Command::Mail, "250 ok",                                   "dd dd dd >> dd bb dd == dd == dd")),
+    local(row("RCPT", Command::Rcpt, "250 ok",                                   "dd dd dd =d =d =b dd == dd == dd")),
+    local(row("DATA", Command::Data, "354 go ahead",                             "dd dd dd dd dd bb dd == dd == dd")),
+    large(local(row("content", Command::Content, "250 ok",                       "dd dd pp dd dd bb dd dd dd dd dd"))),
+    // The first of the two replies.
+    local(row("dot", Command::Dot, "250 ok",                                     "pp pp pp dp d= b= pp == pp == ==")),
+    local(row("RSET", Command::Rset, "250 reset",                                "== == dd == == == dd == dd == dd")),
+    local(pipelined("dot", Command::Dot, "250 ok",                               "pp pp pp dp d= b= pp == pp == ==")),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -140,20 +201,13 @@ async fn every_stage_fails_in_every_way() {
 async fn cell(row: &Row, fault: &str) -> String {
     let world = World::new();
     world.zone.set_zone(ZONE).unwrap();
-    let server = || {
-        let server = SmtpServer::new().ehlo(row.keywords.iter().copied());
-        match row.command {
-            Command::StartTls => server.starttls(&TestCertificate::new(["mx1.example.net"]).unwrap()),
-            Command::Auth => server.auth("ann", "secret"),
-            _ => server,
-        }
-    };
+    let server = || (row.kind)(SmtpServer::new().ehlo(row.keywords.iter().copied()));
     let fails = behaviour(fault, row.normal);
     let first = match row.command {
         Command::Rcpt => server().reply_to_rcpt(BEN, fails),
         command => server().reply(command, fails),
     };
-    let (first, second) = (first.times(1), server());
+    let (first, second) = (first.times(1).after(row.before), server());
     world.server(MX, &first).server(MX2, &second);
     let engine = world.engine(MemoryStorage::new(), row.policy).await;
     if row.command == Command::Rset {
