@@ -698,7 +698,6 @@ impl Driver {
 
     fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
-            && self.outcomes <= 0
             && self.is_all_told()
             && self.committing_outcomes == 0
             && self.unsent.is_empty()

@@ -206,8 +206,8 @@ impl Scheduler {
         let until = now + route.ttl.max(SHORTEST_ROUTE);
         if let Some((queue, site, route)) = self.rollup_of(home, route) {
             let Some(destination) = self.destinations.get_mut(home) else { return };
-            let settings = self.queues.get(destination.queue).map(|queue| queue.settings.clone());
-            let heeds_mta_sts = settings.is_some_and(|settings| settings.heeds_mta_sts());
+            let heeds_mta_sts =
+                self.queues.get(destination.queue).is_some_and(|queue| queue.settings.heeds_mta_sts());
             destination.route = RouteState::Unknown;
             (destination.is_barred, destination.enforced) = (false, None);
             let domain = destination.domain.clone();

@@ -171,14 +171,14 @@ const ROWS: [Row; 33] = [
     pipelined("RSET", Command::Rset, "250 reset",                                "== == dd == == == dd == dd == dd"),
     pipelined("QUIT", Command::Quit, "221 bye",                                  "== == == == == == == == == == =="),
     local(row("LHLO", Command::Ehlo, "250-mx\n250 8BITMIME",                     ">> >> >> >> >> >> >> == >> == >>")),
-    local(row("MAIL", Command::Mail, "250 ok",                                   "dd dd dd >> dd bb dd == dd == dd")),
-    local(row("RCPT", Command::Rcpt, "250 ok",                                   "dd dd dd =d =d =b dd == dd == dd")),
-    local(row("DATA", Command::Data, "354 go ahead",                             "dd dd dd dd dd bb dd == dd == dd")),
-    large(local(row("content", Command::Content, "250 ok",                       "dd dd pp dd dd bb dd dd dd dd dd"))),
+    local(row("LMTP: MAIL", Command::Mail, "250 ok",                             "dd dd dd >> dd bb dd == dd == dd")),
+    local(row("LMTP: RCPT", Command::Rcpt, "250 ok",                             "dd dd dd =d =d =b dd == dd == dd")),
+    local(row("LMTP: DATA", Command::Data, "354 go ahead",                       "dd dd dd dd dd bb dd == dd == dd")),
+    large(local(row("LMTP: content", Command::Content, "250 ok",                 "dd dd pp dd dd bb dd dd dd dd dd"))),
     // The first of the two replies.
-    local(row("dot", Command::Dot, "250 ok",                                     "pp pp pp dp d= b= pp == pp == ==")),
-    local(row("RSET", Command::Rset, "250 reset",                                "== == dd == == == dd == dd == dd")),
-    local(pipelined("dot", Command::Dot, "250 ok",                               "pp pp pp dp d= b= pp == pp == ==")),
+    local(row("LMTP: dot", Command::Dot, "250 ok",                               "pp pp pp dp d= b= pp == pp == ==")),
+    local(row("LMTP: RSET", Command::Rset, "250 reset",                          "== == dd == == == dd == dd == dd")),
+    local(pipelined("LMTP: dot", Command::Dot, "250 ok",                         "pp pp pp dp d= b= pp == pp == ==")),
 ];
 
 #[tokio::test(start_paused = true)]
