@@ -591,7 +591,9 @@ impl Record {
             DeliveryEvent::Deferred(e) => Self::recipient("deferred", &e.record)
                 .diagnosis(&e.diagnosis)
                 .with("next_attempt", &e.next_attempt.to_string()),
-            DeliveryEvent::Bounced(e) => Self::recipient("bounced", &e.record).diagnosis(&e.diagnosis),
+            DeliveryEvent::Bounced(e) => Self::recipient("bounced", &e.record)
+                .diagnosis(&e.diagnosis)
+                .with("suppress", e.suppress.as_str()),
             DeliveryEvent::Cancelled(e) => Self::recipient("cancelled", &e.record),
             DeliveryEvent::QueueDeferred(e) => Self::new("queue-deferred", e.time)
                 .with("event", &e.event)
@@ -641,8 +643,8 @@ impl Record {
         let this = self
             .with("stage", diagnosis.stage.as_str())
             .with("status", &diagnosis.status.to_string())
-            .with("category", diagnosis.category.as_str())
-            .maybe("reason", diagnosis.reason.map(|reason| reason.as_str()));
+            .with("category", diagnosis.category().as_str())
+            .with("reason", diagnosis.reason.as_str());
         match &diagnosis.failure {
             Failure::Reply(r) => this.with("reply", &reply(r)),
             Failure::Engine(error) => this.with("error", error),

@@ -12,11 +12,12 @@ use serde::Serialize;
 use crate::clock::Timestamp;
 use crate::event::{DeliveryEvent, Diagnosis, RecipientRecord};
 use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, RecipientDsn};
+use crate::policy::Suppression;
 use crate::reply::Reply;
 use crate::storage::{Change, OutboxEntry, StorageError, StorageErrorKind};
 
 /// The encoding's version, the first octet of each entry.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A final event before it is one: what it is made of lies elsewhere, and need not be kept. It is encoded as the event, so
 /// the variants stand where those of [`DeliveryEvent`] do.
@@ -35,6 +36,7 @@ pub(crate) enum Final<'a> {
     Bounced {
         record: Record<'a>,
         diagnosis: &'a Diagnosis,
+        suppress: Suppression,
     },
     Cancelled {
         record: Record<'a>,
@@ -136,7 +138,7 @@ pub(crate) fn event(entry: &OutboxEntry) -> Result<DeliveryEvent, StorageError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Bounced, Cancelled, Category, Delivered, Failure};
+    use crate::event::{Bounced, Cancelled, Delivered, Failure, Reason};
     use crate::message::Notify;
     use crate::reply::{EnhancedStatus, Stage};
     use crate::storage::OutboxPosition;
@@ -172,8 +174,7 @@ mod tests {
         let diagnosis = Diagnosis {
             stage: Stage::Rcpt,
             status: EnhancedStatus::new(5, 1, 1),
-            category: Category::BadMailbox,
-            reason: None,
+            reason: Reason::UserUnknown,
             failure: Failure::Reply(Reply::parse("550 5.1.1 no such user").unwrap()),
             rule: None,
         };
@@ -191,8 +192,12 @@ mod tests {
                     }),
                 ),
                 (
-                    Final::Bounced { record: parts, diagnosis: &diagnosis },
-                    DeliveryEvent::Bounced(Bounced { record: record.clone(), diagnosis: diagnosis.clone() }),
+                    Final::Bounced { record: parts, diagnosis: &diagnosis, suppress: Suppression::Permanent },
+                    DeliveryEvent::Bounced(Bounced {
+                        record: record.clone(),
+                        diagnosis: diagnosis.clone(),
+                        suppress: Suppression::Permanent,
+                    }),
                 ),
                 (Final::Cancelled { record: parts }, DeliveryEvent::Cancelled(Cancelled { record })),
             ];

@@ -49,6 +49,8 @@ impl fmt::Display for DomainPattern {
 /// All `[domain."…"]` of a policy or of a source.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct DomainRules {
+    /// What these lie over: of the same exactness, what is set here wins.
+    base: Option<Arc<Self>>,
     all: Option<DomainSettings>,
     below: BTreeMap<Arc<str>, DomainSettings>,
     exact: BTreeMap<Arc<str>, DomainSettings>,
@@ -84,27 +86,34 @@ impl DomainRules {
         }
     }
 
+    /// No rules, over those of `base`.
+    pub(super) fn over(base: Self) -> Self {
+        Self { base: Some(Arc::new(base)), ..Self::default() }
+    }
+
+    /// What lies below, and these.
+    fn layers(&self) -> impl Iterator<Item = &Self> {
+        self.base.as_deref().into_iter().chain([self])
+    }
+
     /// Whether anything is set for `queue` that is not for all.
     pub(super) fn tell_apart(&self, queue: &str) -> bool {
-        self.exact.contains_key(queue) || self.above(queue).next().is_some()
+        self.layers().any(|layer| layer.exact.contains_key(queue)) || self.above(queue).next().is_some()
     }
 
     /// Settings for all below a domain that `queue` lies below, wide to narrow.
     fn above(&self, queue: &str) -> impl Iterator<Item = &DomainSettings> {
         // An address literal has dots that separate no labels.
-        let has_labels = !self.below.is_empty() && !queue.starts_with('[');
+        let has_labels = !queue.starts_with('[') && self.layers().any(|layer| !layer.below.is_empty());
         let dots = queue.rmatch_indices('.').filter(move |_| has_labels);
-        dots.filter_map(move |(dot, _)| self.below.get(queue.get(dot + 1..)?))
+        let above = dots.filter_map(move |(dot, _)| queue.get(dot + 1..));
+        above.flat_map(|above| self.layers().filter_map(move |layer| layer.below.get(above)))
     }
 
     /// Applies what is set for `queue`, wide to narrow. The order of adding plays no part.
     pub(super) fn apply(&self, queue: &str, to: &mut QueueSettings) {
-        if let Some(all) = &self.all {
-            all.apply(to);
-        }
-        self.above(queue).for_each(|settings| settings.apply(to));
-        if let Some(settings) = self.exact.get(queue) {
-            settings.apply(to);
-        }
+        let all = self.layers().filter_map(|layer| layer.all.as_ref());
+        let exact = self.layers().filter_map(|layer| layer.exact.get(queue));
+        all.chain(self.above(queue)).chain(exact).for_each(|settings| settings.apply(to));
     }
 }

@@ -1,6 +1,6 @@
 //! Connection limits that hold across all queues.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::Policy;
@@ -98,14 +98,23 @@ impl Policy {
 
 /// Limits by range.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct IpLimits(BTreeMap<Cidr, IpConnectionLimit>);
+pub(super) struct IpLimits {
+    limits: BTreeMap<Cidr, IpConnectionLimit>,
+    /// Those that another for the same range may replace.
+    base: BTreeSet<Cidr>,
+}
 
 impl IpLimits {
+    /// All there are become the base of those to come.
+    pub(super) fn are_base(&mut self) {
+        self.base = self.limits.keys().copied().collect();
+    }
+
     /// False if the range has one already.
     pub(super) fn insert(&mut self, limit: IpConnectionLimit) -> bool {
-        let new = !self.0.contains_key(&limit.cidr);
+        let new = !self.limits.contains_key(&limit.cidr) || self.base.remove(&limit.cidr);
         if new {
-            self.0.insert(limit.cidr, limit);
+            self.limits.insert(limit.cidr, limit);
         }
         new
     }
@@ -116,7 +125,7 @@ impl IpLimits {
     fn get(&self, address: IpAddr) -> Option<&IpConnectionLimit> {
         let mut longest = Cidr::host(address);
         loop {
-            let (cidr, limit) = self.0.range(..=longest).next_back()?;
+            let (cidr, limit) = self.limits.range(..=longest).next_back()?;
             if cidr.contains(address) {
                 return Some(limit);
             }

@@ -101,6 +101,7 @@ mod hosts;
 mod limits;
 mod pattern;
 mod placement;
+mod recommended;
 mod reply_rule;
 mod retry;
 mod rollup;
@@ -112,6 +113,7 @@ mod source;
 mod tests;
 mod unbuilt;
 mod value;
+mod verdict;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -124,6 +126,7 @@ pub use credentials::{Credentials, Password};
 pub use dns_verdict::DnsVerdict;
 pub use error::{ConfigError, PolicyError, PolicyErrorKind};
 pub use file::Config;
+pub(crate) use file::read_classification;
 pub use hosts::{FixedHost, FixedHostError, HostName};
 pub use limits::{IpConnectionLimit, MxConnectionLimit};
 pub use pattern::{NamePattern, PatternError};
@@ -141,8 +144,10 @@ pub(crate) use smtp::default_prohibited;
 pub use source::{Pool, Source, UnknownSource};
 pub(crate) use value::Written;
 pub use value::{DurationError, MAX_DURATION, Rate, RateError, parse_duration};
+pub use verdict::{Scope, Suppression, Verdict};
 
 use crate::message::{MessageId, normal_name};
+use crate::reply::Classifier;
 use domains::DomainRules;
 use error::dotted;
 use limits::{IpLimits, MxLimits};
@@ -166,10 +171,13 @@ struct Inner {
     /// The only source is the one there is when none was named.
     implied: bool,
     pools: BTreeMap<Arc<str>, Pool>,
+    /// Those of the base come last.
     rollups: Vec<RollupRule>,
+    base_rollups: usize,
     ip_limits: IpLimits,
     mx_limits: MxLimits,
     reply_rules: ReplyRules,
+    classifier: Classifier,
 }
 
 /// All defaults; see [`QueueSettings`] for those of queues.
@@ -187,9 +195,11 @@ impl Default for Policy {
             implied: true,
             pools: BTreeMap::new(),
             rollups: Vec::new(),
+            base_rollups: 0,
             ip_limits: IpLimits::default(),
             mx_limits: MxLimits::default(),
             reply_rules: ReplyRules::default(),
+            classifier: Classifier::default(),
         }))
     }
 }
@@ -200,6 +210,20 @@ impl Policy {
     /// A policy of defaults that suit sending to the internet: one source named `default`, without address.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Conservative limits, rollups and reply rules for the big mailbox providers, each with its reason: the file
+    /// `src/policy/recommended.toml`. What is added lies over it: of the same exactness, what is added wins; a reply
+    /// rule of the same name takes the other's place, and added rules and rollups are asked first.
+    ///
+    /// ```
+    /// # use postrider::policy::{DomainSettings, Policy};
+    /// let policy = Policy::recommended().with_domain("google.rollup", DomainSettings::new().with_max_smtp_out(3))?;
+    /// assert_eq!(policy.settings("google.rollup", "default").max_smtp_out, Some(3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn recommended() -> Self {
+        recommended::policy()
     }
 
     /// Reads a policy file. The whole file is validated, also its parts that only a [`Config`] needs.
@@ -280,7 +304,7 @@ impl Policy {
     /// Appends a rollup rule. Rules are ordered: the first that matches a domain wins.
     #[doc(alias = "mx-rollup")]
     pub fn with_rollup(mut self, rule: RollupRule) -> Self {
-        self.inner().rollups.push(rule);
+        self.inner().add_rollup(rule);
         self
     }
 
@@ -322,6 +346,18 @@ impl Policy {
             self.inner().add_reply_rule(rule)?;
         }
         self.inner().reply_rules.compile()?;
+        Ok(self)
+    }
+
+    /// Replaces the rules by which replies are read before those that are built in: `[[classification-rule]]` and
+    /// `[[provider]]`, as in a policy file. See [`Classifier`].
+    ///
+    /// # Errors
+    /// [`PolicyError`] names line, key and value of one mistake, and what would be right.
+    pub fn with_classification_rules(mut self, toml: &str) -> Result<Self, PolicyError> {
+        let own = read_classification(toml)?;
+        let too_many = |error| PolicyError::invalid("classification-rule", "these rules:", error);
+        self.inner().classifier = Classifier::with_own(own).map_err(too_many)?;
         Ok(self)
     }
 
@@ -465,6 +501,11 @@ impl Policy {
         self.0.reply_rules.as_slice()
     }
 
+    /// What it reads from replies.
+    pub fn classifier(&self) -> &Classifier {
+        &self.0.classifier
+    }
+
     /// The settings the policy starts from.
     pub fn base(&self) -> PolicyBase {
         self.0.base
@@ -547,17 +588,20 @@ impl Inner {
         }
     }
 
+    fn add_rollup(&mut self, rule: RollupRule) {
+        let own = self.rollups.len().saturating_sub(self.base_rollups);
+        self.rollups.insert(own, rule);
+    }
+
     /// To be followed by compiling them, once for all that are added.
     fn add_reply_rule(&mut self, rule: ReplyRule) -> Result<(), PolicyError> {
         let path = dotted("reply-rule", rule.name());
         let quoted = format!("\"{}\"", rule.name().escape_debug());
         source::check_name(rule.name()).map_err(|problem| PolicyError::invalid(&path, &quoted, problem))?;
-        if self.reply_rules.as_slice().iter().any(|r| r.name() == rule.name()) {
+        self.reply_rules.push(rule).map_err(|_| {
             let problem = "is the name of a rule already: records name the rule, so each has its own";
-            return Err(PolicyError::contradiction(path, problem).with_value(quoted));
-        }
-        self.reply_rules.push(rule);
-        Ok(())
+            PolicyError::contradiction(path, problem).with_value(quoted)
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::choices::{PolicyBase, StartTls};
+use super::choices::StartTls;
 use super::error::{PolicyError, PolicyErrorKind};
 use super::settings::DomainSettings;
 
@@ -64,15 +64,6 @@ const SETTINGS: &[Setting] = &[
         feature: Feature { missing: NO_TLS, instead: "write false or leave the key out" },
     },
 ];
-
-/// `[policy] base`.
-pub(super) fn base(base: PolicyBase) -> Option<Feature> {
-    let feature = Feature {
-        missing: "recommended settings are not built yet",
-        instead: r#"write "none" or leave the key out"#,
-    };
-    (base == PolicyBase::Recommended).then_some(feature)
-}
 
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

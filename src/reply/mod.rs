@@ -1,5 +1,6 @@
 //! SMTP replies (RFC 5321 §4.2) and enhanced status codes (RFC 3463).
 
+mod classify;
 mod enhanced;
 mod parser;
 #[cfg(test)]
@@ -10,6 +11,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use classify::{Classification, Classifier, Confidence, Origin, PhraseError};
+pub(crate) use classify::{ClassificationRule, ClassificationRules, Phrase};
 pub use enhanced::{EnhancedStatus, ParseEnhancedStatusError};
 pub use parser::{ReplyError, ReplyParser};
 use text::Text;

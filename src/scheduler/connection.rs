@@ -14,7 +14,7 @@ use super::mta_sts::{Demander, connect_diagnosis, leads};
 use super::outcome::KEPT_OF_REPLIES;
 use super::placement::Site;
 use super::pump::{SOURCE_REST, local_address};
-use super::record::{Failed, engine_diagnosis, route_diagnosis};
+use super::record::{Failed, Reading, engine_diagnosis, route_diagnosis};
 use super::rules::{About, Counted};
 use super::session::{Candidate, State};
 use super::{ConnectionId, DestinationKey, LaneKey, Scheduler};
@@ -301,11 +301,12 @@ impl Scheduler {
         attempt.all_local &= is_local;
         attempt.all_ipv6 &= failed.peer.is_ipv6();
         // Of all that it met what waits for the policy counts: that is looked for before mail expires over it.
-        let is_of_policy = |last: &(Candidate, Diagnosis)| last.1.reason == Some(Reason::MtaSts);
+        let is_of_policy = |last: &(Candidate, Diagnosis)| last.1.reason == Reason::MtaSts;
         let is_over_policy = attempt.last.as_deref().is_some_and(is_of_policy);
         let is_last = !is_local || attempt.last.is_none() || attempt.all_local;
-        let mut diagnosis = connect_diagnosis(stage, cause, demander);
-        if is_last && (!is_over_policy || diagnosis.reason == Some(Reason::MtaSts)) {
+        let reading = Reading { classifier: self.policy.classifier(), host: &failed.host };
+        let mut diagnosis = connect_diagnosis(stage, cause, demander, reading);
+        if is_last && (!is_over_policy || diagnosis.reason == Reason::MtaSts) {
             diagnosis.rule = decision.rule().cloned();
             attempt.last = Some(Box::new((failed.clone(), diagnosis)));
         }
@@ -313,7 +314,7 @@ impl Scheduler {
             Some((Fate::SkipMx, _)) => attempt.skip(&failed.host),
             Some((Fate::RetryRecipient, _)) => (attempt.all_521, attempt.all_5xx) = (false, false),
             Some((fate @ (Fate::BounceRecipient | Fate::BounceQueue), _)) => {
-                let mut diagnosis = connect_diagnosis(stage, cause, demander);
+                let mut diagnosis = connect_diagnosis(stage, cause, demander, reading);
                 diagnosis.rule = decision.rule().cloned();
                 let fate = *fate;
                 self.on_connection_gone(now, id);

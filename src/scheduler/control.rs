@@ -14,7 +14,7 @@ use super::writes::{Effect, poisoned};
 use super::{DestinationKey, DomainKey, LaneKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::control::{CancelAs, FuseDecision, Selector};
-use crate::event::{Category, Diagnosis, Failure, QueueModeChange, Reason};
+use crate::event::{Diagnosis, Failure, QueueModeChange, Reason};
 use crate::message::{Domain, MessageId, QueueName};
 use crate::reply::{EnhancedStatus, Stage};
 use crate::storage::{Envelope, Filter, ItemId, StorageError, StorageErrorKind};
@@ -356,8 +356,7 @@ pub(super) fn cancelled_diagnosis() -> Diagnosis {
     Diagnosis {
         stage: Stage::Queue,
         status: EnhancedStatus::new(5, 0, 0),
-        category: Category::Other,
-        reason: Some(Reason::Cancelled),
+        reason: Reason::Cancelled,
         failure: Failure::Engine("cancelled by the sender".to_owned()),
         rule: None,
     }

@@ -11,7 +11,7 @@ use super::destination::{Destination, RetryClock, RouteState};
 use super::lane::LaneState;
 use super::placement::{Site, bars_any, hosts_of};
 use super::pump::LANES_LOOKED_AT;
-use super::record::{Failed, cause_diagnosis};
+use super::record::{Failed, Reading, cause_diagnosis};
 use super::session::{Connection, State, Wish};
 use super::timers::earliest;
 use super::{ConnectionId, DestinationKey, LaneKey, Scheduler};
@@ -48,7 +48,7 @@ impl Destination {
     fn waits_for_policy(&self) -> bool {
         let is_about_policy = |last: &Diagnosis| {
             let is_under_policy = self.is_enforced() && (last.stage == Stage::Dns || self.bars_hosts());
-            last.reason == Some(Reason::MtaSts) || is_under_policy
+            last.reason == Reason::MtaSts || is_under_policy
         };
         self.retry.until.is_some() && self.retry.last.as_deref().is_some_and(is_about_policy)
     }
@@ -289,17 +289,22 @@ pub(super) enum Demander {
 }
 
 /// Why there was no session.
-pub(super) fn connect_diagnosis(stage: Stage, cause: &EndCause, demander: Demander) -> Diagnosis {
-    let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect);
+pub(super) fn connect_diagnosis(
+    stage: Stage,
+    cause: &EndCause,
+    demander: Demander,
+    reading: Reading<'_>,
+) -> Diagnosis {
+    let mut diagnosis = cause_diagnosis(stage, cause, Failed::ToConnect, reading);
     let (reason, name) = match demander {
         Demander::Nobody => return diagnosis,
         Demander::MtaSts => (Reason::MtaSts, "MTA-STS"),
         Demander::Dane => (Reason::Dane, "DANE"),
     };
     match cause {
-        EndCause::TlsRefused(_) => diagnosis.reason = Some(reason),
+        EndCause::TlsRefused(_) => diagnosis.reason = reason,
         EndCause::TlsNotOffered | EndCause::Tls(_) | EndCause::Certificate(..) => {
-            diagnosis.reason = Some(reason);
+            diagnosis.reason = reason;
             diagnosis.failure = Failure::Engine(format!("{name}: {cause}"));
         }
         _ => {}

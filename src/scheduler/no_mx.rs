@@ -12,7 +12,7 @@ use super::record::route_diagnosis;
 use super::{DestinationKey, LaneKey, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::{Freshness, Route, RouteFailure};
-use crate::event::{Category, Diagnosis, Failure, Reason};
+use crate::event::{Diagnosis, Failure, Reason};
 use crate::policy::{DnsVerdict, NoMxLiveHost, Written};
 use crate::reply::{EnhancedStatus, Stage};
 use crate::storage::{Envelope, ItemId};
@@ -135,10 +135,7 @@ impl Scheduler {
             .queues
             .get(destination.queue)
             .is_some_and(|queue| queue.settings.no_mx_live_host == NoMxLiveHost::Keep);
-        if keeps
-            && missing.diagnosis.reason == Some(Reason::NoMx)
-            && !std::mem::replace(&mut missing.kept, true)
-        {
+        if keeps && missing.diagnosis.reason == Reason::NoMx && !std::mem::replace(&mut missing.kept, true) {
             self.store_state(key);
             self.review_missing(now, key);
         }
@@ -221,8 +218,7 @@ fn no_mx_diagnosis(domain: &str, after: Option<Duration>) -> Diagnosis {
     Diagnosis {
         stage: Stage::Dns,
         status: EnhancedStatus::new(5, 4, 4),
-        category: Category::RoutingErrors,
-        reason: Some(Reason::NoMx),
+        reason: Reason::NoMx,
         failure: Failure::Engine(format!("{domain} has no MX record (bounce-upon-no-mx = {setting})")),
         rule: None,
     }

@@ -7,7 +7,7 @@ use super::event::Opened;
 use super::fault::Fault;
 use super::health::Health;
 use super::intake::head_of;
-use super::record::{End, Failed, engine_diagnosis};
+use super::record::{End, Failed, Reading, engine_diagnosis};
 use super::ruling::Ruling;
 use super::session::{Attempt, Candidate, Connection, InTransaction, State};
 use super::unfit::Elsewhere;
@@ -16,9 +16,7 @@ use super::window::WindowItem;
 use super::writes::Effect;
 use super::{ConnectionId, DestinationKey, QueueKey, Scheduler};
 use crate::clock::Timestamp;
-use crate::event::{
-    Category, Deferred, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason, StorageOperation,
-};
+use crate::event::{Deferred, DeliveryEvent, Diagnosis, Failure, LastFailure, Reason, StorageOperation};
 use crate::policy::{Retry, RetryContext};
 use crate::reply::{EnhancedStatus, Reply, Stage};
 use crate::storage::{
@@ -285,7 +283,7 @@ impl Scheduler {
                     self.deliver(now, &item, recipient, &reply, carried, &mut left);
                 }
                 Verdict::Bounced(cause) => {
-                    let mut diagnosis = cause.diagnosis();
+                    let mut diagnosis = cause.diagnosis(self.reading(candidate));
                     diagnosis.rule = ruled.rule;
                     if ruled.counts && !self.fuse_allows(now, key) {
                         self.hold(now, &item, recipient, Some(candidate), diagnosis, &mut left);
@@ -295,7 +293,7 @@ impl Scheduler {
                     }
                 }
                 Verdict::Deferred(cause) => {
-                    let mut diagnosis = cause.diagnosis();
+                    let mut diagnosis = cause.diagnosis(self.reading(candidate));
                     diagnosis.rule = ruled.rule;
                     let failure = DeferredBy { candidate, diagnosis, interval: ruled.interval, random };
                     self.defer(now, key, &item, recipient, failure, &mut left);
@@ -655,12 +653,13 @@ impl Scheduler {
                 Failure::Engine(format!("expired at an age of {} s, before an attempt", age.as_secs()))
             }
         };
+        let was_attempted = last.is_some() || recipient.attempts > 0;
+        let by_age = if was_attempted { Reason::Expired } else { Reason::NeverAttempted };
+        let reason = reason.unwrap_or(by_age);
         let diagnosis = Diagnosis {
             stage: last.map_or(Stage::Queue, |last| last.diagnosis.stage),
             status: EnhancedStatus::new(4, 4, 7),
-            category: Category::MessageExpired,
-            reason: reason
-                .or_else(|| (last.is_none() && recipient.attempts == 0).then_some(Reason::NeverAttempted)),
+            reason,
             failure,
             rule: None,
         };
@@ -668,6 +667,11 @@ impl Scheduler {
             Some(Candidate { host: last.mx.clone()?, peer: last.peer?, tlsa: None, vouched_for: false })
         });
         self.bounce(now, item, recipient, candidate.as_ref(), diagnosis, left);
+    }
+
+    /// How the replies of a host are read.
+    fn reading<'a>(&'a self, candidate: &'a Candidate) -> Reading<'a> {
+        Reading { classifier: self.policy.classifier(), host: &candidate.host }
     }
 
     /// The queue an item was sent from, if its transaction has just ended; else the one it lies in.

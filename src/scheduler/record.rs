@@ -6,12 +6,13 @@ use super::window::WindowItem;
 use super::{Queue, Scheduler};
 use crate::clock::Timestamp;
 use crate::dns::RouteFailure;
-use crate::event::{Category, Diagnosis, Failure, Reason, RecipientRecord};
+use crate::event::{Diagnosis, Failure, Reason, RecipientRecord};
 use crate::message::EventId;
 use crate::outbox::{Final, Record};
-use crate::reply::{EnhancedStatus, Reply, Stage};
+use crate::policy::Suppression;
+use crate::reply::{Classifier, EnhancedStatus, Origin, Reply, Stage};
 use crate::storage::Recipient;
-use crate::transport::{EndCause, Unsendable};
+use crate::transport::EndCause;
 
 /// What failed, where only the engine can say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,29 +37,27 @@ impl Failed {
         }
     }
 
-    fn category(self) -> Category {
+    fn reason(self) -> Reason {
         match self {
-            Self::ToConnect => Category::NoAnswerFromHost,
-            Self::InTransaction => Category::BadConnection,
-            Self::NoRouteForFamily => Category::RoutingErrors,
-            Self::Content => Category::Other,
+            Self::ToConnect => Reason::ConnectionFailed,
+            Self::InTransaction => Reason::ConnectionLost,
+            Self::NoRouteForFamily => Reason::NoRouteForFamily,
+            Self::Content => Reason::ContentLost,
         }
     }
+}
 
-    fn reason(self) -> Option<Reason> {
-        match self {
-            Self::ToConnect | Self::InTransaction => None,
-            Self::NoRouteForFamily => Some(Reason::NoRouteForFamily),
-            Self::Content => Some(Reason::ContentLost),
-        }
-    }
+/// By what a reply is read, and whose it is.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub(super) classifier: &'a Classifier,
+    pub(super) host: &'a str,
 }
 
 pub(super) fn engine_diagnosis(stage: Stage, failed: Failed, message: impl Into<String>) -> Diagnosis {
     Diagnosis {
         stage,
         status: failed.status(),
-        category: failed.category(),
         reason: failed.reason(),
         failure: Failure::Engine(message.into()),
         rule: None,
@@ -66,18 +65,22 @@ pub(super) fn engine_diagnosis(stage: Stage, failed: Failed, message: impl Into<
 }
 
 /// How a session, or the attempt at one, ended.
-pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) -> Diagnosis {
+pub(super) fn cause_diagnosis(
+    stage: Stage,
+    cause: &EndCause,
+    failed: Failed,
+    reading: Reading<'_>,
+) -> Diagnosis {
     let refused = |detail, reason| Diagnosis {
         status: EnhancedStatus::new(4, 7, detail),
-        category: Category::PolicyRelated,
-        reason: Some(reason),
+        reason,
         ..engine_diagnosis(stage, failed, cause.to_string())
     };
     match cause {
-        EndCause::Reply(reply) | EndCause::TlsRefused(reply) => reply_diagnosis(stage, reply),
+        EndCause::Reply(reply) | EndCause::TlsRefused(reply) => reply_diagnosis(stage, reply, reading),
         EndCause::Protocol(_) => Diagnosis {
             status: EnhancedStatus::new(4, 5, 0),
-            category: Category::ProtocolErrors,
+            reason: Reason::InvalidReply,
             ..engine_diagnosis(stage, failed, cause.to_string())
         },
         EndCause::TlsNotOffered => refused(4, Reason::TlsNotOffered),
@@ -88,18 +91,18 @@ pub(super) fn cause_diagnosis(stage: Stage, cause: &EndCause, failed: Failed) ->
     }
 }
 
-pub(super) fn reply_diagnosis(stage: Stage, reply: &Reply) -> Diagnosis {
+pub(super) fn reply_diagnosis(stage: Stage, reply: &Reply, reading: Reading<'_>) -> Diagnosis {
     let class = if reply.is_permanent() { 5 } else { 4 };
     let status = reply.enhanced().unwrap_or(EnhancedStatus::new(class, 0, 0));
-    let category = category(stage, status);
-    Diagnosis { stage, status, category, reason: None, failure: Failure::Reply(reply.clone()), rule: None }
+    let origin = Origin::at(stage).with_host(reading.host);
+    let reason = reading.classifier.classify(&reply.to_string(), origin).reason;
+    Diagnosis { stage, status, reason, failure: Failure::Reply(reply.clone()), rule: None }
 }
 
 pub(super) fn route_diagnosis(failure: &RouteFailure) -> Diagnosis {
     Diagnosis {
         stage: Stage::Dns,
         status: failure.status(),
-        category: failure.category(),
         reason: failure.reason(),
         failure: Failure::Engine(failure.message.clone()),
         rule: None,
@@ -109,50 +112,28 @@ pub(super) fn route_diagnosis(failure: &RouteFailure) -> Diagnosis {
 const POLICY_UNKNOWN: &str = "the message requires TLS to a host that is verified to be the receiver's, and whether an MTA-STS policy \
     says so is not known now";
 
-impl Cause {
-    pub(super) fn diagnosis(&self) -> Diagnosis {
-        let mut diagnosis = match &self.what {
-            What::Reply(reply) => reply_diagnosis(self.stage, reply),
-            What::Lost(cause) => cause_diagnosis(self.stage, cause, Failed::InTransaction),
-            What::PolicyUnknown => Diagnosis {
-                status: EnhancedStatus::new(4, 7, 10),
-                category: Category::PolicyRelated,
-                ..engine_diagnosis(self.stage, Failed::InTransaction, POLICY_UNKNOWN)
-            },
-            What::Unsendable(why) => Diagnosis {
-                status: why.status(),
-                category: match why {
-                    Unsendable::HostNotVerified | Unsendable::RequireTlsNotOffered => Category::PolicyRelated,
-                    _ => Category::ContentRelated,
-                },
-                ..engine_diagnosis(self.stage, Failed::InTransaction, why.to_string())
-            },
-        };
-        diagnosis.reason = self.reason.or(diagnosis.reason);
-        diagnosis
+/// The message requires TLS to a verified host, and the policy that would vouch for one is not known.
+pub(super) fn policy_unknown() -> Diagnosis {
+    Diagnosis {
+        status: EnhancedStatus::new(4, 7, 10),
+        reason: Reason::HostNotVerified,
+        ..engine_diagnosis(Stage::Mail, Failed::InTransaction, POLICY_UNKNOWN)
     }
 }
 
-/// The category an enhanced status speaks of (RFC 3463 §3). The words of the reply are not read.
-fn category(stage: Stage, status: EnhancedStatus) -> Category {
-    match (status.subject, status.detail) {
-        (1, 2 | 10) => Category::BadDomain,
-        (1, 7 | 8) => Category::InvalidSender,
-        (1, _) if stage == Stage::Mail => Category::InvalidSender,
-        (1, _) => Category::BadMailbox,
-        (2, 1) => Category::InactiveMailbox,
-        (2, 2) | (3, 1) => Category::QuotaIssues,
-        (3, 4) | (6, _) => Category::ContentRelated,
-        (4, 7) => Category::MessageExpired,
-        (4, 1) => Category::NoAnswerFromHost,
-        (4, 2) => Category::BadConnection,
-        (4, _) => Category::RoutingErrors,
-        (5, 3) => Category::Other,
-        (5, _) => Category::ProtocolErrors,
-        (7, _) => Category::PolicyRelated,
-        // 535 has a status of its own only since RFC 4954 §6.
-        (0, _) if stage == Stage::Auth => Category::PolicyRelated,
-        _ => Category::Other,
+impl Cause {
+    pub(super) fn diagnosis(&self, reading: Reading<'_>) -> Diagnosis {
+        let mut diagnosis = match &self.what {
+            What::Reply(reply) => reply_diagnosis(self.stage, reply, reading),
+            What::Lost(cause) => cause_diagnosis(self.stage, cause, Failed::InTransaction, reading),
+            What::PolicyUnknown => policy_unknown(),
+            What::Unsendable(why) => Diagnosis {
+                status: why.status(),
+                ..engine_diagnosis(self.stage, Failed::InTransaction, why.to_string())
+            },
+        };
+        diagnosis.reason = self.reason.unwrap_or(diagnosis.reason);
+        diagnosis
     }
 }
 
@@ -199,7 +180,10 @@ impl Scheduler {
                 let dsn_passed_on = passes_on_dsn && (record.dsn.is_some() || record.recipient_dsn.is_some());
                 Final::Delivered { record, reply, tls, dsn_passed_on }
             }
-            End::Bounced(diagnosis) => Final::Bounced { record, diagnosis },
+            End::Bounced(diagnosis) => {
+                let suppress = Suppression::after(diagnosis, candidate.is_some());
+                Final::Bounced { record, diagnosis, suppress }
+            }
             End::Cancelled => Final::Cancelled { record },
         });
     }

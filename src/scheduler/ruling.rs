@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::outcome::Carried;
+use super::record::Reading;
 use super::rules::{About, Counted};
 use super::session::Candidate;
 use super::verdict::{Cause, Verdict, What};
@@ -117,7 +118,8 @@ impl Scheduler {
         let rule = decision.rule().cloned();
         let interval = decision.retry_after.as_ref().map(|(interval, _)| *interval);
         let cause = Cause { stage, what: What::Reply(reply.clone()), reason: None };
-        let diagnosis = || Diagnosis { rule: rule.clone(), ..cause.diagnosis() };
+        let reading = Reading { classifier: self.policy.classifier(), host: &ruling.carried.candidate.host };
+        let diagnosis = || Diagnosis { rule: rule.clone(), ..cause.diagnosis(reading) };
         let was_permanent = matches!(verdict, Verdict::Bounced(_));
         let recipients = ruling.carried.transaction.recipients.len();
         let mut counts = false;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::destination::{Destination, Work};
-use super::record::{Failed, engine_diagnosis};
+use super::record::{Failed, Reading, engine_diagnosis, policy_unknown};
 use super::session::{Attempt, Candidate, State};
 use super::verdict::{Cause, What};
 use super::window::WindowItem;
@@ -193,10 +193,11 @@ impl Scheduler {
                 self.defer_item(now, key, id, &candidate, &diagnosis);
             }
             Elsewhere::NotYet => {
-                self.defer_item(now, key, id, &candidate, &Cause::policy_unknown().diagnosis());
+                self.defer_item(now, key, id, &candidate, &policy_unknown());
             }
             Elsewhere::Nowhere => {
-                let diagnosis = cause.diagnosis();
+                let reading = Reading { classifier: self.policy.classifier(), host: &candidate.host };
+                let diagnosis = cause.diagnosis(reading);
                 self.finish_item(now, id, |scheduler, item, recipient, left| {
                     let mut recipient = recipient.clone();
                     recipient.attempts = recipient.attempts.saturating_add(1);

@@ -235,12 +235,12 @@ fn refused(stage: Stage, reply: &Reply) -> Verdict {
 fn unsendable(why: Unsendable) -> Verdict {
     let reason = match why {
         Unsendable::TooLarge { .. } => Some(Reason::TooLarge),
-        Unsendable::EightBit
-        | Unsendable::Utf8Address
-        | Unsendable::Utf8Header
-        | Unsendable::RequireTlsNotOffered => Some(Reason::ExtensionMissing),
+        Unsendable::EightBit | Unsendable::Utf8Address | Unsendable::Utf8Header => {
+            Some(Reason::ExtensionMissing)
+        }
+        Unsendable::RequireTlsNotOffered => Some(Reason::RequireTlsNotOffered),
         Unsendable::HostNotVerified => Some(Reason::HostNotVerified),
-        Unsendable::BareLineEnding => None,
+        Unsendable::BareLineEnding => Some(Reason::BareLineEnding),
     };
     let cause = Cause { stage: Stage::Mail, what: What::Unsendable(why), reason };
     match why {

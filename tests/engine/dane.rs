@@ -74,12 +74,12 @@ impl Rig {
         self.world.seen.timeline()
     }
 
-    fn deferrals(&self) -> Vec<(Category, Option<Reason>, String)> {
+    fn deferrals(&self) -> Vec<(Category, Reason, String)> {
         let events = self.world.seen.events().into_iter();
         let deferrals = events.filter_map(|event| match event {
             DeliveryEvent::QueueDeferred(event) => {
                 let diagnosis = event.diagnosis;
-                Some((diagnosis.category, diagnosis.reason, said(diagnosis.failure)))
+                Some((diagnosis.category(), diagnosis.reason, said(diagnosis.failure)))
             }
             _ => None,
         });
@@ -195,7 +195,7 @@ async fn what_failed_is_recorded() {
         let deferred = format!("0 queue-deferred example.net {status}");
         assert_eq!(timeline, [deferred, "300 bounced b@example.net 4.4.7".to_owned()]);
         let deferrals = rig.deferrals();
-        assert_eq!((deferrals[0].0, deferrals[0].1), (Category::PolicyRelated, Some(Reason::Dane)));
+        assert_eq!((deferrals[0].0, deferrals[0].1), (Category::TlsFailed, Reason::Dane));
         assert!(deferrals[0].2.starts_with(said), "{deferrals:?}");
     }
 }
@@ -235,7 +235,7 @@ async fn a_host_whose_records_can_not_be_had_gets_no_mail() {
         let deferred = |minute: u64| format!("{} queue-deferred example.net 4.7.0", minute * 60);
         assert_eq!(timeline, [deferred(0), deferred(10), "900 bounced b@example.net 4.4.7".into()]);
         let deferrals = rig.deferrals();
-        assert_eq!((deferrals[0].0, deferrals[0].1), (Category::PolicyRelated, Some(Reason::Dane)));
+        assert_eq!((deferrals[0].0, deferrals[0].1), (Category::TlsFailed, Reason::Dane));
         assert_eq!((first.message_count(), second.message_count()), (0, 1));
     }
 }
@@ -317,7 +317,7 @@ async fn records_go_before_an_mta_sts_policy() {
         assert_eq!((first.message_count(), second.message_count()), hosts, "{mx}");
         let expected = if mx.starts_with("mx9") { Reason::MtaSts } else { Reason::Dane };
         if hosts.0 == 0 {
-            assert_eq!(rig.deferrals()[0].1, Some(expected));
+            assert_eq!(rig.deferrals()[0].1, expected);
         }
     }
 }

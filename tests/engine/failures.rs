@@ -162,7 +162,7 @@ async fn lost_after_the_dot_is_possibly_delivered_and_waits() {
     let reasons: Vec<_> = events
         .iter()
         .filter_map(|event| match event {
-            DeliveryEvent::Deferred(e) => e.diagnosis.reason.map(|reason| reason.as_str()),
+            DeliveryEvent::Deferred(e) => Some(e.diagnosis.reason.as_str()),
             _ => None,
         })
         .collect();

@@ -255,7 +255,7 @@ fn letter(
     assert_eq!(record.attempts as usize, deferrals.len() + 1, "{place}: each attempt is charged once");
     let is_delivered =
         events.iter().any(|event| matches!(event, DeliveryEvent::Delivered(event) if is_it(&event.record)));
-    let possibly = deferrals.iter().filter(|event| event.diagnosis.reason == Some(Reason::PossiblyDelivered));
+    let possibly = deferrals.iter().filter(|event| event.diagnosis.reason == Reason::PossiblyDelivered);
     let possibly = possibly.count();
     let least = usize::from(is_delivered);
     assert!(

@@ -135,7 +135,7 @@ async fn shutdown_cuts_at_its_deadline_and_says_so() {
     assert_eq!((report.interrupted, report.queued), (1, 1));
     assert_eq!(world.elapsed(), 35);
     let Some(DeliveryEvent::Deferred(deferred)) = world.seen.events().pop() else { panic!() };
-    assert_eq!(deferred.diagnosis.reason, Some(Reason::PossiblyDelivered), "the server may have taken it");
+    assert_eq!(deferred.diagnosis.reason, Reason::PossiblyDelivered, "the server may have taken it");
 }
 
 #[tokio::test(start_paused = true)]

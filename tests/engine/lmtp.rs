@@ -53,7 +53,7 @@ async fn whose_reply_was_lost_possibly_has_it_and_the_others_keep_theirs() {
         .iter()
         .filter_map(|event| match event {
             DeliveryEvent::Deferred(event) => {
-                assert_eq!(event.diagnosis.reason, Some(Reason::PossiblyDelivered));
+                assert_eq!(event.diagnosis.reason, Reason::PossiblyDelivered);
                 Some(event.record.recipient.to_string())
             }
             _ => None,

@@ -103,7 +103,7 @@ impl Rig {
         self.world.seen.timeline()
     }
 
-    pub(crate) fn reasons(&self) -> Vec<Option<Reason>> {
+    pub(crate) fn reasons(&self) -> Vec<Reason> {
         let events = self.world.seen.events().into_iter();
         let reasons = events.filter_map(|event| match event {
             DeliveryEvent::QueueDeferred(event) => Some(event.diagnosis.reason),
@@ -170,7 +170,7 @@ async fn without_permitted_host_mail_waits_until_the_policy_is_put_right() {
     let deferred = |minute: u64| format!("{} queue-deferred example.net 4.7.0", minute * 60);
     let expected = [deferred(0), deferred(10), deferred(20), "1800 delivered b@example.net".into()];
     assert_eq!(rig.world.seen.timeline(), expected);
-    assert_eq!(rig.reasons(), [Some(Reason::MtaSts); 3]);
+    assert_eq!(rig.reasons(), [Reason::MtaSts; 3]);
     assert!(server.messages()[0].tls.is_some());
     assert_eq!(rig.files.fetches("example.net"), 2);
 }
@@ -190,7 +190,7 @@ async fn mail_is_never_sent_without_the_tls_that_is_demanded() {
         let timeline = rig.send("bounce-after = '15m'").await;
         let deferred = |minute: u64| format!("{} queue-deferred example.net {status}", minute * 60);
         assert_eq!(timeline, [deferred(0), deferred(10), "900 bounced b@example.net 4.4.7".into()]);
-        assert_eq!(rig.reasons(), [Some(Reason::MtaSts); 2]);
+        assert_eq!(rig.reasons(), [Reason::MtaSts; 2]);
         assert_eq!(server.message_count(), 0);
     }
 }
@@ -438,7 +438,7 @@ async fn a_message_that_requires_tls_goes_to_hosts_of_a_policy_or_fixed_ones() {
         assert_eq!(told, expected.contains("delivered"));
         for event in rig.world.seen.events() {
             if let DeliveryEvent::Bounced(event) = event {
-                assert_eq!(event.diagnosis.category, Category::PolicyRelated);
+                assert_eq!(event.diagnosis.category(), Category::TlsFailed);
             }
         }
     }

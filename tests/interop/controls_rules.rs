@@ -316,3 +316,47 @@ fn a_fuse_holds_what_rules_would_bounce() {
     let ended = mailer.terminate();
     assert_eq!(ended.count("bounced"), 0, "{:#?}", ended.records);
 }
+
+/// What each record says of a reply, and that the recommended policy lets no recipient bounce for the sender's own matters.
+#[test]
+fn records_say_what_replies_tell_of() {
+    let Some(mut site) = Site::new() else { return };
+    let script = |line: &str| {
+        let (verb, address) = line.split_once('<')?;
+        let reply = match address.split('@').next()? {
+            "nobody" => "550 5.1.1 No such user here",
+            "full" => OVER_QUOTA,
+            "listed" => "550 5.7.1 Client host [192.0.2.1] blocked using Spamhaus",
+            "hourly" => "550 5.7.1 Too many messages from your address this hour",
+            "spam" => "550 5.7.1 This looks like spam",
+            _ => return None,
+        };
+        (verb == "RCPT TO:").then(|| reply.to_owned())
+    };
+    let _recorder = Recorder::scripted(site.smtp(1), script);
+    let names = ["nobody", "full", "listed", "hourly", "spam"];
+    let zone: String = names.iter().map(|name| format!("{name} MX 10 mx.{name}\nmx.{name} A @1\n")).collect();
+    site.serve_dns(&zone);
+    let config = site.policy("[policy]\nbase = \"recommended\"\n");
+    let mut mailer = Mailer::start(&config, &[]);
+    mailer.feed(names.map(|name| to(&format!("{name}@{name}"))));
+    let mut left = names.len();
+    mailer.until("a record of each", |record| {
+        left -= usize::from(["deferred", "bounced"].contains(&text(record, "type")));
+        left == 0
+    });
+    let ended = mailer.terminate();
+    for (name, kind, category, reason, suppress, rule) in [
+        ("nobody", "bounced", "bad-mailbox", "user-unknown", "permanent", ""),
+        ("full", "deferred", "quota-issues", "mailbox-full", "", ""),
+        ("listed", "deferred", "spam-related", "ip-blocklist", "", "source-refused"),
+        ("hourly", "deferred", "rate-limited", "too-many-messages", "", "limit-with-5xx"),
+        ("spam", "bounced", "spam-related", "spam-content", "never", ""),
+    ] {
+        let record = ended.only(kind, &[("ref", &format!("{name}@{name}"))]);
+        let said =
+            ["category", "reason", "suppress", "rule"].map(|key| record.get(key).and_then(Value::as_str));
+        let said = said.map(Option::unwrap_or_default);
+        assert_eq!(said, [category, reason, suppress, rule], "{record}");
+    }
+}

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use postrider::dns::HickoryResolver;
-use postrider::event::{DeliveryEvent, EventSink};
+use postrider::event::{DeliveryEvent, Diagnosis, EventSink};
 use postrider::storage::MemoryStorage;
 use postrider::testing::{SmtpServer, TestCertificate};
 use postrider::transport::smtp::SmtpTransport;
@@ -32,8 +32,8 @@ impl EventSink for Seen {
                 format!("{} delivered {tls}", event.record.domain)
             }
             DeliveryEvent::QueueDeferred(event) => {
-                let reason = event.diagnosis.reason.map(|reason| format!(" {reason}")).unwrap_or_default();
-                format!("{} deferred {}{reason}", event.domain, event.diagnosis.status)
+                let Diagnosis { status, reason, .. } = &event.diagnosis;
+                format!("{} deferred {status} {reason}", event.domain)
             }
             _ => return,
         };
@@ -245,7 +245,10 @@ async fn mail_goes_by_signed_records() {
     // Signatures that have run out: nobody knows where mail goes.
     validate(&mut site, &[anchor], "  val-override-date: 20900101000000\n");
     let lines = send(&site, UNBOUND, &["absent.example", "good.example"]).await;
-    assert_eq!(lines, ["absent.example deferred 4.4.3", "good.example deferred 4.4.3"]);
+    assert_eq!(
+        lines,
+        ["absent.example deferred 4.4.3 look-up-failed", "good.example deferred 4.4.3 look-up-failed"]
+    );
     // Who does not validate says nothing of what is authentic.
     let lines = send(&site, KNOT, &["good.example", "mismatch.example"]).await;
     assert_eq!(lines, ["good.example delivered TLS", "mismatch.example delivered TLS"]);

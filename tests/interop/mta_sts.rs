@@ -116,7 +116,7 @@ async fn send(engine: &DeliveryEngine, events: &mut EventStream, domain: &str) -
             DeliveryEvent::Delivered(event) => return event.tls.unwrap_or_else(|| "plain".to_owned()),
             DeliveryEvent::QueueDeferred(event) => {
                 let diagnosis = event.diagnosis;
-                assert_eq!(diagnosis.reason, Some(Reason::MtaSts), "{diagnosis:?}");
+                assert_eq!(diagnosis.reason, Reason::MtaSts, "{diagnosis:?}");
                 return diagnosis.status.to_string();
             }
             _ => {}

@@ -1,7 +1,7 @@
 //! Why a domain has no route, and what that means for its mail.
 
 use crate::dns::DnsErrorKind;
-use crate::event::{Category, Reason};
+use crate::event::Reason;
 use crate::reply::EnhancedStatus;
 
 /// No host to send to.
@@ -66,18 +66,9 @@ impl RouteFailureKind {
         }
     }
 
-    /// The category for records.
-    pub const fn category(self) -> Category {
+    /// The reason for records.
+    pub const fn reason(self) -> Reason {
         match self {
-            Self::NxDomain | Self::NoHost => Category::BadDomain,
-            Self::MtaSts | Self::Dane => Category::PolicyRelated,
-            _ => Category::RoutingErrors,
-        }
-    }
-
-    /// The reason for records; a failed look-up has none beyond its message.
-    pub const fn reason(self) -> Option<Reason> {
-        Some(match self {
             Self::NullMx => Reason::NullMx,
             Self::NxDomain => Reason::NxDomain,
             Self::NoHost => Reason::NoHost,
@@ -87,8 +78,8 @@ impl RouteFailureKind {
             Self::NoRouteForFamily => Reason::NoRouteForFamily,
             Self::MtaSts => Reason::MtaSts,
             Self::Dane => Reason::Dane,
-            Self::LookUp(_) => return None,
-        })
+            Self::LookUp(_) => Reason::LookUpFailed,
+        }
     }
 
     /// This machine could not ask at all: local trouble, nobody is charged and no step is taken.
@@ -112,13 +103,8 @@ impl RouteFailure {
         self.kind.status()
     }
 
-    /// See [`RouteFailureKind::category`].
-    pub const fn category(&self) -> Category {
-        self.kind.category()
-    }
-
     /// See [`RouteFailureKind::reason`].
-    pub const fn reason(&self) -> Option<Reason> {
+    pub const fn reason(&self) -> Reason {
         self.kind.reason()
     }
 }

@@ -104,7 +104,7 @@ async fn failures() {
             Kind::NullMx,
             EnhancedStatus::new(5, 1, 10),
             Category::RoutingErrors,
-            Some(Reason::NullMx),
+            Reason::NullMx,
             "null.example: the domain takes no mail (null MX, RFC 7505)",
         ),
         (
@@ -112,7 +112,7 @@ async fn failures() {
             Kind::NxDomain,
             EnhancedStatus::new(5, 1, 2),
             Category::BadDomain,
-            Some(Reason::NxDomain),
+            Reason::NxDomain,
             "nowhere.example: the domain does not exist (NXDOMAIN)",
         ),
         (
@@ -120,7 +120,7 @@ async fn failures() {
             Kind::NoHost,
             EnhancedStatus::new(5, 4, 4),
             Category::BadDomain,
-            Some(Reason::NoHost),
+            Reason::NoHost,
             "empty.example: the domain has neither MX nor A nor AAAA",
         ),
         (
@@ -128,7 +128,7 @@ async fn failures() {
             Kind::MailLoop,
             EnhancedStatus::new(5, 4, 6),
             Category::RoutingErrors,
-            Some(Reason::MailLoop),
+            Reason::MailLoop,
             "loop.example: its most preferred MX is this host: mail would loop",
         ),
         (
@@ -136,7 +136,7 @@ async fn failures() {
             Kind::NoAddress,
             EnhancedStatus::new(4, 4, 4),
             Category::RoutingErrors,
-            Some(Reason::NoAddress),
+            Reason::NoAddress,
             "noaddress.example: none of its hosts has an address (A or AAAA)",
         ),
         (
@@ -144,7 +144,7 @@ async fn failures() {
             Kind::LookUp(DnsErrorKind::ServFail),
             EnhancedStatus::new(4, 4, 3),
             Category::RoutingErrors,
-            None,
+            Reason::LookUpFailed,
             "broken.example: no address found, and a look-up failed: A of failing.example: the server could not answer (SERVFAIL)",
         ),
         (
@@ -152,7 +152,7 @@ async fn failures() {
             Kind::LookUp(DnsErrorKind::Timeout),
             EnhancedStatus::new(4, 4, 3),
             Category::RoutingErrors,
-            None,
+            Reason::LookUpFailed,
             "down.example: look-up of MX failed: MX of down.example: no answer in time",
         ),
         (
@@ -160,7 +160,7 @@ async fn failures() {
             Kind::Prohibited,
             EnhancedStatus::new(4, 4, 4),
             Category::RoutingErrors,
-            Some(Reason::ProhibitedAddress),
+            Reason::ProhibitedAddress,
             "local.example: its addresses, such as 127.0.0.1, are of a kind that is never tried",
         ),
         (
@@ -168,7 +168,7 @@ async fn failures() {
             Kind::Prohibited,
             EnhancedStatus::new(4, 4, 4),
             Category::RoutingErrors,
-            Some(Reason::ProhibitedAddress),
+            Reason::ProhibitedAddress,
             "mapped.example: its addresses, such as 127.0.0.1, are of a kind that is never tried",
         ),
         (
@@ -176,14 +176,17 @@ async fn failures() {
             Kind::Prohibited,
             EnhancedStatus::new(4, 4, 4),
             Category::RoutingErrors,
-            Some(Reason::ProhibitedAddress),
+            Reason::ProhibitedAddress,
             "[127.0.0.1]: its addresses, such as 127.0.0.1, are of a kind that is never tried",
         ),
     ] {
         let failure = find(&zone, domain, &options()).await.unwrap_err();
         assert_eq!(failure.kind, kind, "{domain}");
         assert_eq!(failure.message, message);
-        assert_eq!((failure.status(), failure.category(), failure.reason()), (status, category, reason));
+        assert_eq!(
+            (failure.status(), failure.reason().category(), failure.reason()),
+            (status, category, reason)
+        );
         assert_eq!(failure.is_permanent(), status.class == 5, "{domain}");
     }
 }

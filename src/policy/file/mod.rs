@@ -2,6 +2,7 @@
 //!
 //! The text is read key by key from its parse tree, not by serde, so that every message names line, key and value.
 
+mod classification;
 mod hint;
 mod item;
 pub(super) mod read;
@@ -10,6 +11,7 @@ mod sections;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub(crate) use classification::read_classification;
 pub(super) use item::Item;
 
 use super::{Policy, PolicyError};

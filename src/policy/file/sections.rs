@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::item::{Item, Section};
-use super::read;
+use super::{classification, read};
 use crate::policy::domains::DomainRules;
 use crate::policy::error::{PolicyError, PolicyErrorKind, dotted};
 use crate::policy::reply_rule::{compile, join, parse_words};
@@ -13,9 +13,10 @@ use crate::policy::settings::{DomainSettings, at_least_one, positive};
 use crate::policy::source::{check_address, check_name};
 use crate::policy::unbuilt::{self, Feature};
 use crate::policy::{
-    Conditions, Inner, IpConnectionLimit, MxConnectionLimit, Policy, Pool, ReplyRule, RollupRule, Source,
-    smtp,
+    Conditions, Inner, IpConnectionLimit, MxConnectionLimit, Policy, PolicyBase, Pool, ReplyRule, RollupRule,
+    Source, smtp,
 };
+use crate::reply::{ClassificationRules, Classifier, Stage};
 
 type Result<T> = std::result::Result<T, PolicyError>;
 
@@ -31,6 +32,8 @@ const SECTIONS: &[&str] = &[
     "ip-connection-limit",
     "mx-connection-limit",
     "reply-rule",
+    "provider",
+    "classification-rule",
     "domain",
 ];
 
@@ -53,11 +56,12 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn read(&mut self, root: &Item<'_>) -> Result<()> {
         let root = root.section(&[SECTIONS])?;
+        // First, since all else lies over it.
+        self.optional(&root, "policy", Self::policy)?;
         self.optional(&root, "engine", Self::engine)?;
         self.optional(&root, "storage", Self::storage)?;
         self.optional(&root, "dns", Self::dns)?;
         self.optional(&root, "smtp", Self::smtp)?;
-        self.optional(&root, "policy", Self::policy)?;
         self.each(&root, "source", "name", Self::source)?;
         self.each(&root, "pool", "name", Self::pool)?;
         self.each(&root, "rollup", "queue", Self::rollup)?;
@@ -67,8 +71,9 @@ impl Reader {
         if let Some(rules) = root.get("reply-rule") {
             self.inner().reply_rules.compile().map_err(|error| error.at_line(rules.line()))?;
         }
+        self.classification(&root)?;
         if let Some(domains) = root.get("domain") {
-            let mut rules = DomainRules::default();
+            let mut rules = std::mem::take(&mut self.inner().domains);
             self.domains(&domains, &mut rules)?;
             self.inner().domains = rules;
         }
@@ -100,7 +105,6 @@ impl Reader {
         root.get(key).map_or(Ok(()), |item| read(self, &item))
     }
 
-    /// Reads a list of tables. In messages each goes by the value of `title`, as soon as it has one.
     fn each(
         &mut self,
         root: &Section<'_>,
@@ -108,20 +112,7 @@ impl Reader {
         title: &str,
         read: fn(&mut Self, &Item<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Some(list) = root.get(key) else { return Ok(()) };
-        let elements = list.elements().filter(|elements| elements.iter().all(Item::is_table));
-        let elements =
-            elements.ok_or_else(|| list.wrong(format_args!("is not a list of tables: write [[{key}]]")))?;
-        for element in elements {
-            let value = element.open_section()?.get(title);
-            let title = value.as_ref().and_then(|value| value.one_or_more().first().and_then(Item::as_str));
-            let path = match title.filter(|title| title.len() <= 64) {
-                Some(title) => dotted(key, title),
-                None => key.to_owned(),
-            };
-            read(self, &element.named(path))?;
-        }
-        Ok(())
+        each(root, key, title, |item| read(self, item))
     }
 
     fn engine(&mut self, item: &Item<'_>) -> Result<()> {
@@ -181,9 +172,10 @@ impl Reader {
     fn policy(&mut self, item: &Item<'_>) -> Result<()> {
         let section = item.section(&[&["base"]])?;
         if let Some(item) = section.get("base") {
-            let base = read::base(&item)?;
-            self.inner().base = base;
-            self.refuse(&item, unbuilt::base(base));
+            self.parts.policy = match read::base(&item)? {
+                PolicyBase::None => Policy::new(),
+                PolicyBase::Recommended => Policy::recommended(),
+            };
         }
         Ok(())
     }
@@ -269,7 +261,7 @@ impl Reader {
         if let Some(matching) = section.get("match") {
             rule = rule.with_match(read::rollup_match(&matching)?);
         }
-        self.inner().rollups.push(rule);
+        self.inner().add_rollup(rule);
         Ok(())
     }
 
@@ -298,14 +290,48 @@ impl Reader {
         added.map_err(|error| at(&section, error))
     }
 
+    /// Rules of the file's own for what replies tell of.
+    fn classification(&mut self, root: &Section<'_>) -> Result<()> {
+        let mut own = ClassificationRules::default();
+        each(root, "provider", "name", |item| classification::provider(item, &mut own))?;
+        each(root, "classification-rule", "name", |item| {
+            classification::classification_rule(item, &mut own)
+        })?;
+        let list = root.get("classification-rule").or_else(|| root.get("provider"));
+        if let Some(list) = list {
+            let named = own.rules.iter().flat_map(|rule| &rule.providers).cloned().collect::<Vec<_>>();
+            let classifier = Classifier::with_own(own).map_err(|error| list.wrong(error))?;
+            if let Some(name) = named.iter().find(|name| !classifier.knows_provider(name)) {
+                let problem =
+                    format!("names the provider \"{}\", which has no [[provider]]", name.escape_debug());
+                return Err(list.error(PolicyErrorKind::Contradiction, problem));
+            }
+            self.inner().classifier = classifier;
+        }
+        Ok(())
+    }
+
     fn reply_rule(&mut self, item: &Item<'_>) -> Result<()> {
-        const PLACES: &[&str] = &["domain", "queue", "mx", "stage"];
+        const PLACES: &[&str] = &["domain", "queue", "mx", "stage", "category", "reason"];
         let section =
             item.section(&[&["name", "match", "actions", "min-attempts", "min-age", "after"], PLACES])?;
         let name = name(&section, "\"over-quota\"")?;
-        let pattern_item = section.require("match", "'over ?quota'")?;
-        let pattern = read::string(&pattern_item, "over ?quota")?;
-        compile(pattern).map_err(|error| pattern_item.wrong(format_args!("is {error}")))?;
+        // What a reply tells of may be condition enough.
+        let reads_kind = section.get("category").is_some() || section.get("reason").is_some();
+        let pattern = match section.get("match") {
+            None if reads_kind => "",
+            None => {
+                return Err(section
+                    .require("match", "'over ?quota'")
+                    .err()
+                    .unwrap_or_else(|| item.wrong("is no rule")));
+            }
+            Some(item) => {
+                let pattern = read::string(&item, "over ?quota")?;
+                compile(pattern).map_err(|error| item.wrong(format_args!("is {error}")))?;
+                pattern
+            }
+        };
         let actions_item = section.require("actions", "[\"bounce-rcpt\"]")?;
         let words = read::strings(&actions_item, parse_words, "bounce-rcpt")?.into_iter().flatten();
         let conditions = conditions(&section)?;
@@ -318,25 +344,40 @@ impl Reader {
     }
 }
 
+/// Reads a list of tables. In messages each goes by the value of `title`, as soon as it has one.
+pub(super) fn each(
+    root: &Section<'_>,
+    key: &str,
+    title: &str,
+    mut read: impl FnMut(&Item<'_>) -> Result<()>,
+) -> Result<()> {
+    let Some(list) = root.get(key) else { return Ok(()) };
+    let elements = list.elements().filter(|elements| elements.iter().all(Item::is_table));
+    let elements =
+        elements.ok_or_else(|| list.wrong(format_args!("is not a list of tables: write [[{key}]]")))?;
+    for element in elements {
+        let value = element.open_section()?.get(title);
+        let title = value.as_ref().and_then(|value| value.one_or_more().first().and_then(Item::as_str));
+        let path = match title.filter(|title| title.len() <= 64) {
+            Some(title) => dotted(key, title),
+            None => key.to_owned(),
+        };
+        read(&element.named(path))?;
+    }
+    Ok(())
+}
+
 fn conditions(section: &Section<'_>) -> Result<Conditions> {
-    let patterns = |key: &str, example| {
-        let list = section.get(key).map(|item| read::strings(&item, str::parse, example));
-        list.transpose().map(Option::unwrap_or_default)
-    };
     let mut conditions = Conditions {
-        domains: patterns("domain", "*.example.com")?,
-        queues: patterns("queue", "google.rollup")?,
-        hosts: patterns("mx", "*.google.com")?,
+        domains: words(section, "domain", "*.example.com")?,
+        queues: words(section, "queue", "google.rollup")?,
+        hosts: words(section, "mx", "*.google.com")?,
+        categories: words(section, "category", "quota-issues")?,
+        reasons: words(section, "reason", "mailbox-full")?,
         ..Conditions::default()
     };
     if let Some(item) = section.get("stage") {
-        let stage = |word: &str| {
-            let stage = Conditions::STAGES.into_iter().find(|stage| stage.as_str() == word);
-            stage.ok_or(
-                "not a stage of the delivery: the stages are connect, ehlo, auth, mail, rcpt, data, dot",
-            )
-        };
-        conditions.stages = read::strings(&item, stage, "rcpt")?;
+        conditions.stages = read::strings(&item, check_stage, "rcpt")?;
     }
     if let Some(item) = section.get("min-attempts") {
         conditions.min_attempts = Some(checked(&item, read::count, at_least_one)?);
@@ -350,8 +391,23 @@ fn conditions(section: &Section<'_>) -> Result<Conditions> {
     Ok(conditions)
 }
 
+/// A list of fixed words, or one; empty without the key.
+fn words<T: std::str::FromStr<Err: std::fmt::Display>>(
+    section: &Section<'_>,
+    key: &str,
+    example: &str,
+) -> Result<Vec<T>> {
+    let list = section.get(key).map(|item| read::strings(&item, str::parse, example));
+    list.transpose().map(Option::unwrap_or_default)
+}
+
+pub(super) fn check_stage(word: &str) -> std::result::Result<Stage, &'static str> {
+    let stage = Conditions::STAGES.into_iter().find(|stage| stage.as_str() == word);
+    stage.ok_or("not a stage of the delivery: the stages are connect, ehlo, auth, mail, rcpt, data, dot")
+}
+
 /// A name of the user's choosing.
-fn name(section: &Section<'_>, example: &str) -> Result<Arc<str>> {
+pub(super) fn name(section: &Section<'_>, example: &str) -> Result<Arc<str>> {
     let item = section.require("name", example)?;
     let text = item
         .as_str()

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, ReplyRule};
+use crate::event::Reason;
 use crate::policy::pattern::NamePattern;
 use crate::policy::value::{Rate, Written};
 use crate::reply::Stage;
@@ -19,18 +20,31 @@ pub struct ReplyContext<'a> {
     pub queue: &'a str,
     /// The name of the host that replied; `None` matches no rule that names hosts.
     pub host: Option<&'a str>,
+    /// The provider, where it is known otherwise than by the host.
+    pub provider: Option<&'a str>,
     /// What the reply answers.
     pub stage: Stage,
     /// How many attempts the recipient was charged, this one included.
     pub attempts: u32,
     /// The recipient's age.
     pub age: Duration,
+    /// How many recipients the transaction had.
+    pub recipients: usize,
 }
 
 impl<'a> ReplyContext<'a> {
     /// A first attempt, of a message just submitted, at a host without name.
     pub fn new(domain: &'a str, queue: &'a str, stage: Stage) -> Self {
-        Self { domain, queue, host: None, stage, attempts: 1, age: Duration::ZERO }
+        Self {
+            domain,
+            queue,
+            host: None,
+            provider: None,
+            stage,
+            attempts: 1,
+            age: Duration::ZERO,
+            recipients: 1,
+        }
     }
 
     /// The name of the host that replied.
@@ -40,10 +54,24 @@ impl<'a> ReplyContext<'a> {
         self
     }
 
+    /// The provider, as classification rules name it. Default: found by the host's name.
+    #[must_use]
+    pub fn with_provider(mut self, provider: &'a str) -> Self {
+        self.provider = Some(provider);
+        self
+    }
+
     /// How many attempts the recipient was charged, this one included. Default: 1.
     #[must_use]
     pub fn with_attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
+        self
+    }
+
+    /// How many recipients the transaction had. Default: 1.
+    #[must_use]
+    pub fn with_recipients(mut self, recipients: usize) -> Self {
+        self.recipients = recipients;
         self
     }
 
@@ -241,7 +269,7 @@ fn set<T>(part: &mut Option<T>, value: impl FnOnce() -> T) {
 
 impl ReplyRule {
     /// Whether the conditions hold, save stages, which each action has its own of, and `after`, which counts.
-    pub(super) fn holds(&self, context: &ReplyContext<'_>) -> bool {
+    pub(super) fn holds(&self, context: &ReplyContext<'_>, reason: &dyn Fn() -> Reason) -> bool {
         let any = |patterns: &[NamePattern], name: Option<&str>| {
             patterns.is_empty() || name.is_some_and(|name| patterns.iter().any(|p| p.matches(name)))
         };
@@ -251,5 +279,7 @@ impl ReplyRule {
             && any(&conditions.domains, Some(context.domain))
             && any(&conditions.queues, Some(context.queue))
             && any(&conditions.hosts, context.host)
+            && (conditions.reasons.is_empty() || conditions.reasons.contains(&reason()))
+            && (conditions.categories.is_empty() || conditions.categories.contains(&reason().category()))
     }
 }

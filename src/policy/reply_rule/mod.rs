@@ -24,6 +24,7 @@ pub use verdict::ReplyVerdict;
 use super::pattern::NamePattern;
 use super::settings::{at_least_one, positive};
 use super::value::Rate;
+use crate::event::{Category, Reason};
 use crate::reply::Stage;
 
 /// The largest compiled pattern, in octets.
@@ -53,6 +54,10 @@ pub struct Conditions {
     pub queues: Vec<NamePattern>,
     /// The host that replied.
     pub hosts: Vec<NamePattern>,
+    /// What kind of failure the reply tells of ([`Policy::classify`](crate::policy::Policy::classify)).
+    pub categories: Vec<Category>,
+    /// The same, finer.
+    pub reasons: Vec<Reason>,
     /// Where in the delivery. Empty: each action's own default.
     pub stages: Vec<Stage>,
     /// The recipient was charged at least so many attempts; 1 or more.

@@ -1,5 +1,6 @@
 //! All reply rules, compiled to one set, and what they decide of a reply.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use regex::{RegexSet, RegexSetBuilder};
@@ -8,6 +9,7 @@ use super::decision::{ReplyContext, RuleDecision};
 use super::{Action, ReplyRule};
 use crate::policy::value::Rate;
 use crate::policy::{Policy, PolicyError};
+use crate::reply::{Classification, Origin};
 
 /// The largest compiled set, in octets.
 const SET_SIZE: usize = 16 << 20;
@@ -21,7 +23,13 @@ pub(in crate::policy) struct ReplyRules {
     set: RegexSet,
     /// Those with `mode=normal`.
     leaving: Vec<usize>,
+    /// So many of the last ones are the base's.
+    base: usize,
 }
+
+/// A rule's name is taken.
+#[derive(Debug)]
+pub(in crate::policy) struct NameTaken;
 
 /// The set follows from the rules.
 impl PartialEq for ReplyRules {
@@ -35,9 +43,25 @@ impl ReplyRules {
         &self.rules
     }
 
-    /// Appends a rule, which counts from the next [`compile`](Self::compile) on.
-    pub(in crate::policy) fn push(&mut self, rule: ReplyRule) {
-        self.rules.push(rule);
+    /// All there are become the base of those to come.
+    pub(in crate::policy) fn are_base(&mut self) {
+        self.base = self.rules.len();
+    }
+
+    /// Appends a rule, which counts from the next [`compile`](Self::compile) on. The rules of the base stay behind it,
+    /// and one of its name goes.
+    pub(in crate::policy) fn push(&mut self, rule: ReplyRule) -> Result<(), NameTaken> {
+        let own = self.rules.len().saturating_sub(self.base);
+        match self.rules.iter().position(|other| other.name() == rule.name()) {
+            Some(place) if place < own => return Err(NameTaken),
+            Some(place) => {
+                self.rules.remove(place);
+                self.base -= 1;
+            }
+            None => {}
+        }
+        self.rules.insert(own, rule);
+        Ok(())
     }
 
     /// Apart from [`push`](Self::push), since a file has many rules and compiling takes time in all of them.
@@ -67,6 +91,13 @@ impl ReplyRules {
 
 /// What the reply rules say.
 impl Policy {
+    /// What kind of failure a refusal tells of, by [`Policy::classifier`].
+    pub fn classify(&self, reply: &str, context: &ReplyContext<'_>) -> Classification {
+        let mut origin = Origin::at(context.stage);
+        (origin.host, origin.provider) = (context.host, context.provider);
+        self.0.classifier.classify(reply, origin)
+    }
+
     /// The rules that a refusal matches, in order, with their index in [`Policy::reply_rules`]: pattern, conditions
     /// and stage; `after` is not asked.
     ///
@@ -86,7 +117,10 @@ impl Policy {
     ) -> impl Iterator<Item = (usize, &ReplyRule)> {
         let acts =
             |rule: &ReplyRule| rule.actions().iter().any(|action| rule.applies_at(action, context.stage));
-        self.0.reply_rules.matching(reply).filter(move |(_, rule)| acts(rule) && rule.holds(context))
+        // Read once, when a rule asks.
+        let read = OnceCell::new();
+        let reason = move || *read.get_or_init(|| self.classify(reply, context).reason);
+        self.0.reply_rules.matching(reply).filter(move |(_, rule)| acts(rule) && rule.holds(context, &reason))
     }
 
     /// What the rules say of a refusal, 4xx or 5xx, by a receiver. `reply` is folded to one line, as
@@ -150,7 +184,7 @@ impl Policy {
         let leaving = rules.leaving.iter().filter_map(|index| Some((*index, rules.rules.get(*index)?)));
         let mut leaving = leaving.filter(|(_, rule)| {
             rule.applies_at(&Action::LeaveBackoff, context.stage)
-                && rule.holds(context)
+                && rule.holds(context, &|| self.classify(reply, context).reason)
                 && rule.matches(reply)
         });
         let (_, rule) = leaving.find(|(index, rule)| {

@@ -22,7 +22,7 @@ fn messages_name_line_key_value_and_what_is_right() {
         (
             "[colours]",
             "line 1: colours: is not a section: the sections are engine, storage, dns, smtp, policy, source, \
-                       pool, rollup, ip-connection-limit, mx-connection-limit, reply-rule, domain",
+                       pool, rollup, ip-connection-limit, mx-connection-limit, reply-rule, provider, classification-rule, domain",
         ),
         ("[storage]\nfolder = \"x\"", "line 2: storage.folder: is not a key of storage: its keys are path"),
         (

@@ -11,6 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::reply::Stage;
 
 fn message(text: &str) -> String {
     Config::from_toml(text).unwrap_err().to_string()
@@ -126,6 +127,19 @@ max-smtp-out = 5
 name = "bulk"
 sources = ["vmta1"]
 
+[[reply-rule]]
+name = "full"
+reason = ["mailbox-full"]
+actions = ["bounce-rcpt"]
+[[provider]]
+name = "house"
+mx = ["*.house.example"]
+[[classification-rule]]
+name = "house-code"
+provider = "house"
+match = "(hx|) 17 .. full*"
+reason = "mailbox-full"
+
 [domain."*"]
 retry-after = ["5m", "10m", "15m", "30m", "1h"]
 bounce-after = "4d12h"
@@ -168,6 +182,14 @@ fn the_example_reads() {
     assert_eq!(hosts, [["[127.0.0.9]:2525".parse().unwrap()]]);
     assert_eq!(policy.settings("x.example", "vmta1").retry_after.interval(9), secs(3600));
     assert_eq!(Policy::from_toml(BUILT).unwrap(), policy);
+    let context = ReplyContext::new("x.example", "x.example", Stage::Rcpt).with_host("mx.house.example");
+    let decision = policy.decide_reply("550 hx 17: fully booked", &context, |_, _| true);
+    assert_eq!(
+        decision.fate,
+        Some((Fate::BounceRecipient, "full".into())),
+        "a rule by what the reply tells of"
+    );
+    assert!(policy.decide_reply("550 17", &context, |_, _| true).is_empty());
 }
 
 #[test]
@@ -322,7 +344,7 @@ proptest! {
     /// Near misses: the real files with a piece replaced.
     #[test]
     fn no_damaged_file_panics(at in 0..2000_usize, cut in 0..20_usize, put in r#"[ -~\n"\[\]={}*.é]{0,8}"#) {
-        let mut text: Vec<char> = BUILT.chars().chain(unbuilt::UNBUILT.iter().flat_map(|(text, _)| text.chars())).collect();
+        let mut text: Vec<char> = BUILT.chars().collect();
         let at = at.min(text.len());
         let end = (at + cut).min(text.len());
         text.splice(at..end, put.chars());

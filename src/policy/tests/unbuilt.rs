@@ -4,13 +4,8 @@ use super::*;
 use crate::policy::file::read_unbuilt_too;
 use crate::transport::{Protocol, TlsWish};
 
-/// The rest of the example: each part, and how it is refused.
-pub(super) const UNBUILT: &[(&str, &str)] = &[(
-    "[policy]\nbase = \"recommended\"\n",
-    "line 2: policy.base: \"recommended\": recommended settings are not built yet: write \"none\" or leave the key out",
-)];
-
 /// Settings that would switch on what is not built.
+#[cfg(not(all(feature = "tls", feature = "mta-sts")))]
 const UNBUILT_SETTINGS: &[(&str, &str)] = &[
     #[cfg(not(feature = "tls"))]
     (
@@ -25,14 +20,9 @@ const UNBUILT_SETTINGS: &[(&str, &str)] = &[
     ("use-dane = true", "TLS is not in this build, which lacks the feature `tls`: write false"),
 ];
 
+#[cfg(not(all(feature = "tls", feature = "mta-sts")))]
 #[test]
 fn unbuilt_parts_are_refused_by_name() {
-    for (text, want) in UNBUILT {
-        assert_eq!(message(&format!("{text}[engine]\nhostname = \"a.example\"")), *want);
-        assert_eq!(Policy::from_toml(text).unwrap_err().kind(), PolicyErrorKind::NotBuilt);
-        let after = format!("{BUILT}{text}");
-        assert_eq!(Config::from_toml(&after).unwrap_err().kind(), PolicyErrorKind::NotBuilt);
-    }
     for (setting, want) in UNBUILT_SETTINGS {
         let (key, value) = setting.split_once(" = ").unwrap();
         let want = format!("{key}: {value}: {want}");
@@ -45,13 +35,11 @@ fn unbuilt_parts_are_refused_by_name() {
     }
 }
 
+#[cfg(not(feature = "tls"))]
 #[test]
 fn mistakes_come_before_refusals() {
-    let base = "[policy]\nbase = \"recommended\"\n".to_owned();
-    let text = base.clone() + &domain("bounce-after = \"x\"");
-    assert!(message(&text).starts_with("line 4: domain.\"*\".bounce-after: \"x\" is not a duration"));
-    let text = "[engine]\nhostname = \"a\"\n".to_owned() + &base + &domain("use-starttls = \"off\"");
-    assert!(message(&text).starts_with("line 4: policy.base: \"recommended\": recommended settings"));
+    let text = domain("use-dane = true\nbounce-after = \"x\"");
+    assert!(message(&text).starts_with("line 3: domain.\"*\".bounce-after: \"x\" is not a duration"));
 }
 
 #[cfg(not(feature = "tls"))]
@@ -68,8 +56,6 @@ fn unbuilt_parts_are_refused_in_rust_too() {
 
 #[test]
 fn unbuilt_parts_are_read_whole() {
-    let text: String = UNBUILT.iter().map(|(text, _)| *text).collect();
-    assert_eq!(read_unbuilt_too(&text).unwrap().base(), PolicyBase::Recommended);
     let got =
         read_unbuilt_too(&domain("use-starttls = \"required\"")).unwrap().settings("x.example", "default");
     assert_eq!(got.use_starttls, StartTls::Required);

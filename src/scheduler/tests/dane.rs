@@ -77,11 +77,11 @@ fn what_is_not_had_defers_and_says_why() {
         KnownPolicy::for_tests("1", "version: STSv1\nmode: enforce\nmx: *.x.example\nmax_age: 86400");
     for under_policy in [false, true] {
         for (cause, status, reason, said) in [
-            (EndCause::TlsNotOffered, "4.7.4", Some(Reason::Dane), "DANE: TLS is required"),
-            (EndCause::Tls("no".into()), "4.7.5", Some(Reason::Dane), "DANE: TLS failed: no"),
-            (mismatch(), "4.7.5", Some(Reason::Dane), "DANE: TLS failed: it matches none"),
-            (EndCause::TlsRefused(reply("554 5.7.1 no")), "5.7.1", Some(Reason::Dane), ""),
-            (EndCause::TlsRefused(reply("521 5.7.1 no")), "5.7.1", Some(Reason::Dane), ""),
+            (EndCause::TlsNotOffered, "4.7.4", Reason::Dane, "DANE: TLS is required"),
+            (EndCause::Tls("no".into()), "4.7.5", Reason::Dane, "DANE: TLS failed: no"),
+            (mismatch(), "4.7.5", Reason::Dane, "DANE: TLS failed: it matches none"),
+            (EndCause::TlsRefused(reply("554 5.7.1 no")), "5.7.1", Reason::Dane, ""),
+            (EndCause::TlsRefused(reply("521 5.7.1 no")), "5.7.1", Reason::Dane, ""),
         ] {
             let mut rig = Rig::new(settings);
             let hosts = with(&route(&TWO[..1]), Some(set("mx1.x.example", 3, 1)));
@@ -102,15 +102,15 @@ fn what_is_not_had_defers_and_says_why() {
             assert_eq!(event.diagnosis.reason, reason);
             if let Failure::Engine(text) = &event.diagnosis.failure {
                 assert!(text.starts_with(said), "{text}");
-                assert_eq!(event.diagnosis.category, Category::PolicyRelated);
+                assert_eq!(event.diagnosis.category(), Category::TlsFailed);
             }
             assert_eq!(rig.timeline()[3], "7200 bounced a@x.example 4.4.7 never-attempted");
         }
     }
     // Records that are not usable want no certificate: who does is told.
     for (own, under_policy, reason, said) in [
-        ("", true, Some(Reason::MtaSts), "MTA-STS: TLS failed: expired"),
-        ("\nuse-starttls = \"verify\"", false, Some(Reason::TlsFailed), "TLS failed: expired"),
+        ("", true, Reason::MtaSts, "MTA-STS: TLS failed: expired"),
+        ("\nuse-starttls = \"verify\"", false, Reason::TlsFailed, "TLS failed: expired"),
     ] {
         let mut rig = Rig::new(&format!("{settings}{own}"));
         let mut hosts = (*with(&route(&TWO[..1]), Some(set("mx1.x.example", 1, 1)))).clone();
@@ -129,8 +129,8 @@ fn what_is_not_had_defers_and_says_why() {
     rig.submit("a@x.example");
     let Some(DeliveryEvent::QueueDeferred(event)) = rig.events.last() else { panic!("{:?}", rig.events) };
     assert_eq!(
-        (event.diagnosis.status.to_string().as_str(), event.diagnosis.category, event.diagnosis.reason),
-        ("4.7.0", Category::PolicyRelated, Some(Reason::Dane))
+        (event.diagnosis.status.to_string().as_str(), event.diagnosis.category(), event.diagnosis.reason),
+        ("4.7.0", Category::TlsFailed, Reason::Dane)
     );
 }
 

@@ -9,7 +9,7 @@ use futures::FutureExt;
 
 use crate::clock::Timestamp;
 use crate::dns::{DnsErrorKind, Freshness, Route, RouteFailure, RouteFailureKind, RouteHost, RouteKind};
-use crate::event::DeliveryEvent;
+use crate::event::{Category, DeliveryEvent, Diagnosis, Failure, Reason};
 use crate::message::{Address, Message, MessageId};
 use crate::policy::Policy;
 use crate::reply::{Reply, Stage};
@@ -444,8 +444,13 @@ fn line(event: &DeliveryEvent) -> Option<String> {
             (e.record.time, format!("deferred {} {}", e.record.recipient, e.diagnosis.status))
         }
         DeliveryEvent::Bounced(e) => {
-            let reason = e.diagnosis.reason.map(|reason| format!(" {reason}")).unwrap_or_default();
-            (e.record.time, format!("bounced {} {}{reason}", e.record.recipient, e.diagnosis.status))
+            let Diagnosis { reason, status, failure, .. } = &e.diagnosis;
+            // What was read from a reply is a matter of its own.
+            let is_read =
+                matches!(failure, Failure::Reply(_)) && reason.category() != Category::MessageExpired;
+            let reason =
+                if is_read || *reason == Reason::Expired { String::new() } else { format!(" {reason}") };
+            (e.record.time, format!("bounced {} {status}{reason}", e.record.recipient))
         }
         DeliveryEvent::Cancelled(e) => (e.record.time, format!("cancelled {}", e.record.recipient)),
         DeliveryEvent::QueueDeferred(e) => {

@@ -157,12 +157,12 @@ fn a_domain_in_a_rollup_is_looked_up_by_itself() {
 fn one_host_held_for_the_policy_is_enough_to_look_for_another() {
     let two: &[&[(&str, &[&str])]] = &[&[("mx1.x.example", &[ONE])], &[("mx2.x.example", &[OTHER])]];
     let broken = || EndCause::Broken("refused".into());
-    let rows: [(&[&str], Vec<EndCause>, Option<Reason>); 4] = [
-        (&["*.x.example"], vec![tls_failed(), broken()], Some(Reason::MtaSts)),
-        (&["*.x.example"], vec![broken(), tls_failed()], Some(Reason::MtaSts)),
+    let rows: [(&[&str], Vec<EndCause>, Reason); 4] = [
+        (&["*.x.example"], vec![tls_failed(), broken()], Reason::MtaSts),
+        (&["*.x.example"], vec![broken(), tls_failed()], Reason::MtaSts),
         // The policy bars a host that might do.
-        (&["mx1.x.example"], vec![broken()], None),
-        (&["*.x.example"], vec![broken(), broken()], None),
+        (&["mx1.x.example"], vec![broken()], Reason::ConnectionFailed),
+        (&["*.x.example"], vec![broken(), broken()], Reason::ConnectionFailed),
     ];
     for (n, (mx, causes, reason)) in rows.into_iter().enumerate() {
         let mut rig = Rig::new("bounce-after = \"1d\"\nretry-after = [\"30h\"]");

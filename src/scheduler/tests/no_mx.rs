@@ -105,7 +105,7 @@ fn no_mx_bounces_each_message_at_its_own_age() {
     assert_eq!(bounces, ["3600 bounced a@x.example 5.4.4 no-mx", "3900 bounced b@x.example 5.4.4 no-mx"]);
     assert_eq!(rig.fresh_look_ups(), [3600, 3900]);
     let diagnosis = &rig.bounced().diagnosis;
-    assert_eq!((diagnosis.stage, diagnosis.category), (Stage::Dns, Category::RoutingErrors));
+    assert_eq!((diagnosis.stage, diagnosis.category()), (Stage::Dns, Category::RoutingErrors));
     let Failure::Engine(words) = &diagnosis.failure else { panic!() };
     assert!(words.contains("bounce-upon-no-mx = 1h"), "{words}");
     rig.pass(MINUTE);
@@ -173,7 +173,7 @@ fn nxdomain_is_deferred_without_connections_until_its_age() {
             "1500 bounced a@x.example 5.1.2 nxdomain",
         ]
     );
-    assert_eq!(rig.bounced().diagnosis.category, Category::BadDomain);
+    assert_eq!(rig.bounced().diagnosis.category(), Category::BadDomain);
     assert_eq!(rig.bounced().record.attempts, 0, "nobody was charged");
     assert!(rig.connects.is_empty());
     rig.scheduler.assert_empty();
@@ -375,7 +375,7 @@ fn past_the_fuse_what_dns_would_bounce_is_held() {
         assert_eq!((count("bounced"), count("fuse-blown")), (2, 1), "{lines:?}");
         assert_eq!(count(" deferred a"), 2, "{lines:?}");
         let reason = if is_nxdomain { Reason::NxDomain } else { Reason::NoMx };
-        assert_eq!(rig.deferred().diagnosis.reason, Some(reason));
+        assert_eq!(rig.deferred().diagnosis.reason, reason);
         assert_eq!(rig.deferred().next_attempt, start() + 5 * HOUR, "none before it expires");
         rig.pass(3 * HOUR);
         let expired = rig.timeline().iter().filter(|line| line.contains("4.4.7")).count();

@@ -82,9 +82,9 @@ fn when_no_host_can_it_bounces_for_what_was_with_the_last() {
             };
             rig.transact(can_not(why));
         }
-        assert_eq!(rig.timeline(), ["0 bounced a@x.example 5.7.30 extension-missing"]);
+        assert_eq!(rig.timeline(), ["0 bounced a@x.example 5.7.30 require-tls-not-offered"]);
         let bounced = rig.bounced();
-        assert_eq!(bounced.diagnosis.reason, Some(Reason::ExtensionMissing));
+        assert_eq!(bounced.diagnosis.reason, Reason::RequireTlsNotOffered);
         assert_eq!(bounced.record.mx.as_deref(), Some(format!("mx{count}.x.example").as_str()));
         assert_eq!((bounced.record.attempts, rig.offered.len()), (1, count));
     }
@@ -256,7 +256,7 @@ fn it_waits_for_a_policy_that_is_not_known() {
             rig.transact(can_not(why));
         }
         assert_eq!(rig.timeline(), ["0 deferred a@x.example 4.7.10"]);
-        assert_eq!(rig.deferred().diagnosis.reason, Some(Reason::HostNotVerified));
+        assert_eq!(rig.deferred().diagnosis.reason, Reason::HostNotVerified);
         rig.answer_with("x.example", Ok(Arc::new(Route { policy_unknown: false, ..(*unknown()).clone() })));
         rig.pass(MINUTE * 10);
         for _ in 0..20 {
@@ -280,7 +280,7 @@ fn it_waits_for_a_policy_that_is_not_known() {
         rig.connect();
         rig.transact(can_not(Unsendable::RequireTlsNotOffered));
     }
-    assert_eq!(rig.timeline(), ["0 bounced a@x.example 5.7.30 extension-missing"]);
+    assert_eq!(rig.timeline(), ["0 bounced a@x.example 5.7.30 require-tls-not-offered"]);
 }
 
 /// In a rollup each domain knows its own.

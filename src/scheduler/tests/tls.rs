@@ -74,10 +74,7 @@ fn required_tls_that_can_not_be_had_is_a_host_that_failed() {
         assert_ne!(first, second);
         assert_eq!(rig.timeline(), [format!("0 queue-deferred x.example {status}")]);
         let Some(DeliveryEvent::QueueDeferred(event)) = rig.events.last() else { panic!("{:?}", rig.events) };
-        assert_eq!(
-            (event.diagnosis.category, event.diagnosis.reason),
-            (Category::PolicyRelated, Some(reason))
-        );
+        assert_eq!((event.diagnosis.category(), event.diagnosis.reason), (Category::TlsFailed, reason));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::harness::*;
-use crate::event::{DeliveryEvent, Failure};
+use crate::event::{DeliveryEvent, Failure, Reason};
 use crate::message::{Message, MessageId};
 use crate::scheduler::{Bounds, Event, SubmitFailure};
 use crate::storage::{Change, Room, StorageError, StorageErrorKind};
@@ -165,7 +165,7 @@ fn mail_that_expires_says_so_where_what_it_met_was_not_kept() {
     rig.pass(10 * MINUTE);
     let words = "expired after 1 attempts; what they met was not kept since the disk was nearly full";
     assert_eq!(rig.bounced().diagnosis.failure, Failure::Engine(words.to_owned()));
-    assert_eq!(rig.bounced().diagnosis.reason, None);
+    assert_eq!(rig.bounced().diagnosis.reason, Reason::Expired);
 }
 
 #[test]

@@ -29,7 +29,7 @@ use super::writer::{Queue, WriterState};
 use super::{DiskOptions, Shared, codec, mend, rebuild, replace};
 
 /// The version of the folder's layout.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 /// The row of earlier versions has no checksum.
 const CHECKSUM_SINCE: u32 = 5;
 pub(super) const FORMAT_KEY: &[u8] = b"format";

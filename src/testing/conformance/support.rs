@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::clock::Timestamp;
-use crate::event::{Category, Diagnosis, Failure, LastFailure};
+use crate::event::{Diagnosis, Failure, LastFailure, Reason};
 use crate::message::{Address, Domain, EventId, MessageId, Priority};
 use crate::reply::{Reply, Stage};
 use crate::storage::{
@@ -103,8 +103,7 @@ pub(crate) fn failure() -> LastFailure {
         diagnosis: Diagnosis {
             stage: Stage::Rcpt,
             status: "4.2.2".parse().unwrap(),
-            category: Category::QuotaIssues,
-            reason: None,
+            reason: Reason::MailboxFull,
             failure: Failure::Reply(Reply::new(452, [b"4.2.2 full".as_slice()])),
             rule: Some("full".into()),
         },

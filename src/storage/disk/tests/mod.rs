@@ -303,7 +303,7 @@ async fn another_version_is_refused_by_number_if_its_row_is_sound() {
         let error = rig.try_open().await.unwrap_err();
         assert_eq!(error.kind(), StorageErrorKind::Corrupt);
         let words = error.to_string();
-        assert!(words.contains(&format!("version {version}")) && words.contains("version 5"), "{words}");
+        assert!(words.contains(&format!("version {version}")) && words.contains("version 6"), "{words}");
     }
     for octet in 0..later.len() {
         let mut damaged = later.clone();

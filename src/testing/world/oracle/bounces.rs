@@ -18,7 +18,7 @@ pub(super) struct Bounces;
 impl Invariant for Bounces {
     fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
         let Seen::Event(event) = &observation.seen else { return Ok(()) };
-        let DeliveryEvent::Bounced(Bounced { record, diagnosis }) = &**event else { return Ok(()) };
+        let DeliveryEvent::Bounced(Bounced { record, diagnosis, .. }) = &**event else { return Ok(()) };
         if record.time <= facts.policy_since {
             return Ok(());
         }
@@ -44,7 +44,7 @@ pub(super) fn is_expiry(diagnosis: &Diagnosis) -> bool {
     };
     is_own
         && diagnosis.rule.is_none()
-        && diagnosis.category == Category::MessageExpired
+        && diagnosis.category() == Category::MessageExpired
         && diagnosis.status == EnhancedStatus::new(4, 4, 7)
 }
 
@@ -54,7 +54,7 @@ fn expired(
     record: &RecipientRecord,
     diagnosis: &Diagnosis,
 ) -> Result<(), String> {
-    if diagnosis.reason == Some(Reason::TooManyAttempts) {
+    if diagnosis.reason == Reason::TooManyAttempts {
         let most = settings.max_attempts;
         return match most.filter(|most| record.attempts >= *most) {
             Some(_) => Ok(()),
@@ -108,12 +108,12 @@ fn by_engine(
     diagnosis: &Diagnosis,
 ) -> Result<(), String> {
     let least = match diagnosis.reason {
-        Some(Reason::NoMx) => match settings.bounce_upon_no_mx {
+        Reason::NoMx => match settings.bounce_upon_no_mx {
             NoMx::Never => return Err("without MX, which is no reason".to_owned()),
             NoMx::Always => None,
             NoMx::After(age) => Some(age),
         },
-        Some(Reason::NxDomain | Reason::NoHost) => match settings.bounce_upon_nxdomain {
+        Reason::NxDomain | Reason::NoHost => match settings.bounce_upon_nxdomain {
             NxDomain::AtOnce => None,
             NxDomain::After(age) => Some(age),
         },

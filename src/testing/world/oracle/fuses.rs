@@ -25,7 +25,7 @@ pub(super) struct Fuses {
 impl Invariant for Fuses {
     fn see(&mut self, facts: &Facts, observation: &Observation) -> Judgement {
         let Seen::Event(event) = &observation.seen else { return Ok(()) };
-        let DeliveryEvent::Bounced(Bounced { record, diagnosis }) = &**event else { return Ok(()) };
+        let DeliveryEvent::Bounced(Bounced { record, diagnosis, .. }) = &**event else { return Ok(()) };
         let counted_in = (facts.epoch, facts.controls);
         if self.counted_in != counted_in {
             self.bounced.clear();
@@ -55,9 +55,6 @@ impl Invariant for Fuses {
 fn is_counted(diagnosis: &Diagnosis) -> bool {
     match (&diagnosis.failure, &diagnosis.rule) {
         (Failure::Reply(reply), Some(_)) => !reply.is_permanent(),
-        _ => matches!(
-            diagnosis.reason,
-            Some(Reason::NoMx | Reason::NullMx | Reason::NxDomain | Reason::NoHost)
-        ),
+        _ => matches!(diagnosis.reason, Reason::NoMx | Reason::NullMx | Reason::NxDomain | Reason::NoHost),
     }
 }

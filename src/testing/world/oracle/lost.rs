@@ -15,7 +15,7 @@ impl Invariant for Lost {
         let Seen::Event(event) = &observation.seen else { return Ok(()) };
         match &**event {
             DeliveryEvent::Bounced(bounced)
-                if bounced.diagnosis.reason == Some(Reason::ContentLost) && !facts.bodies_lost =>
+                if bounced.diagnosis.reason == Reason::ContentLost && !facts.bodies_lost =>
             {
                 let (message, recipient) = (bounced.record.id, &bounced.record.recipient);
                 Err(format!("{message} to {recipient} bounced, for its content is lost").into())

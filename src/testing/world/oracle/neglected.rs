@@ -66,9 +66,7 @@ impl Invariant for Neglected {
                 DeliveryEvent::StorageTrouble(trouble) if is_about_accepted_mail(trouble) => {
                     self.trouble = at
                 }
-                DeliveryEvent::Bounced(bounced)
-                    if bounced.diagnosis.reason == Some(Reason::NeverAttempted) =>
-                {
+                DeliveryEvent::Bounced(bounced) if bounced.diagnosis.reason == Reason::NeverAttempted => {
                     return self.judge(facts, at, &bounced.record);
                 }
                 _ => {}

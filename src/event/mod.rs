@@ -1,15 +1,21 @@
 //! What the engine reports, and to whom.
 
+mod reason;
+mod words;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use reason::{Reason, UnknownReason};
+pub use words::{Category, QueueModeChange, StorageOperation, UnknownCategory};
+
 use crate::clock::Timestamp;
 use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, QueueName, RecipientDsn, ReversePath};
+use crate::policy::Suppression;
 use crate::reply::{EnhancedStatus, Reply, Stage};
 
 /// Something that happened to a message, a recipient or a destination.
@@ -135,6 +141,8 @@ pub struct Bounced {
     pub record: RecipientRecord,
     /// What happened.
     pub diagnosis: Diagnosis,
+    /// Whether the address should be written to again.
+    pub suppress: Suppression,
 }
 
 /// The host cancelled a recipient.
@@ -230,14 +238,20 @@ pub struct Diagnosis {
     pub stage: Stage,
     /// RFC 3463 status: the server's own, or ours where it gave none.
     pub status: EnhancedStatus,
-    /// What kind of failure it is.
-    pub category: Category,
-    /// A finer, fixed word, such as `possibly-delivered`.
-    pub reason: Option<Reason>,
+    /// What kind of failure it is, as a fixed word, such as `mailbox-full`. It belongs to a
+    /// [category](Self::category).
+    pub reason: Reason,
     /// The server's words or ours.
     pub failure: Failure,
     /// The reply rule that decided, if one did.
     pub rule: Option<Arc<str>>,
+}
+
+impl Diagnosis {
+    /// The kind of failure that the reason belongs to.
+    pub const fn category(&self) -> Category {
+        self.reason.category()
+    }
 }
 
 /// Who said so: the server, or the engine itself.
@@ -272,151 +286,6 @@ pub struct LastFailure {
     pub peer: Option<SocketAddr>,
     /// What happened.
     pub diagnosis: Diagnosis,
-}
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[non_exhaustive]
-        pub enum $name { $($(#[$variant_doc])* $variant,)* }
-
-        impl $name {
-            /// The word in records.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
-}
-
-words! {
-    /// What a store was doing when it failed.
-    StorageOperation {
-        /// Taking new mail. Whoever submitted it got the error; mail that was accepted before is not concerned.
-        Insert = "insert",
-        /// Writing what became of mail, or what is kept beside it. It is tried again, but for a change that damage stands against.
-        Commit = "commit",
-        /// Reading mail.
-        Read = "read",
-    }
-}
-
-words! {
-    /// What kind of failure it is; PowerMTA's names.
-    #[doc(alias = "bounceCat")]
-    Category {
-        /// The domain does not exist.
-        BadDomain = "bad-domain",
-        /// The mailbox does not exist.
-        BadMailbox = "bad-mailbox",
-        /// The connection broke.
-        BadConnection = "bad-connection",
-        /// The content was refused.
-        ContentRelated = "content-related",
-        /// The mailbox is disabled.
-        InactiveMailbox = "inactive-mailbox",
-        /// It lay too long.
-        MessageExpired = "message-expired",
-        /// No host answered.
-        NoAnswerFromHost = "no-answer-from-host",
-        /// Refused by policy.
-        PolicyRelated = "policy-related",
-        /// The SMTP conversation went wrong.
-        ProtocolErrors = "protocol-errors",
-        /// The mailbox or system is full.
-        QuotaIssues = "quota-issues",
-        /// No way to the domain.
-        RoutingErrors = "routing-errors",
-        /// The sender was refused.
-        InvalidSender = "invalid-sender",
-        /// None of these.
-        Other = "other",
-    }
-}
-
-words! {
-    /// How a queue's mode changed.
-    QueueModeChange {
-        /// Into backoff: its own intervals, connections and rates.
-        Backoff = "backoff",
-        /// Out of backoff.
-        Normal = "normal",
-        /// A reply rule put the whole queue into retry mode.
-        Deferred = "deferred",
-        /// The source is not used for this queue. Mail of a pool goes by another of its sources, other mail waits.
-        SourceDisabled = "source-disabled",
-        /// No source of a pool may be used for this queue: its mail waits.
-        AllSourcesDisabled = "all-sources-disabled",
-        /// The source is used again.
-        SourceEnabled = "source-enabled",
-        /// Nothing is sent until it is resumed.
-        Paused = "paused",
-        /// It is sent from again.
-        Resumed = "resumed",
-        /// More bounces by rules and DNS than `bounce-fuse` allows: what would bounce is held.
-        FuseBlown = "fuse-blown",
-        /// Somebody decided about what was held, and bounces are counted anew.
-        FuseReset = "fuse-reset",
-    }
-}
-
-words! {
-    /// A finer reason than the category, where the engine itself knows it.
-    Reason {
-        /// The connection was lost after the final dot: the server may have taken the message.
-        PossiblyDelivered = "possibly-delivered",
-        /// It expired before anything was tried.
-        NeverAttempted = "never-attempted",
-        /// Too many attempts (`max-attempts`).
-        TooManyAttempts = "too-many-attempts",
-        /// The domain has no MX record.
-        NoMx = "no-mx",
-        /// The domain has neither MX nor address.
-        NoHost = "no-host",
-        /// The domain takes no mail (RFC 7505).
-        NullMx = "null-mx",
-        /// The domain does not exist.
-        NxDomain = "nxdomain",
-        /// The hosts have no address.
-        NoAddress = "no-address",
-        /// No source address of the hosts' family.
-        NoRouteForFamily = "no-route-for-family",
-        /// All hosts are this one.
-        MailLoop = "mail-loop",
-        /// All addresses are of a kind that is never tried.
-        ProhibitedAddress = "prohibited-address",
-        /// The server does not offer an extension that the message needs.
-        ExtensionMissing = "extension-missing",
-        /// The message is larger than the server takes.
-        TooLarge = "too-large",
-        /// The host cancelled it.
-        Cancelled = "cancelled",
-        /// The stored content is gone or damaged.
-        ContentLost = "content-lost",
-        /// TLS is required and the server does not offer it.
-        TlsNotOffered = "tls-not-offered",
-        /// TLS is required and could not be had: no handshake, or a certificate that is not valid for the host.
-        TlsFailed = "tls-failed",
-        /// The message requires TLS (RFC 8689), and nothing proves that the host is the receiver's.
-        HostNotVerified = "host-not-verified",
-        /// Credentials are set, and the server offers AUTH neither by PLAIN nor by LOGIN.
-        AuthNotOffered = "auth-not-offered",
-        /// Credentials are set, and the session has no TLS to send them in.
-        AuthNeedsTls = "auth-needs-tls",
-        /// The domain's MTA-STS policy can not be kept: it permits none of the hosts, or those have no TLS, or none with a
-        /// certificate that is valid for the host.
-        MtaSts = "mta-sts",
-        /// What the host demands by its TLSA records can not be had: it has no TLS, or no certificate that matches; or the
-        /// records can not be looked up.
-        Dane = "dane",
-    }
 }
 
 /// Receives events.
