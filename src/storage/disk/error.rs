@@ -71,9 +71,18 @@ pub(super) fn as_written(file: &dyn OpenFile, path: &Path, octets: u64) -> Resul
     Err(StorageError::new(StorageErrorKind::Temporary, message))
 }
 
-/// A flush failed: what it was to write may or may not be there.
-pub(super) fn flush(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> StorageError {
-    let message = format!("{what} failed, so it is not known what is on disk: {error}");
+/// A flush failed: what it was to write may or may not be there. That is so for want of room too: some file systems look for it
+/// only then, and what they found none for they take for written all the same.
+pub(super) fn flush(what: &str, error: impl Into<redb::Error>) -> StorageError {
+    let error = error.into();
+    let advice = match &error {
+        redb::Error::Io(error) if is_full(error) => {
+            ". This file system finds out only while flushing that it is full, so the reserve is of no use on it: make room before \
+             the store is opened again"
+        }
+        _ => "",
+    };
+    let message = format!("{what} failed, so it is not known what is on disk: {error}{advice}");
     StorageError::new(StorageErrorKind::OutcomeUnknown, message).with_source(error)
 }
 
