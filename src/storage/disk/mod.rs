@@ -6,6 +6,8 @@
 mod aside;
 mod backend;
 mod check;
+#[cfg(test)]
+mod cleaning;
 mod closing;
 mod codec;
 #[cfg(test)]

@@ -314,7 +314,6 @@ impl SegmentWriter {
     pub(super) fn delete(&mut self, segments: &[u64], bodies: &Bodies) {
         for segment in segments {
             let path = path_of(&self.folder, *segment);
-            bodies.close(*segment);
             let given_up = if self.may_delete(*segment) {
                 self.files.remove(&path)
             } else {
@@ -322,6 +321,8 @@ impl SegmentWriter {
                 tracing::warn!(path = %aside.display(), "a body file is kept, as damage may have hidden bodies in it");
                 self.files.rename(&path, &aside)
             };
+            // After it lost its name: else whoever reads meanwhile would open it once more, and its room be kept.
+            bodies.close(*segment);
             match given_up {
                 Ok(()) => {
                     let size = self.sizes.remove(segment).unwrap_or_default();
@@ -481,6 +482,12 @@ impl Bodies {
         open.push_front(entry);
         open.truncate(OPEN_FILES);
         Ok(file)
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> Vec<u64> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().map(|(segment, _)| *segment).collect()
     }
 
     fn close(&self, segment: u64) {
