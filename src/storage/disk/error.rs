@@ -86,6 +86,13 @@ pub(super) fn flush(what: &str, error: impl Into<redb::Error>) -> StorageError {
     StorageError::new(StorageErrorKind::OutcomeUnknown, message).with_source(error)
 }
 
+/// New mail found no room for its metadata, and the reserve is not for it.
+pub(super) fn full_for_mail(error: StorageError) -> StorageError {
+    let message =
+        "the disk is full: new mail is refused, so that the reserve is left for settling what was accepted";
+    StorageError::new(StorageErrorKind::Full, message).with_source(error)
+}
+
 pub(super) fn corrupt(message: impl Into<String>) -> StorageError {
     StorageError::new(StorageErrorKind::Corrupt, message)
 }

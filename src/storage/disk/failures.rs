@@ -112,6 +112,46 @@ fn a_disk_of_20_mb_fills_up_settles_out_of_the_reserve_and_recovers() {
     });
 }
 
+/// Bodies of next to nothing: it is the metadata that grows.
+#[test]
+fn new_mail_leaves_the_reserve_to_what_settles_it() {
+    run(async {
+        let disk = Disk::default();
+        disk.plan(|plan| plan.capacity = Some(8 * MIB));
+        let store = DiskStorage::open_with(STORE, options(&disk).with_reserve(2 * MIB)).await.unwrap();
+        let reserve = Path::new(STORE).join("reserve");
+        let mut originals = BTreeMap::new();
+        let mut refused = 0;
+        for number in 0..3_000 {
+            let mut message = sized(number, "a.example", 1);
+            let tags = (0..40).map(|tag| (format!("tag {tag}"), "x".repeat(200))).collect();
+            Arc::make_mut(&mut message.envelope).tags = tags;
+            if let Err(error) = put(&store, &mut originals, message).await {
+                assert_eq!(error.kind(), StorageErrorKind::Full, "{error}");
+                assert!(error.to_string().contains("new mail is refused"), "{error}");
+                refused += 1;
+            }
+            assert_eq!(disk.content(&reserve).len() as u64, 2 * MIB, "message {number}");
+            assert_eq!(store.room(), Room::Ample);
+            if refused > 5 {
+                break;
+            }
+        }
+        assert!(refused > 5 && originals.len() > 100, "{} taken", originals.len());
+        let before = disk.steps();
+        assert!(put(&store, &mut originals, sized(9_000, "a.example", 1)).await.is_err());
+        assert_eq!(disk.steps(), before, "nothing is tried until something was given back");
+        // What was accepted is settled out of it.
+        settle_some(&store, &mut originals, ("a.example", 50, 30_000)).await;
+        settle_some(&store, &mut originals, ("a.example", 1_000, 10)).await;
+        store.maintain(at(5)).await.unwrap();
+        assert_eq!(store.room(), Room::Ample);
+        put(&store, &mut originals, sized(9_001, "a.example", 1)).await.unwrap();
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
 #[test]
 fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
     run(async {

@@ -214,7 +214,7 @@ impl Shared {
         if let Err(error) = self.check_written(&state) {
             return calls.into_iter().for_each(|call| call.work.refuse(error.clone()));
         }
-        let has_room = self.reserve.ensure();
+        let has_room = self.reserve.takes_mail();
         let mut round = Vec::with_capacity(calls.len());
         // Admissions are given back once all is answered.
         let mut admissions = Vec::with_capacity(calls.len());
@@ -294,9 +294,11 @@ impl Shared {
         self.works()?;
         let pinned = self.pin(round);
         let mut effects = Effects::default();
+        self.reserve.hold_back(round.iter().any(|work| matches!(work, Work::Insert(..))));
         let applied = self.apply(state, round, &pinned, &mut effects);
         state.bodies.rollback();
         let applied = self.with_room(state, applied);
+        self.reserve.hold_back(false);
         let mut leases = lock(&self.leases);
         if applied.is_ok() {
             effects.finish(&mut leases);
@@ -368,7 +370,7 @@ impl Shared {
         let granted = effects.grant(&mut lock(&self.leases));
         if let Err(error) = transaction.commit() {
             effects.revoke(&mut lock(&self.leases));
-            return Err(error::flush("committing metadata", redb::Error::from(error)));
+            return Err(error::flush("committing metadata", error));
         }
         state.committed(counters, pairing);
         if let Err(error) = self.check_committed(state) {
