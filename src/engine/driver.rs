@@ -28,7 +28,9 @@ use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
 };
-use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError};
+use crate::storage::{
+    Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError, StorageErrorKind,
+};
 use crate::tls_report::{TlsCounts, TlsReport};
 use crate::transport::Transport;
 use crate::why::{MessageWaits, QueueWaits};
@@ -46,6 +48,8 @@ const LEASE: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(60);
 /// Lanes of which heads are read at a time.
 pub(super) const HEADS_PAGE: usize = 1_000;
+/// How long a shutdown waits for the store once nothing is in flight any more.
+const LAST_WRITES: Duration = Duration::from_secs(10);
 /// How long the reporter may take over the last events.
 const LAST_ROUND: Duration = Duration::from_secs(10);
 /// Items of a message listed at a time.
@@ -721,7 +725,10 @@ impl Driver {
         let interrupted = self.scheduler.in_flight() as u64;
         self.scheduler.handle(self.parts.clock.now(), Event::Interrupted);
         // Writes are not cut: their outcome would be unknown. What they settle is taken note of.
-        self.finish_writes().await;
+        let last_write = clock::instant() + LAST_WRITES;
+        if tokio::time::timeout_at(last_write, self.finish_writes()).await.is_err() {
+            self.leave_writes();
+        }
         if let Some(task) = self.maintaining.take() {
             // It may have much to do, and is in no hurry.
             task.abort();
@@ -732,9 +739,13 @@ impl Driver {
                 self.report_unread(damage);
             }
         }
-        let damage = self.parts.storage.take_damage().await;
+        let storage = self.parts.storage.clone();
+        let last_reads = async { (storage.take_damage().await, storage.usage().await) };
+        let (damage, queued) = match tokio::time::timeout_at(last_write, last_reads).await {
+            Ok((damage, usage)) => (damage, usage.map_or(0, |usage| usage.items)),
+            Err(_) => (Vec::new(), 0),
+        };
         self.report_unread(damage);
-        let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
         let unsettled = self.scheduler.unsettled_items() as u64;
         let report = ShutdownReport { interrupted, queued, unsettled };
         let replies = self.shutdown.take().map(|shutdown| shutdown.replies).unwrap_or_default();
@@ -770,6 +781,23 @@ impl Driver {
         }
     }
 
+    /// The store does not answer. What it was given goes on, and nobody learns what comes of it.
+    fn leave_writes(&mut self) {
+        self.storage_tasks.detach_all();
+        let (now, unsettled) = (self.parts.clock.now(), self.scheduler.unsettled_items());
+        let message = format!("the store did not answer for {LAST_WRITES:?} while the engine was shut down");
+        tracing::error!(unsettled, "{message}: what it was given may be written or not");
+        let unknown = StorageError::new(StorageErrorKind::OutcomeUnknown, message);
+        self.scheduler.handle(now, Event::InsertDone(Err(unknown.clone())));
+        self.scheduler.handle(now, Event::CommitDone(Err(unknown)));
+        while let Some(command) = self.scheduler.poll_command() {
+            if matches!(command, Command::Report(_) | Command::Answer { .. }) {
+                self.start(command);
+            }
+        }
+    }
+
+    /// May be dropped at any time.
     async fn finish_writes(&mut self) {
         let mut tries = 3;
         loop {
