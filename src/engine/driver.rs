@@ -144,6 +144,7 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) hostname: Arc<str>,
     pub(super) owner: Owner,
+    pub(super) upkeep_interval: Duration,
     /// For the ids of the driver's own events.
     pub(super) random: fastrand::Rng,
 }
@@ -183,6 +184,7 @@ pub(super) struct Driver {
     pub(super) storage_tasks: JoinSet<()>,
     look_ups: JoinSet<()>,
     next_renewal: Instant,
+    next_upkeep: Instant,
     /// When the heads of all lanes are read again: leases of another engine on the same store may have run out.
     next_heads: Instant,
     maintaining: Option<tokio::task::JoinHandle<()>>,
@@ -222,7 +224,8 @@ impl Driver {
         let (notified, count, results_in) = (committed.clone(), commits.clone(), to_driver.clone());
         let handover =
             Handover { events: reported, committed: notified, commits: count, results: results_in };
-        let (next_renewal, next_heads) = (clock::instant() + RENEW, clock::instant() + LEASE);
+        let now = clock::instant();
+        let (next_renewal, next_upkeep, next_heads) = (now + RENEW, now + parts.upkeep_interval, now + LEASE);
         let driver = Self {
             scheduler,
             parts,
@@ -247,6 +250,7 @@ impl Driver {
             storage_tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
             next_renewal,
+            next_upkeep,
             next_heads,
             maintaining: None,
             room: Room::Ample,
@@ -261,7 +265,8 @@ impl Driver {
     #[allow(clippy::disallowed_methods, reason = "the driver is what waits for time")]
     pub(super) async fn run(mut self, reporter: Reporter, streams: Streams) {
         let reporter = tokio::spawn(reporter.run());
-        self.renew_and_maintain(self.parts.clock.now());
+        self.renew(self.parts.clock.now());
+        self.maintain(self.parts.clock.now());
         self.keep_policies();
         self.carry_out();
         loop {
@@ -311,7 +316,8 @@ impl Driver {
 
     fn next_wake(&self) -> Instant {
         let scheduler = self.scheduler.poll_timeout().map(|at| self.parts.clock.instant_at(at));
-        [scheduler, self.deadline()].into_iter().flatten().fold(self.next_renewal, Instant::min)
+        let own = self.next_renewal.min(self.next_upkeep);
+        [scheduler, self.deadline()].into_iter().flatten().fold(own, Instant::min)
     }
 
     /// Submissions wait while too many are being stored, or while nobody takes the events they cause.
@@ -455,7 +461,11 @@ impl Driver {
                 let now = self.parts.clock.now();
                 self.scheduler.handle(now, Event::ClockStepped { back: before.saturating_since(now) });
             }
-            self.renew_and_maintain(self.parts.clock.now());
+            self.renew(self.parts.clock.now());
+        }
+        if self.next_upkeep <= clock::instant() {
+            self.next_upkeep = clock::instant() + self.parts.upkeep_interval;
+            self.maintain(self.parts.clock.now());
         }
         if self.next_heads <= clock::instant() {
             self.next_heads = clock::instant() + LEASE;
@@ -468,13 +478,16 @@ impl Driver {
         self.reap();
     }
 
-    fn renew_and_maintain(&mut self, now: Timestamp) {
+    fn renew(&mut self, now: Timestamp) {
         let (storage, owner) = (self.parts.storage.clone(), self.parts.owner);
         self.storage_tasks.spawn(async move {
             if let Err(error) = storage.renew(owner, now + LEASE).await {
                 tracing::error!(%error, "leases could not be renewed");
             }
         });
+    }
+
+    fn maintain(&mut self, now: Timestamp) {
         if self.maintaining.as_ref().is_none_or(|task| task.is_finished()) {
             let (storage, results) = (self.parts.storage.clone(), self.to_driver.clone());
             self.maintaining = Some(tokio::spawn(async move {
