@@ -96,3 +96,21 @@ pub(super) fn full_for_mail(error: StorageError) -> StorageError {
 pub(super) fn corrupt(message: impl Into<String>) -> StorageError {
     StorageError::new(StorageErrorKind::Corrupt, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_that_finds_no_room_says_what_to_do_and_is_a_failed_flush_all_the_same() {
+        for (kind, is_about_room) in [
+            (io::ErrorKind::StorageFull, true),
+            (io::ErrorKind::QuotaExceeded, true),
+            (io::ErrorKind::Other, false),
+        ] {
+            let error = flush("flushing bodies", io::Error::from(kind));
+            assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown);
+            assert_eq!(error.to_string().contains("make room"), is_about_room, "{error}");
+        }
+    }
+}

@@ -128,13 +128,10 @@ fn any_flush_fails(failed: FailedSync) {
         }
         let all = in_steps[STEPS];
         assert!(all > 40, "{all}");
-        let first = failed as usize % 3;
-        for number in (1..=all).skip(first).step_by(if tries_all() { 1 } else { 3 }) {
+        let (first, step) = if tries_all() { (1, 1) } else { (1 + failed as usize % 3, 3) };
+        for number in (first..=all).step_by(step) {
             // It begins again right after the failure, or some steps later.
-            for steps in 1..=STEPS {
-                if in_steps[steps] < number {
-                    continue;
-                }
+            for (steps, _) in in_steps.iter().enumerate().filter(|(_, flushes)| **flushes >= number) {
                 let disk = Disk::default();
                 disk.plan(|plan| (plan.fail_sync_at, plan.failed_sync) = (Some(number), failed));
                 let mut host = Host::new(disk);

@@ -93,7 +93,6 @@ use codec::Location;
 use damage::{Damage, guarded};
 use error::db;
 use files::OpenFile;
-use mark::Mark;
 use open::Folder;
 pub use options::DiskOptions;
 use reserve::Reserve;
@@ -159,8 +158,6 @@ struct Shared {
     body_octets: Arc<AtomicU64>,
     reserve: Arc<Reserve>,
     poisoned: OnceLock<String>,
-    /// What was to be flushed need not be on disk, whatever is read.
-    unflushed: Arc<Mark>,
     damage: Arc<Damage>,
     /// Its own, and that of bodies in it. Declared last: released last.
     folders: [Folder; 2],
@@ -467,7 +464,6 @@ impl Shared {
     fn poison(&self, error: &StorageError) {
         if self.poisoned.set(error.to_string()).is_ok() {
             self.damage.mark();
-            self.unflushed.make();
             tracing::error!(path = %self.path.display(), %error, "the store refuses from now on");
         }
     }

@@ -89,8 +89,10 @@ impl Shared {
         let attempt = || {
             let (database, metadata) = open_metadata(path, options, (&reserve, &unflushed), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
-            let bodies =
-                |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
+            let bodies = |pairing| {
+                SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone())
+                    .marking(unflushed.clone())
+            };
             // Declared after the database, and so dropped before it.
             let left = LeftUnless::well(&metadata);
             let begun = begin(&database, new, bodies, &reader, &damage, &aside)?;
@@ -148,7 +150,6 @@ impl Shared {
             body_octets: octets,
             reserve,
             poisoned: OnceLock::new(),
-            unflushed,
             damage,
             folders,
         }))
