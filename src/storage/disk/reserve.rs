@@ -124,7 +124,12 @@ impl Reserve {
         });
         *lock(&self.why) = why;
         self.held.store(made, Ordering::Release);
-        made == self.octets
+        let is_whole = made == self.octets;
+        if is_whole {
+            // As much room was just found.
+            self.is_full.store(false, Ordering::Release);
+        }
+        is_whole
     }
 
     /// Why new mail is refused.

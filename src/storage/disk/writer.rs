@@ -255,6 +255,8 @@ impl Shared {
     /// it was before.
     fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
         let explained = self.damage.heed(written).map_err(|error| self.reserve.explain(error));
+        // To open it anew may take of the reserve, whatever found no room: accepted mail depends on it.
+        self.reserve.hold_back(false);
         match &explained {
             // Only then: a database that was not refused anything would write to the file once more as it is dropped.
             Err(error) if self.reserve.has_refused() => self.reopen(state, error)?,
@@ -298,7 +300,6 @@ impl Shared {
         let applied = self.apply(state, round, &pinned, &mut effects);
         state.bodies.rollback();
         let applied = self.with_room(state, applied);
-        self.reserve.hold_back(false);
         let mut leases = lock(&self.leases);
         if applied.is_ok() {
             effects.finish(&mut leases);
