@@ -195,9 +195,18 @@ async fn start(config: &Config, clock: Clock, sink: Arc<Accounting>) -> Result<D
         .policy(config.policy.clone())
         .event_sink(sink)
         .clock(clock)
+        .upkeep_interval(upkeep_interval()?)
         .start()
         .await
         .map_err(failed("engine"))
+}
+
+/// A minute, as is the engine's default. For tests, which have less time.
+fn upkeep_interval() -> Result<Duration, End> {
+    match std::env::var("MAILER_UPKEEP_MS") {
+        Ok(text) => Ok(Duration::from_millis(text.parse().map_err(failed("MAILER_UPKEEP_MS"))?)),
+        Err(_) => Ok(Duration::from_secs(60)),
+    }
 }
 
 /// Asks for a graceful end at the first SIGINT or SIGTERM, and ends at once at the second.

@@ -28,7 +28,9 @@ use crate::policy::Policy;
 use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
 };
-use crate::storage::{Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError};
+use crate::storage::{
+    Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError, StorageErrorKind,
+};
 use crate::tls_report::{TlsCounts, TlsReport};
 use crate::transport::Transport;
 use crate::why::{MessageWaits, QueueWaits};
@@ -46,6 +48,8 @@ const LEASE: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(60);
 /// Lanes of which heads are read at a time.
 pub(super) const HEADS_PAGE: usize = 1_000;
+/// How long a shutdown waits for the store once nothing is in flight any more.
+const LAST_WRITES: Duration = Duration::from_secs(10);
 /// How long the reporter may take over the last events.
 const LAST_ROUND: Duration = Duration::from_secs(10);
 /// Items of a message listed at a time.
@@ -140,6 +144,7 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) hostname: Arc<str>,
     pub(super) owner: Owner,
+    pub(super) upkeep_interval: Duration,
     /// For the ids of the driver's own events.
     pub(super) random: fastrand::Rng,
 }
@@ -179,6 +184,7 @@ pub(super) struct Driver {
     pub(super) storage_tasks: JoinSet<()>,
     look_ups: JoinSet<()>,
     next_renewal: Instant,
+    next_upkeep: Instant,
     /// When the heads of all lanes are read again: leases of another engine on the same store may have run out.
     next_heads: Instant,
     maintaining: Option<tokio::task::JoinHandle<()>>,
@@ -218,7 +224,8 @@ impl Driver {
         let (notified, count, results_in) = (committed.clone(), commits.clone(), to_driver.clone());
         let handover =
             Handover { events: reported, committed: notified, commits: count, results: results_in };
-        let (next_renewal, next_heads) = (clock::instant() + RENEW, clock::instant() + LEASE);
+        let now = clock::instant();
+        let (next_renewal, next_upkeep, next_heads) = (now + RENEW, now + parts.upkeep_interval, now + LEASE);
         let driver = Self {
             scheduler,
             parts,
@@ -243,6 +250,7 @@ impl Driver {
             storage_tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
             next_renewal,
+            next_upkeep,
             next_heads,
             maintaining: None,
             room: Room::Ample,
@@ -257,7 +265,8 @@ impl Driver {
     #[allow(clippy::disallowed_methods, reason = "the driver is what waits for time")]
     pub(super) async fn run(mut self, reporter: Reporter, streams: Streams) {
         let reporter = tokio::spawn(reporter.run());
-        self.renew_and_maintain(self.parts.clock.now());
+        self.renew(self.parts.clock.now());
+        self.maintain(self.parts.clock.now());
         self.keep_policies();
         self.carry_out();
         loop {
@@ -307,7 +316,8 @@ impl Driver {
 
     fn next_wake(&self) -> Instant {
         let scheduler = self.scheduler.poll_timeout().map(|at| self.parts.clock.instant_at(at));
-        [scheduler, self.deadline()].into_iter().flatten().fold(self.next_renewal, Instant::min)
+        let own = self.next_renewal.min(self.next_upkeep);
+        [scheduler, self.deadline()].into_iter().flatten().fold(own, Instant::min)
     }
 
     /// Submissions wait while too many are being stored, or while nobody takes the events they cause.
@@ -451,7 +461,11 @@ impl Driver {
                 let now = self.parts.clock.now();
                 self.scheduler.handle(now, Event::ClockStepped { back: before.saturating_since(now) });
             }
-            self.renew_and_maintain(self.parts.clock.now());
+            self.renew(self.parts.clock.now());
+        }
+        if self.next_upkeep <= clock::instant() {
+            self.next_upkeep = clock::instant() + self.parts.upkeep_interval;
+            self.maintain(self.parts.clock.now());
         }
         if self.next_heads <= clock::instant() {
             self.next_heads = clock::instant() + LEASE;
@@ -464,13 +478,16 @@ impl Driver {
         self.reap();
     }
 
-    fn renew_and_maintain(&mut self, now: Timestamp) {
+    fn renew(&mut self, now: Timestamp) {
         let (storage, owner) = (self.parts.storage.clone(), self.parts.owner);
         self.storage_tasks.spawn(async move {
             if let Err(error) = storage.renew(owner, now + LEASE).await {
                 tracing::error!(%error, "leases could not be renewed");
             }
         });
+    }
+
+    fn maintain(&mut self, now: Timestamp) {
         if self.maintaining.as_ref().is_none_or(|task| task.is_finished()) {
             let (storage, results) = (self.parts.storage.clone(), self.to_driver.clone());
             self.maintaining = Some(tokio::spawn(async move {
@@ -721,7 +738,10 @@ impl Driver {
         let interrupted = self.scheduler.in_flight() as u64;
         self.scheduler.handle(self.parts.clock.now(), Event::Interrupted);
         // Writes are not cut: their outcome would be unknown. What they settle is taken note of.
-        self.finish_writes().await;
+        let last_write = clock::instant() + LAST_WRITES;
+        if tokio::time::timeout_at(last_write, self.finish_writes()).await.is_err() {
+            self.leave_writes();
+        }
         if let Some(task) = self.maintaining.take() {
             // It may have much to do, and is in no hurry.
             task.abort();
@@ -732,9 +752,13 @@ impl Driver {
                 self.report_unread(damage);
             }
         }
-        let damage = self.parts.storage.take_damage().await;
+        let storage = self.parts.storage.clone();
+        let last_reads = async { (storage.take_damage().await, storage.usage().await) };
+        let (damage, queued) = match tokio::time::timeout_at(last_write, last_reads).await {
+            Ok((damage, usage)) => (damage, usage.map_or(0, |usage| usage.items)),
+            Err(_) => (Vec::new(), 0),
+        };
         self.report_unread(damage);
-        let queued = self.parts.storage.usage().await.map_or(0, |usage| usage.items);
         let unsettled = self.scheduler.unsettled_items() as u64;
         let report = ShutdownReport { interrupted, queued, unsettled };
         let replies = self.shutdown.take().map(|shutdown| shutdown.replies).unwrap_or_default();
@@ -770,6 +794,23 @@ impl Driver {
         }
     }
 
+    /// The store does not answer. What it was given goes on, and nobody learns what comes of it.
+    fn leave_writes(&mut self) {
+        self.storage_tasks.detach_all();
+        let (now, unsettled) = (self.parts.clock.now(), self.scheduler.unsettled_items());
+        let message = format!("the store did not answer for {LAST_WRITES:?} while the engine was shut down");
+        tracing::error!(unsettled, "{message}: what it was given may be written or not");
+        let unknown = StorageError::new(StorageErrorKind::OutcomeUnknown, message);
+        self.scheduler.handle(now, Event::InsertDone(Err(unknown.clone())));
+        self.scheduler.handle(now, Event::CommitDone(Err(unknown)));
+        while let Some(command) = self.scheduler.poll_command() {
+            if matches!(command, Command::Report(_) | Command::Answer { .. }) {
+                self.start(command);
+            }
+        }
+    }
+
+    /// May be dropped at any time.
     async fn finish_writes(&mut self) {
         let mut tries = 3;
         loop {

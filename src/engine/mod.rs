@@ -137,9 +137,10 @@ pub struct ShutdownReport {
     /// Transactions that had not ended at the deadline and were cut. Their mail is still queued; where the final
     /// dot had been sent, it may be delivered twice.
     pub interrupted: u64,
-    /// Items that stay queued.
+    /// Items that stay queued. Zero if the store did not say in time.
     pub queued: u64,
-    /// Items whose outcome the store did not take: what was delivered of these is sent again.
+    /// Items whose outcome the store did not take, or did not say in time whether it did: what was delivered of these may be
+    /// sent again.
     pub unsettled: u64,
 }
 
@@ -452,8 +453,11 @@ impl DeliveryEngine {
     }
 
     /// Takes nothing up any more, lets transactions end until `deadline` from now, and ends. What is queued stays
-    /// queued. Then the sink and the live streams have ten seconds to take the last events: outcomes the sink has not taken
-    /// stay in the outbox, other events are lost. Other calls fail with [`Stopped`] from now on.
+    /// queued. Then the store has ten seconds to write the last outcomes: submissions that it does not answer in that time end with an
+    /// error for which [`SubmitError::is_unknown`] is true, and outcomes are counted as [`ShutdownReport::unsettled`]. Then the sink and
+    /// the live streams have ten seconds to take the last events: outcomes the sink has not taken
+    /// stay in the outbox, other events are lost. So it ends within 20 seconds of the deadline, whatever hangs. Other calls fail
+    /// with [`Stopped`] from now on.
     ///
     /// # Cancel safety
     /// Dropped, the shutdown still takes place.

@@ -1,7 +1,7 @@
 //! `MemoryStorage` keeps the rules of a store.
 
 use super::MemoryStorage;
-use crate::testing::conformance::StorageUnderTest;
+use crate::testing::conformance::{NotSupported, StorageUnderTest};
 
 struct InMemory(MemoryStorage);
 
@@ -15,11 +15,17 @@ impl StorageUnderTest for InMemory {
     async fn open(&self) -> MemoryStorage {
         self.0.reopened()
     }
+
+    async fn crash(&self, store: MemoryStorage) -> Result<(), NotSupported> {
+        drop(store);
+        Ok(())
+    }
 }
 
 crate::storage_conformance!(
     memory: InMemory,
     without damaged_bodies,
     without damaged_items,
-    without damaged_rows
+    without damaged_rows,
+    without troubles
 );

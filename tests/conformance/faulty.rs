@@ -15,7 +15,7 @@ use postrider::storage::{
     ItemSummary, Lane, LaneHead, Lease, ListPosition, MemoryStorage, NewMessage, OutboxEntry, OutboxPosition,
     Owner, StateRow, Storage, StorageError, StorageErrorKind, Usage,
 };
-use postrider::testing::conformance::{Damage, NotSupported, StorageUnderTest};
+use postrider::testing::conformance::{Damage, NotSupported, StorageUnderTest, Trouble};
 
 use crate::faults::Fault;
 
@@ -46,6 +46,11 @@ pub(crate) struct Kept {
     openings: usize,
     last_message: Option<MessageId>,
     pub(crate) damaged: Vec<Damage>,
+    /// The process ended with nothing closed.
+    crashed: bool,
+    pub(crate) trouble: Option<Trouble>,
+    /// Messages of inserts that have returned.
+    pub(crate) inserted: HashSet<MessageId>,
     bodies: HashMap<MessageId, Bytes>,
 }
 
@@ -64,6 +69,10 @@ pub(crate) struct Open {
     /// Damage that was met, and what of it is not told yet.
     pub(crate) met: HashSet<String>,
     pub(crate) damage: Vec<StorageError>,
+    /// A flush has failed.
+    pub(crate) is_poisoned: bool,
+    /// Outcomes of commits that have not returned.
+    pub(crate) late: HashSet<EventId>,
 }
 
 impl StorageUnderTest for Faulty {
@@ -89,11 +98,22 @@ impl StorageUnderTest for Faulty {
         self.kept.lock().unwrap().damaged.push(what);
         Ok(())
     }
+
+    async fn crash(&self, store: FaultyStore) -> std::result::Result<(), NotSupported> {
+        drop(store);
+        self.kept.lock().unwrap().crashed = true;
+        Ok(())
+    }
+
+    async fn trouble(&self, trouble: Option<Trouble>) -> std::result::Result<(), NotSupported> {
+        self.kept.lock().unwrap().trouble = trouble;
+        Ok(())
+    }
 }
 
 pub(crate) struct FaultyStore {
     pub(crate) fault: Fault,
-    storage: MemoryStorage,
+    pub(crate) storage: MemoryStorage,
     kept: Arc<Mutex<Kept>>,
     open: Mutex<Open>,
 }
@@ -119,7 +139,7 @@ impl FaultyStore {
         self.open.lock().unwrap()
     }
 
-    fn current(&self, item: ItemId) -> Option<Lease> {
+    pub(crate) fn current(&self, item: ItemId) -> Option<Lease> {
         self.open().leases.get(&item).copied()
     }
 
@@ -131,7 +151,10 @@ impl FaultyStore {
     /// What is not there any more after a reopen.
     async fn lose(&self) {
         let last = self.kept().last_message.take();
-        if let (true, Some(message)) = (self.has(Fault::LosesTheLastMessageOnReopen), last) {
+        let crashed = std::mem::take(&mut self.kept().crashed);
+        let loses = self.has(Fault::LosesTheLastMessageOnReopen)
+            || crashed && self.has(Fault::LosesTheLastMessageInACrash);
+        if let (true, Some(message)) = (loses, last) {
             for summary in self.storage.list(Filter::Message(message), None, 99).await.unwrap() {
                 self.settle(summary).await;
             }
@@ -270,7 +293,7 @@ impl FaultyStore {
         }
     }
 
-    async fn commit_whole(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
+    pub(crate) async fn commit_whole(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
         let changed: Vec<_> = changes.into_iter().map(|change| self.changed(change)).collect();
         let real = changed.iter().flatten().cloned().collect();
         let mut outcomes = self.storage.commit(real).await?.into_iter();
@@ -315,6 +338,7 @@ fn fresh() -> u64 {
 #[async_trait]
 impl Storage for FaultyStore {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
+        self.meet_trouble(&messages).await?;
         let mut messages: Vec<_> =
             messages.into_iter().map(|message| self.changed_message(message)).collect();
         for message in &messages {
@@ -354,6 +378,8 @@ impl Storage for FaultyStore {
                 }
                 Ok(answers)
             }
+            Fault::StoresAnIdTwiceInARace => self.insert_in_a_race(messages).await,
+            Fault::DroppedInsertsStoreHalf => self.insert_in_halves(messages).await,
             _ => self.storage.insert(messages).await,
         }
     }
@@ -380,6 +406,9 @@ impl Storage for FaultyStore {
         let before = self.storage.heads(None, 99).await?;
         let owner = request.owner;
         let is_named = request.what.iter().any(|part| matches!(part, ClaimPart::Items(_)));
+        if self.has(Fault::DroppedClaimsLoseItems) {
+            self.lose_if_dropped(&request).await;
+        }
         let mut claimed = self.storage.claim(request).await?;
         self.whole_claims(&mut claimed.items);
         for item in &claimed.items {
@@ -454,7 +483,11 @@ impl Storage for FaultyStore {
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
+        self.meet_trouble(&[]).await?;
         match self.fault {
+            Fault::ShowsOutcomesOutOfOrder => self.commit_and_show_late(changes).await,
+            Fault::ChecksLeasesTooEarly => self.commit_what_was_current(changes).await,
+            Fault::DroppedCommitsApplyHalf => self.commit_in_halves(changes).await,
             Fault::AppliesHalfABatch => {
                 let mut outcomes = Vec::new();
                 for change in changes {
@@ -511,6 +544,10 @@ impl Storage for FaultyStore {
         let acknowledged = self.open().acknowledged;
         let mut entries = self.storage.outbox(after.max(acknowledged), limit).await?;
         self.whole_outbox(&mut entries);
+        entries.retain(|entry| !self.open().late.contains(&entry.event));
+        if self.has(Fault::DroppedReadsTakeOutcomes) {
+            self.take_if_dropped(&entries).await;
+        }
         match self.fault {
             Fault::OutboxHasAnotherOrder => entries.sort_by_key(|entry| entry.event),
             Fault::OutboxTellsOnce => entries.retain(|entry| self.open().told.insert(entry.event)),

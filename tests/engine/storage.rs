@@ -306,6 +306,44 @@ async fn a_store_in_maintenance_does_not_hold_up_the_end() {
     assert!(ended.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_does_not_hold_up_the_end_and_what_it_has_is_reported_as_unsettled() {
+    let world = World::new();
+    let server = SmtpServer::new().reply(Command::Dot, Behaviour::Slow(Duration::from_secs(5)));
+    world.server(MX, &server);
+    let store = Troubled::new(MemoryStorage::new());
+    let engine = world.engine(store.clone(), "").await;
+    engine.submit(message(&["b@example.net"])).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    store.freeze().await;
+    let submitting = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.submit(message(&["c@example.net"])).await }
+    });
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(server.message_count(), 1, "delivered, and its outcome in the hands of the store");
+    let begun = tokio::time::Instant::now();
+    let report = engine.shutdown(Duration::from_secs(30)).await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(10) && took <= Duration::from_secs(30 + 20), "{took:?}");
+    assert_eq!(report.unsettled, 1, "{report:?}");
+    let refused = submitting.await.unwrap().unwrap_err();
+    assert!(refused.is_unknown(), "it may be stored: {refused:?}");
+    assert_eq!(trouble(&world.seen), [true]);
+    // It wakes up: what it was given was not taken back.
+    store.thaw();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let outbox = store.inner.outbox(OutboxPosition::default(), 9).await.unwrap();
+    let left = store.inner.usage().await.unwrap();
+    assert_eq!((outbox.len(), left.items), (1, 1), "the outcome is stored, and so is the second message");
+    let seen = Recorder::default();
+    let second = self::engine(&world, store.inner.reopened(), 7, &seen).await;
+    idle(&second).await;
+    assert_eq!(server.message_count(), 2, "nothing is sent twice");
+    let is_delivered = |event: &&DeliveryEvent| matches!(event, DeliveryEvent::Delivered(_));
+    assert_eq!(seen.events().iter().filter(is_delivered).count(), 2, "and nothing is lost");
+}
+
 async fn engine(world: &World, store: impl Storage, seed: u64, seen: &Recorder) -> DeliveryEngine {
     DeliveryEngine::builder("mta.example.org")
         .storage(store)

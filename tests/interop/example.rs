@@ -41,9 +41,9 @@ pub(crate) fn executable(example: &'static str) -> PathBuf {
     path.clone()
 }
 
-/// Starts the mailer, all of its streams at hand.
-pub(crate) fn mailer(config: &Path, args: &[&str]) -> Child {
+/// Starts the mailer, all of its streams at hand, with variables in its environment.
+pub(crate) fn mailer(config: &Path, args: &[&str], variables: &[(&str, &str)]) -> Child {
     let mut mailer = Command::new(executable("mailer"));
-    mailer.arg("--config").arg(config).args(args);
+    mailer.arg("--config").arg(config).args(args).envs(variables.iter().copied());
     mailer.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }

@@ -65,7 +65,7 @@ impl Mailer {
     }
 
     fn spawn(config: &Path, args: &[&str], reader: Reader) -> Self {
-        let mut child = mailer(config, args);
+        let mut child = mailer(config, args, &[]);
         let (line, lines) = channel();
         let stdout = child.stdout.take().unwrap();
         let mut unread = None;

@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::example::mailer;
 
+/// So often, in milliseconds, the store is kept up: several times while a mailer lives.
+const UPKEEP_MS: &str = "100";
+
 pub(crate) struct Mailer {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -21,7 +24,7 @@ pub(crate) struct Mailer {
 
 impl Mailer {
     pub(crate) fn start(config: &Path, args: &[&str]) -> Self {
-        let mut child = mailer(config, args);
+        let mut child = mailer(config, args, &[("MAILER_UPKEEP_MS", UPKEEP_MS)]);
         let (end, ended) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let records = std::thread::spawn(move || read_records(stdout, end));

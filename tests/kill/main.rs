@@ -1,7 +1,9 @@
 //! The mailer is killed at random moments, again and again, while it accepts and delivers. Nothing that it said it had
 //! received is lost.
 //!
-//! `POSTRIDER_KILLS=500` kills it so often, from 100 on now and then during the store's upkeep; `POSTRIDER_SEED=17` draws the same mail and the same moments again; what
+//! Its store is kept up all the time, and kills fall into that too.
+//!
+//! `POSTRIDER_KILLS=500` kills it so often; `POSTRIDER_SEED=17` draws the same mail and the same moments again; what
 //! the mailer was doing then depends on the machine too.
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +20,8 @@ mod example;
 mod mailer;
 mod receiver;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -33,15 +36,19 @@ use serde_json::{Value, json};
 
 /// Kills of a short run.
 const KILLS: usize = 50;
-/// A long run has so many or more.
-const LONG_RUN: usize = 100;
-/// In it one mailer of so many lives until the store's upkeep, which comes once a minute.
-const LONG_LIVED: usize = 25;
+/// So many mailers, the first, have little to do. Each lives until upkeep has written the body file of the one before anew, and is
+/// killed then or soon after.
+const CLEANERS: usize = 6;
+const OFFERED_TO_CLEANERS: usize = 40;
+/// How long they live at least: much of their mail is busy then and waits for its second attempt, so that the upkeep with which the
+/// next one begins finds too much alive.
+const CLEANER: Duration = Duration::from_millis(900);
+/// How long they wait at most.
+const CLEANED: Duration = Duration::from_secs(30);
 /// A store is also checked after one kill of so many.
 const CHECKED: usize = 5;
-/// In a long run the first message of each mailer is held back for so long: past the next upkeep, which finds it alone alive in
-/// the mailer's body file and writes that anew.
-const HELD: Duration = Duration::from_secs(150);
+/// The first message of each of them is held back for so long: upkeep finds it alone alive in a body file.
+const HELD: Duration = Duration::from_secs(60);
 /// Messages offered to one mailer, more than it takes before it is killed.
 const OFFERED: usize = 600;
 pub(crate) const CONNECTIONS: usize = 8;
@@ -71,32 +78,45 @@ fn killed_again_and_again() {
     let mut records: Vec<(usize, Value)> = Vec::new();
     // Those with an id of their own that nobody has said yet to be received.
     let mut open: Vec<String> = Vec::new();
+    // For each message that is held back, the body files that its mailer made.
+    let mut held: Vec<BTreeSet<OsString>> = Vec::new();
     for mailer in 0..kills {
+        let before = body_files(folder.path());
         let mut process = Mailer::start(&config(folder.path(), address, mailer), &[]);
-        let is_long = kills >= LONG_RUN && mailer % LONG_LIVED == LONG_LIVED - 1;
+        let is_cleaner = mailer < CLEANERS && kills >= KILLS;
+        let first = format!("m{}", offered.len());
         let mut references = std::mem::take(&mut open);
         // Some that were received are offered again, as by a host that lost the answer.
         let known: Vec<&String> =
             offered.iter().filter(|(_, o)| o.id.is_some()).map(|(name, _)| name).collect();
         references.extend((0..known.len().min(20)).map(|_| known[rng.usize(..known.len())].clone()));
-        for place in 0..OFFERED {
+        for place in 0..if is_cleaner { OFFERED_TO_CLEANERS } else { OFFERED } {
             let reference = format!("m{}", offered.len());
-            let hold = (kills >= LONG_RUN && place == 0).then_some(HELD);
+            let hold = (is_cleaner && place == 0).then_some(HELD);
             let message = draw(&reference, hold, &mut rng);
             offered.insert(reference.clone(), message);
             references.push(reference);
         }
         let lines = references.iter().map(|reference| offered[reference].line.clone()).collect();
         // Some mail is always on its way.
-        process.feed_slowly(lines, if is_long { 4_000 } else { 25 }, rng.u64(..));
+        process.feed_slowly(lines, 25, rng.u64(..));
         let (shortest, longest) = match rng.u8(0..5) {
-            _ if is_long => (59_900, 60_700),
+            _ if is_cleaner => (0, 100),
             // Also while it starts.
             0 => (0, 80),
             _ => (0, 700),
         };
+        if is_cleaner {
+            pause(CLEANER);
+            cleaned(folder.path(), &held);
+        }
         pause(Duration::from_millis(rng.u64(shortest..longest)));
         let written = process.kill();
+        let is_first = |record: &Value| record["type"] == "received" && record["ref"] == *first;
+        if is_cleaner && written.iter().any(is_first) {
+            held.push(body_files(folder.path()).difference(&before).cloned().collect());
+        }
+        assert!(mailer != CLEANERS || kills < KILLS || held.len() > 1, "no message was held back");
         records.extend(written.into_iter().map(|record| (mailer, record)));
         if mailer % CHECKED == 0 && !records.is_empty() {
             assert_sound(folder.path());
@@ -119,6 +139,24 @@ fn killed_again_and_again() {
     assert_sound(folder.path());
     let summary = Audit { offered: &offered, records: &records, seen: &seen, kills }.judge();
     say(&summary);
+}
+
+/// Waits until the files are gone in which a message was stored that is still held back: it was written anew.
+fn cleaned(folder: &Path, held: &[BTreeSet<OsString>]) {
+    const STEP: Duration = Duration::from_millis(5);
+    let Some(last) = held.last() else { return };
+    for _ in 0..CLEANED.as_millis() / STEP.as_millis() {
+        if last.is_disjoint(&body_files(folder)) {
+            return;
+        }
+        pause(STEP);
+    }
+    panic!("upkeep never came to write {last:?} anew");
+}
+
+fn body_files(folder: &Path) -> BTreeSet<OsString> {
+    let listed = std::fs::read_dir(folder.join("spool").join("bodies"));
+    listed.into_iter().flatten().map(|entry| entry.unwrap().file_name()).collect()
 }
 
 /// What a kill leaves is no damage.

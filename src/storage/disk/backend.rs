@@ -2,11 +2,14 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use super::error::is_full;
+use crate::storage::rows::Result;
+
+use super::error::{self, is_full};
 use super::files::OpenFile;
+use super::mark::Mark;
 use super::reserve::Reserve;
 
 /// The file that redb works on. The store's own lock keeps other processes away.
@@ -32,7 +35,9 @@ impl MetadataFile {
                     if self.reserve.release(self.opening) {
                         tracing::error!("the disk is full: the reserve is given up, new mail is refused");
                     } else {
-                        tracing::error!("the disk is full and there is no reserve: outcomes wait for room");
+                        tracing::error!(
+                            "the disk is full and there is no reserve for this: it waits for room"
+                        );
                         return Err(error);
                     }
                 }
@@ -76,12 +81,16 @@ pub(super) struct Tracked {
     file: Arc<dyn OpenFile>,
     written: AtomicU64,
     is_left: AtomicBool,
+    /// Held while its length changes: in between nobody can tell whether it was cut short.
+    resizing: RwLock<()>,
+    /// Made when a flush has failed, whoever asked for it: redb flushes once more as it is dropped, and tells nobody.
+    unflushed: Arc<Mark>,
 }
 
 impl Tracked {
-    pub(super) fn new(file: Arc<dyn OpenFile>) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<dyn OpenFile>, unflushed: Arc<Mark>) -> io::Result<Self> {
         let written = AtomicU64::new(file.length()?);
-        Ok(Self { file, written, is_left: AtomicBool::default() })
+        Ok(Self { file, written, is_left: AtomicBool::default(), resizing: RwLock::default(), unflushed })
     }
 
     /// Writes nothing more to it.
@@ -94,9 +103,10 @@ impl Tracked {
         if is_left { Err(io::Error::other("the file is left as it is")) } else { Ok(()) }
     }
 
-    /// Octets it has unless somebody else cut it short.
-    pub(super) fn written(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+    /// Refuses if it is not the file of its name any more, or somebody else cut it short. Asks the file system.
+    pub(super) fn check_length(&self, path: &Path) -> Result<()> {
+        let _still = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
+        error::as_written(self, path, self.written.load(Ordering::Acquire))
     }
 }
 
@@ -105,9 +115,9 @@ impl OpenFile for Tracked {
         self.file.length()
     }
 
-    /// At no time it is shorter than what is said.
     fn set_length(&self, octets: u64) -> io::Result<()> {
         self.check()?;
+        let _resizing = self.resizing.write().unwrap_or_else(PoisonError::into_inner);
         self.written.fetch_min(octets, Ordering::AcqRel);
         self.file.set_length(octets)?;
         self.written.store(octets, Ordering::Release);
@@ -127,7 +137,7 @@ impl OpenFile for Tracked {
 
     fn sync(&self) -> io::Result<()> {
         self.check()?;
-        self.file.sync()
+        self.file.sync().inspect_err(|_| self.unflushed.make())
     }
 
     fn is_at(&self, path: &Path) -> bool {

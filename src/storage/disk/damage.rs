@@ -13,8 +13,9 @@ use crate::storage::rows::Result;
 use crate::storage::{StorageError, StorageErrorKind};
 
 use super::error::corrupt;
-use super::files::{FileSystem, Mode, parent};
+use super::files::FileSystem;
 use super::lock;
+use super::mark::Mark;
 
 /// Entries told one by one. What is found beyond them is told once, as a whole.
 const MOST_TOLD: usize = 1_000;
@@ -29,14 +30,6 @@ pub(super) struct Damage {
     checks: bool,
 }
 
-/// An empty file to be made once damage was met.
-#[derive(Debug)]
-struct Mark {
-    files: Arc<dyn FileSystem>,
-    path: PathBuf,
-    is_made: AtomicBool,
-}
-
 #[derive(Debug, Default)]
 struct Found {
     told: HashSet<String>,
@@ -46,7 +39,7 @@ struct Found {
 impl Damage {
     /// Marks the store with an empty file at `path` once damage was met.
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf) -> Self {
-        Self { mark: Some(Mark { files, path, is_made: AtomicBool::default() }), ..Self::default() }
+        Self { mark: Some(Mark::new(files, path)), ..Self::default() }
     }
 
     /// Of a store that is only looked at: what would refuse it is told.
@@ -66,13 +59,8 @@ impl Damage {
     /// Has the metadata verified at the next opening.
     pub(super) fn mark(&self) {
         self.is_met.store(true, Ordering::Release);
-        let Some(Mark { files, path, is_made }) = &self.mark else { return };
-        if is_made.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        if let Err(error) = files.open(path, Mode::Fresh).and_then(|_| files.sync_folder(parent(path))) {
-            is_made.store(false, Ordering::Release);
-            tracing::warn!(%error, path = %path.display(), "the store can not be marked as damaged");
+        if let Some(mark) = &self.mark {
+            mark.make();
         }
     }
 
@@ -84,9 +72,7 @@ impl Damage {
     /// The metadata was verified: what is met from now on marks it anew.
     pub(super) fn unmark(&self) -> io::Result<()> {
         self.is_met.store(false, Ordering::Release);
-        let Some(Mark { files, path, is_made }) = &self.mark else { return Ok(()) };
-        is_made.store(false, Ordering::Release);
-        files.remove(path)
+        self.mark.as_ref().map_or(Ok(()), Mark::remove)
     }
 
     /// Has the metadata verified at the next opening if this is damage to it.

@@ -71,12 +71,46 @@ pub(super) fn as_written(file: &dyn OpenFile, path: &Path, octets: u64) -> Resul
     Err(StorageError::new(StorageErrorKind::Temporary, message))
 }
 
-/// A flush failed: what it was to write may or may not be there.
-pub(super) fn flush(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> StorageError {
-    let message = format!("{what} failed, so it is not known what is on disk: {error}");
+/// A flush failed: what it was to write may or may not be there. That is so for want of room too: some file systems look for it
+/// only then, and what they found none for they take for written all the same.
+pub(super) fn flush(what: &str, error: impl Into<redb::Error>) -> StorageError {
+    let error = error.into();
+    let advice = match &error {
+        redb::Error::Io(error) if is_full(error) => {
+            ". This file system finds out only while flushing that it is full, so the reserve is of no use on it: make room before \
+             the store is opened again"
+        }
+        _ => "",
+    };
+    let message = format!("{what} failed, so it is not known what is on disk: {error}{advice}");
     StorageError::new(StorageErrorKind::OutcomeUnknown, message).with_source(error)
+}
+
+/// New mail found no room for its metadata, and the reserve is not for it.
+pub(super) fn full_for_mail(error: StorageError) -> StorageError {
+    let message =
+        "the disk is full: new mail is refused, so that the reserve is left for settling what was accepted";
+    StorageError::new(StorageErrorKind::Full, message).with_source(error)
 }
 
 pub(super) fn corrupt(message: impl Into<String>) -> StorageError {
     StorageError::new(StorageErrorKind::Corrupt, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_that_finds_no_room_says_what_to_do_and_is_a_failed_flush_all_the_same() {
+        for (kind, is_about_room) in [
+            (io::ErrorKind::StorageFull, true),
+            (io::ErrorKind::QuotaExceeded, true),
+            (io::ErrorKind::Other, false),
+        ] {
+            let error = flush("flushing bodies", io::Error::from(kind));
+            assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown);
+            assert_eq!(error.to_string().contains("make room"), is_about_room, "{error}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use redb::StorageBackend;
 use super::backend::MetadataFile;
 use super::cuts::{Dump, STORE, claim_all, dump, open, options, run, sized, tries_all};
 use super::files::{FileSystem, Mode};
-use super::simulated::{Disk, Survival};
+use super::simulated::{Disk, FailedSync, Survival};
 use super::*;
 use crate::message::{EventId, MessageId};
 use crate::testing::conformance::{A, at, due, id, settle};
@@ -107,6 +107,46 @@ fn a_disk_of_20_mb_fills_up_settles_out_of_the_reserve_and_recovers() {
         // There is room again.
         put(&store, &mut originals, sized(9_000, "a.example", 100_000)).await.unwrap();
         assert!(has_reserve() && store.room() == Room::Ample, "it is whole before new mail is taken");
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
+/// Bodies of next to nothing: it is the metadata that grows.
+#[test]
+fn new_mail_leaves_the_reserve_to_what_settles_it() {
+    run(async {
+        let disk = Disk::default();
+        disk.plan(|plan| plan.capacity = Some(8 * MIB));
+        let store = DiskStorage::open_with(STORE, options(&disk).with_reserve(2 * MIB)).await.unwrap();
+        let reserve = Path::new(STORE).join("reserve");
+        let mut originals = BTreeMap::new();
+        let mut refused = 0;
+        for number in 0..3_000 {
+            let mut message = sized(number, "a.example", 1);
+            let tags = (0..40).map(|tag| (format!("tag {tag}"), "x".repeat(200))).collect();
+            Arc::make_mut(&mut message.envelope).tags = tags;
+            if let Err(error) = put(&store, &mut originals, message).await {
+                assert_eq!(error.kind(), StorageErrorKind::Full, "{error}");
+                assert!(error.to_string().contains("new mail is refused"), "{error}");
+                refused += 1;
+            }
+            assert_eq!(disk.content(&reserve).len() as u64, 2 * MIB, "message {number}");
+            assert_eq!(store.room(), Room::Ample);
+            if refused > 5 {
+                break;
+            }
+        }
+        assert!(refused > 5 && originals.len() > 100, "{} taken", originals.len());
+        let before = disk.steps();
+        assert!(put(&store, &mut originals, sized(9_000, "a.example", 1)).await.is_err());
+        assert_eq!(disk.steps(), before, "nothing is tried until something was given back");
+        // What was accepted is settled out of it.
+        settle_some(&store, &mut originals, ("a.example", 50, 30_000)).await;
+        settle_some(&store, &mut originals, ("a.example", 1_000, 10)).await;
+        store.maintain(at(5)).await.unwrap();
+        assert_eq!(store.room(), Room::Ample);
+        put(&store, &mut originals, sized(9_001, "a.example", 1)).await.unwrap();
         drop(store);
         nothing_is_lost(&disk, &originals).await;
     });
@@ -321,13 +361,16 @@ fn wherever_a_disk_ends_what_was_acknowledged_is_kept() {
 
 #[test]
 fn a_failed_flush_is_never_tried_again_whatever_of_it_is_written() {
-    for (ending, may_write) in [(".bodies", false), (".redb", false), (".bodies", true), (".redb", true)] {
+    let endings = [".bodies", ".redb", "/bodies"];
+    let kinds = [FailedSync::Loses, FailedSync::MayWrite, FailedSync::WritesSome];
+    for (ending, failed) in endings.into_iter().flat_map(|one| kinds.map(|failed| (one, failed))) {
         run(async {
             let disk = Disk::default();
             let mut originals = BTreeMap::new();
             let store = open(&disk).await;
-            put(&store, &mut originals, sized(1, "a.example", 500)).await.unwrap();
-            disk.plan(|plan| (plan.fail_sync, plan.failed_sync_may_write) = (Some(ending), may_write));
+            // The next body begins a new file.
+            put(&store, &mut originals, sized(1, "a.example", 5_000)).await.unwrap();
+            disk.plan(|plan| (plan.fail_sync, plan.failed_sync) = (Some(ending), failed));
             let unknown = sized(2, "a.example", 500);
             let error = store.insert(vec![unknown.clone()]).await.unwrap_err();
             assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown, "{error}");
@@ -346,7 +389,10 @@ fn a_failed_flush_is_never_tried_again_whatever_of_it_is_written() {
                 drop(store);
                 let mut originals = originals.clone();
                 if found.iter().any(|item| item.envelope.id == id(2)) {
-                    assert!(may_write && ending == ".redb", "{ending}: bodies are flushed first");
+                    assert!(
+                        failed != FailedSync::Loses && ending == ".redb",
+                        "{ending}: bodies are flushed first"
+                    );
                     originals.insert(id(2), unknown.clone());
                 }
                 nothing_is_lost(&disk, &originals).await;

@@ -88,7 +88,12 @@ impl FileSystem for SystemFiles {
         let missing: Vec<&Path> = folder.ancestors().take_while(|folder| is_missing(folder)).collect();
         fs::create_dir_all(folder)?;
         // From the outermost on: a folder is there once the one it lies in says so.
-        missing.into_iter().rev().try_for_each(|made| self.sync_folder(parent(made)))
+        let flushed = missing.iter().rev().try_for_each(|made| self.sync_folder(parent(made)));
+        if flushed.is_err() {
+            // Else the next attempt would find them, and not flush them.
+            missing.iter().for_each(|made| drop(fs::remove_dir(made)));
+        }
+        flushed
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {

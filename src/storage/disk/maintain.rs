@@ -113,9 +113,7 @@ impl Shared {
             return Ok((Vec::new(), more));
         }
         let pairing = state.bodies.flush()?;
-        transaction
-            .commit()
-            .map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
+        transaction.commit().map_err(|error| error::flush("committing metadata", error))?;
         state.committed(counters, pairing);
         self.check_committed(state)?;
         self.reserve.wrote();

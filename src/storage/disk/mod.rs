@@ -6,6 +6,8 @@
 mod aside;
 mod backend;
 mod check;
+#[cfg(test)]
+mod cleaning;
 mod closing;
 mod codec;
 #[cfg(test)]
@@ -14,6 +16,8 @@ mod damage;
 #[cfg(test)]
 mod damaged;
 mod error;
+#[cfg(test)]
+mod failed_flush;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
@@ -29,6 +33,7 @@ mod guards;
 mod live;
 mod lost_lanes;
 mod maintain;
+mod mark;
 mod mend;
 mod node;
 mod open;
@@ -54,6 +59,7 @@ mod table_writer;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod unflushed;
 #[cfg(test)]
 mod unverified;
 mod walk;
@@ -100,7 +106,7 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 /// The embedded durable store: a folder that one process has at a time.
 ///
 /// The folder holds `metadata.redb`, body files in `bodies` and the file `reserve`; while it is opened for the first time
-/// also an empty file `unfinished`, once damage was met an empty file `suspect`, and once the metadata was written anew for
+/// also an empty file `unfinished`, once damage was met an empty file `suspect`, once a flush has failed an empty file `unflushed`, and once the metadata was written anew for
 /// it the damaged file as `metadata.damaged` (further ones as `metadata.damaged-2` to `-4`) and body files as `*.bodies-damaged`, which may be deleted. It must lie on a
 /// local file system that keeps what it has flushed. The folder itself is locked, and `bodies` in it (on Windows, a file `lock` in each, which nobody can remove then).
 ///
@@ -115,12 +121,18 @@ const MAINTAINED: Duration = Duration::from_secs(20);
 /// Inserts fail with [`StorageErrorKind::Full`]. Commits go on as long as the metadata file has room inside, and then
 /// out of the reserve; see [`DiskOptions::with_reserve`] and [`Room`]. Once that is used up they fail with `Full` too: nothing of
 /// them is applied, the same commit succeeds once there is room, and a smaller one maybe before. On file systems that find
-/// out only while flushing that they are full, the flush fails, with the consequence below.
+/// out only while flushing that they are full (NFS, and others with delayed allocation over a quota), it is the flush that fails,
+/// with the consequence below: the reserve is of no use there.
 ///
 /// # Failed flush
 ///
-/// Nothing is flushed twice: the call gets [`StorageErrorKind::OutcomeUnknown`], all later ones
-/// [`StorageErrorKind::Poisoned`]. Opening the store again shows what is on disk.
+/// No call flushes twice: it gets [`StorageErrorKind::OutcomeUnknown`], all later ones
+/// [`StorageErrorKind::Poisoned`], and an empty file `unflushed` tells the next opening. The operating system may then show as
+/// written what never got to the disk, until it is started anew. So that opening writes the metadata file and the body file
+/// that was written last again as they are read, flushes them, verifies the metadata, and fails if any of it does; then the
+/// next one does so. It takes as long as it takes to read and write the metadata file. What a store shows that was opened is on disk:
+/// all that was acknowledged, and of each call that failed all or nothing. Where the file system had become read-only
+/// the file can not be made, which is logged: then start the machine anew, or unmount the file system, before the store is opened again.
 ///
 /// # Dropping
 ///
@@ -156,7 +168,8 @@ impl DiskStorage {
     ///
     /// # Errors
     /// `Locked` if somebody has it open; `Corrupt` if it is damaged, of another version, or put together from metadata and
-    /// bodies of two stores or two times; `Full` or `Temporary` if the folder can not be used.
+    /// bodies of two stores or two times; `Full` or `Temporary` if the folder can not be used; one of these, `OutcomeUnknown` or
+    /// `Poisoned` if a flush fails: it can be opened again, as after any failed flush.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, DiskOptions::default()).await
     }
@@ -431,7 +444,7 @@ impl Shared {
         self.works()?;
         self.folders.iter().try_for_each(Folder::check)?;
         let name = self.path.join(open::METADATA);
-        error::as_written(&*self.metadata, &name, self.metadata.written())
+        self.metadata.check_length(&name)
     }
 
     /// Refuses, too, as long as the same is so of the body file that is being written.

@@ -19,14 +19,16 @@ use super::closing::Closing;
 use super::damage::{Damage, guarded};
 use super::error::{self, corrupt, db};
 use super::files::{FileSystem, FolderLock, Mode, OpenFile};
+use super::mark::Mark;
 use super::pairing::Pairing;
 use super::reserve::Reserve;
 use super::salvage::Salvage;
 use super::segment::{Bodies, SegmentWriter, number_of};
 use super::table_writer::Writer;
 use super::tables::{COUNTERS, KEPT, LANE_NAMES, LANES, META, PAIRING, RECOUNT, SEGMENTS};
+use super::unflushed::UNFLUSHED;
 use super::writer::{Queue, WriterState};
-use super::{DiskOptions, Shared, codec, mend, rebuild, replace};
+use super::{DiskOptions, Shared, codec, mend, rebuild, replace, unflushed};
 
 /// The version of the folder's layout.
 const FORMAT: u32 = 6;
@@ -54,9 +56,14 @@ impl Shared {
         let suspicion = path.join(SUSPECT);
         let damage = if checks { Damage::checking() } else { Damage::new(files.clone(), suspicion.clone()) };
         let damage = Arc::new(damage);
+        let unflushed = Arc::new(Mark::new(files.clone(), path.join(UNFLUSHED)));
         files.create_folder(path).map_err(|error| error::io("creating", path, error))?;
         let own_folder = Folder::lock(path, &**files)?;
         replace::finish(path, &**files)?;
+        let was_unflushed = unflushed.is_there().map_err(|error| error::io("opening", path, error))?;
+        if was_unflushed && !checks {
+            unflushed::write_again(path, &**files)?;
+        }
         let is_new = is_new(path, &**files)?;
         if is_new {
             begin_metadata(path, &**files)?;
@@ -76,14 +83,16 @@ impl Shared {
         let known = body_files(&**files, &folder)?;
         let octets = Arc::new(AtomicU64::new(0));
         let reader = Bodies::new(files.clone(), folder.clone(), &known);
-        let is_suspect =
-            is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
+        let is_suspect = was_unflushed
+            || is_there(&**files, &suspicion).map_err(|error| error::io("opening", &suspicion, error))?;
         let aside = aside::aside(&**files, &folder)?;
         let attempt = || {
-            let (database, metadata) = open_metadata(path, options, reserve.clone(), is_suspect)?;
+            let (database, metadata) = open_metadata(path, options, (&reserve, &unflushed), is_suspect)?;
             let new = is_new.then(|| Pairing::new(files.draw()));
-            let bodies =
-                |pairing| SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone());
+            let bodies = |pairing| {
+                SegmentWriter::new(folder.clone(), options, known.clone(), pairing, octets.clone())
+                    .marking(unflushed.clone())
+            };
             // Declared after the database, and so dropped before it.
             let left = LeftUnless::well(&metadata);
             let begun = begin(&database, new, bodies, &reader, &damage, &aside)?;
@@ -112,10 +121,19 @@ impl Shared {
         if is_suspect {
             damage.unmark().map_err(|error| error::io("removing", &suspicion, error))?;
         }
+        // Unless another one has failed meanwhile.
+        if was_unflushed && !unflushed.is_made() {
+            unflushed.remove().map_err(|error| error::io("removing", &path.join(UNFLUSHED), error))?;
+        }
         files.sync_folder(path).map_err(|error| error::io("flushing", path, error))?;
         if is_new {
-            let removed = files.remove(&path.join(UNFINISHED)).and_then(|()| files.sync_folder(path));
-            removed.map_err(|error| error::io("finishing", path, error))?;
+            let mark = path.join(UNFINISHED);
+            files.remove(&mark).map_err(|error| error::io("removing", &mark, error))?;
+            files.sync_folder(path).map_err(|error| {
+                // It may come back with the next start, when there is mail. So the next opening begins anew.
+                let _ = files.open(&mark, Mode::Fresh);
+                error::io("flushing", path, error)
+            })?;
         }
         let leases = LeaseTable::new(writer.counters.openings);
         Ok(Ok(Self {
@@ -223,7 +241,7 @@ fn bodies_in(files: &dyn FileSystem, folder: &Path) -> Result<Vec<String>> {
 /// What a store has in its folder beside the metadata.
 fn left_of_a_store(files: &dyn FileSystem, path: &Path) -> Result<Vec<String>> {
     let is_left = |name: &String| {
-        [BODIES, RESERVE, SUSPECT].contains(&name.as_str()) || name.starts_with(replace::DAMAGED)
+        [BODIES, RESERVE, SUSPECT, UNFLUSHED].contains(&name.as_str()) || name.starts_with(replace::DAMAGED)
     };
     let mut left: Vec<_> = listed(files, path)?.into_iter().filter_map(name_of).filter(is_left).collect();
     left.sort_unstable();
@@ -241,15 +259,19 @@ fn listed(files: &dyn FileSystem, folder: &Path) -> Result<Vec<(PathBuf, u64)>> 
     }
 }
 
-/// Marks a store that is to be made as unfinished before there is anything else of it, and empties one that never was finished.
+/// Marks a store that is to be made as unfinished before there is anything else of it, and removes one that never was finished.
 fn begin_metadata(path: &Path, files: &dyn FileSystem) -> Result<()> {
     let (name, mark) = (path.join(METADATA), path.join(UNFINISHED));
     let begin = || -> io::Result<()> {
-        if is_there(files, &mark)? {
-            return files.open(&name, Mode::Write)?.set_length(0);
+        if !is_there(files, &mark)? {
+            files.open(&mark, Mode::Fresh)?;
+            // The next opening is to make it anew: after a failed flush it can be there and never get to the disk.
+            return files.sync_folder(path).inspect_err(|_| drop(files.remove(&mark)));
         }
-        files.open(&mark, Mode::Fresh)?;
-        files.sync_folder(path)
+        match files.remove(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     };
     begin().map_err(|error| error::io("opening", &name, error))
 }
@@ -265,17 +287,17 @@ pub(super) fn is_there(files: &dyn FileSystem, path: &Path) -> io::Result<bool> 
 fn open_metadata(
     path: &Path,
     options: &DiskOptions,
-    reserve: Arc<Reserve>,
+    (reserve, unflushed): (&Arc<Reserve>, &Arc<Mark>),
     is_suspect: bool,
 ) -> Result<(Database, Arc<Tracked>)> {
     let name = path.join(METADATA);
     let opening = |error| error::io("opening", &name, error);
     let file = options.files.open(&name, Mode::Write).map_err(opening)?;
-    let file = Arc::new(Tracked::new(file).map_err(opening)?);
+    let file = Arc::new(Tracked::new(file, unflushed.clone()).map_err(opening)?);
     let verified = is_suspect
         || file.length().map_err(opening)? <= options.verified_octets
         || !is_sound_at_its_root(&name, file.clone());
-    let backend = MetadataFile::new(file.clone(), reserve);
+    let backend = MetadataFile::new(file.clone(), reserve.clone());
     let opened = database(backend, options.cache_size, verified);
     let database = opened.map_err(|error| match error {
         DatabaseError::Storage(redb::StorageError::Io(error)) if !is_damage(&error) => opening(error),
@@ -435,7 +457,7 @@ fn begin(
     }
     let (counters, _, mut dead) = writer.finish(&transaction)?;
     let pairing = state.bodies.flush()?;
-    transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))?;
+    transaction.commit().map_err(|error| error::flush("committing metadata", error))?;
     state.committed(counters, pairing);
     dead.extend(unknown);
     state.bodies.delete(&dead, reader);

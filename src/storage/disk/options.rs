@@ -57,8 +57,8 @@ impl DiskOptions {
 
     /// Disk space set aside for settling mail once the disk is full, in octets. Default 8 MiB; zero: none.
     ///
-    /// It is a file of this size. When the metadata file can not grow, the file is given up, and made again of half of what
-    /// was left then: room is [`Scarce`](crate::storage::Room::Scarce), and new mail is refused, until it is whole. When there
+    /// It is a file of this size. New mail is refused before it is touched. When the metadata file can not grow for what is settled
+    /// or kept of accepted mail, the file is given up, and made again of half of what was left then: room is [`Scarce`](crate::storage::Room::Scarce), and new mail is refused, until it is whole. When there
     /// is nothing to give up the commit fails with [`Full`](crate::storage::StorageErrorKind::Full), and room is
     /// [`Exhausted`](crate::storage::Room::Exhausted) until one succeeds. It grows when a body file was given back, and at
     /// each upkeep, as far as there is room.

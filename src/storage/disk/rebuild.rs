@@ -200,7 +200,7 @@ impl Target {
 }
 
 fn commit(transaction: WriteTransaction) -> Result<()> {
-    transaction.commit().map_err(|error| error::flush("committing metadata", redb::Error::from(error)))
+    transaction.commit().map_err(|error| error::flush("committing metadata", error))
 }
 
 /// An item, and whether its row is as it was written last.

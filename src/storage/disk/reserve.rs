@@ -30,6 +30,10 @@ pub(super) struct Reserve {
     why: Mutex<Option<io::Error>>,
     /// A write found no room and no reserve, and none has gone well since.
     ran_out: AtomicBool,
+    /// What is written now is new mail, for which it is not given up.
+    held_back: AtomicBool,
+    /// New mail found no room beside it, and nothing was given back since.
+    is_full: AtomicBool,
     /// How many times a metadata file was opened over it; the last one counts.
     opened: AtomicU64,
     /// In which of these openings a write was refused last; zero: in none.
@@ -40,9 +44,10 @@ impl Reserve {
     pub(super) fn new(files: Arc<dyn FileSystem>, path: PathBuf, octets: u64) -> Self {
         let length = files.open(&path, Mode::Read).and_then(|file| file.length()).unwrap_or_default();
         let held = AtomicU64::new(length.min(octets));
-        let [may_grow, ran_out] = [true, false].map(AtomicBool::new);
+        let [may_grow, ran_out, held_back, is_full] = [true, false, false, false].map(AtomicBool::new);
         let [opened, refused] = [0, 0].map(AtomicU64::new);
-        Self { files, path, octets, held, may_grow, why: Mutex::default(), ran_out, opened, refused }
+        let why = Mutex::default();
+        Self { files, path, octets, held, may_grow, why, ran_out, held_back, is_full, opened, refused }
     }
 
     fn held(&self) -> u64 {
@@ -77,7 +82,16 @@ impl Reserve {
 
     /// redb takes any I/O error as the end: where it was for want of room it is not.
     pub(super) fn explain(&self, error: StorageError) -> StorageError {
-        if self.has_refused() && error::is_fatal(&error) { error::full(self.octets, error) } else { error }
+        match self.has_refused() && error::is_fatal(&error) {
+            true if self.held_back.load(Ordering::Acquire) && self.held() > 0 => error::full_for_mail(error),
+            true => error::full(self.octets, error),
+            false => error,
+        }
+    }
+
+    /// Whether what is written from now on is new mail: the reserve is for that of before.
+    pub(super) fn hold_back(&self, is_mail: bool) {
+        self.held_back.store(is_mail, Ordering::Release);
     }
 
     /// All that was to be written is.
@@ -88,9 +102,15 @@ impl Reserve {
     /// Something was given back: the next [`Reserve::ensure`] tries whether there is room.
     pub(super) fn retry(&self) {
         self.may_grow.store(true, Ordering::Release);
+        self.is_full.store(false, Ordering::Release);
     }
 
-    /// Makes the reserve if it is not there, or a smaller one if the disk is nearly full. `false`: it is not whole, so
+    /// Whether there is room for new mail, as far as that is known before it is written.
+    pub(super) fn takes_mail(&self) -> bool {
+        self.ensure() && !self.is_full.load(Ordering::Acquire)
+    }
+
+    /// Makes the reserve if it is not there, or a smaller one if the disk is nearly full. `false`: it is not whole, so that
     /// there is no room for new mail.
     pub(super) fn ensure(&self) -> bool {
         let held = self.held();
@@ -104,7 +124,12 @@ impl Reserve {
         });
         *lock(&self.why) = why;
         self.held.store(made, Ordering::Release);
-        made == self.octets
+        let is_whole = made == self.octets;
+        if is_whole {
+            // As much room was just found.
+            self.is_full.store(false, Ordering::Release);
+        }
+        is_whole
     }
 
     /// Why new mail is refused.
@@ -118,6 +143,10 @@ impl Reserve {
                      {path}: {error}"
                 );
                 StorageError::new(StorageErrorKind::Temporary, message)
+            }
+            _ if self.held() == self.octets => {
+                let message = "the disk is full: new mail is refused until something was given back";
+                StorageError::new(StorageErrorKind::Full, message)
             }
             _ => {
                 let held = self.held();
@@ -160,8 +189,13 @@ impl Reserve {
         Ok((made, why))
     }
 
-    /// Gives the space up. `false`: there was none, and the write is refused.
+    /// Gives the space up. `false`: there was none, or it is held back, and the write is refused.
     pub(super) fn release(&self, opening: u64) -> bool {
+        if self.held_back.load(Ordering::Acquire) && self.held() > 0 {
+            self.is_full.store(true, Ordering::Release);
+            self.refused.fetch_max(opening, Ordering::AcqRel);
+            return false;
+        }
         let released = self.held.swap(0, Ordering::AcqRel) > 0 && self.files.remove(&self.path).is_ok();
         // What this write does not take is a smaller reserve.
         self.may_grow.store(true, Ordering::Release);

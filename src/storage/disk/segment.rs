@@ -21,6 +21,7 @@ use super::aside::{ASIDE, Aside};
 use super::codec::{Location, checksum};
 use super::error::{self, corrupt};
 use super::files::{FileSystem, Mode, OpenFile};
+use super::mark::Mark;
 use super::pairing::Pairing;
 
 const FILE_MAGIC: [u8; 8] = *b"prbody\0\x01";
@@ -126,6 +127,8 @@ pub(super) struct SegmentWriter {
     next: u64,
     /// Files up to this number may hold bodies that the metadata has lost.
     kept: u64,
+    /// Made when a flush has failed.
+    unflushed: Option<Arc<Mark>>,
     current: Option<Current>,
     pending: Vec<Bytes>,
     pending_octets: u64,
@@ -159,6 +162,7 @@ impl SegmentWriter {
             pairing,
             next: last.saturating_add(1),
             kept: 0,
+            unflushed: None,
             current: None,
             pending: Vec::new(),
             pending_octets: 0,
@@ -171,6 +175,12 @@ impl SegmentWriter {
     pub(super) fn keeping(mut self, kept: u64, aside: &Aside) -> Self {
         self.kept = kept;
         self.next = self.next.max(aside.last.map_or(0, |last| last.saturating_add(1)));
+        self
+    }
+
+    /// Makes this mark when a flush has failed.
+    pub(super) fn marking(mut self, unflushed: Arc<Mark>) -> Self {
+        self.unflushed = Some(unflushed);
         self
     }
 
@@ -283,7 +293,12 @@ impl SegmentWriter {
         }
         let folder = || if created { self.files.sync_folder(&self.folder) } else { Ok(()) };
         let synced = current.file.sync().and_then(|()| folder());
-        synced.map_err(|error| error::flush("flushing bodies", error))?;
+        synced.map_err(|error| {
+            if let Some(unflushed) = &self.unflushed {
+                unflushed.make();
+            }
+            error::flush("flushing bodies", error)
+        })?;
         current.length += self.pending_octets;
         let grown = if created { current.length } else { self.pending_octets };
         self.total.fetch_add(grown, Ordering::Relaxed);
@@ -314,7 +329,6 @@ impl SegmentWriter {
     pub(super) fn delete(&mut self, segments: &[u64], bodies: &Bodies) {
         for segment in segments {
             let path = path_of(&self.folder, *segment);
-            bodies.close(*segment);
             let given_up = if self.may_delete(*segment) {
                 self.files.remove(&path)
             } else {
@@ -322,6 +336,8 @@ impl SegmentWriter {
                 tracing::warn!(path = %aside.display(), "a body file is kept, as damage may have hidden bodies in it");
                 self.files.rename(&path, &aside)
             };
+            // After it lost its name: else whoever reads meanwhile would open it once more, and its room be kept.
+            bodies.close(*segment);
             match given_up {
                 Ok(()) => {
                     let size = self.sizes.remove(segment).unwrap_or_default();
@@ -481,6 +497,12 @@ impl Bodies {
         open.push_front(entry);
         open.truncate(OPEN_FILES);
         Ok(file)
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> Vec<u64> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().map(|(segment, _)| *segment).collect()
     }
 
     fn close(&self, segment: u64) {

@@ -40,14 +40,30 @@ impl Survival {
 pub(super) struct Plan {
     /// This step, if it writes, writes half and fails.
     pub(super) short_at: Option<usize>,
-    /// The next flush of a file whose name ends so fails, and what it was to write is lost.
+    /// The next flush of a file or a folder whose path ends so fails.
     pub(super) fail_sync: Option<&'static str>,
-    /// What a failed flush was to write may get to the disk all the same.
-    pub(super) failed_sync_may_write: bool,
+    /// The flush of this number fails, counted from the disk's beginning.
+    pub(super) fail_sync_at: Option<usize>,
+    pub(super) failed_sync: FailedSync,
     /// The power goes after so many steps: nothing can be read or written any more.
     pub(super) off_at: Option<usize>,
     /// Octets there is room for.
     pub(super) capacity: Option<u64>,
+}
+
+/// What becomes of all that a failed flush was to write. In any case the program reads it as written until the next start, and it is
+/// not written again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum FailedSync {
+    /// It is lost.
+    #[default]
+    Loses,
+    /// It may get to the disk all the same, later.
+    MayWrite,
+    /// Each write is there or lost, by chance.
+    WritesSome,
+    /// It is lost, and the blocks it was for hold something else.
+    Spoils,
 }
 
 type FileId = usize;
@@ -93,6 +109,24 @@ impl Content {
     fn sync(&mut self) {
         for edit in self.pending.drain(..) {
             apply(&mut self.durable, &edit);
+        }
+    }
+
+    fn fail_sync(&mut self, failed: FailedSync, random: &mut fastrand::Rng) {
+        if failed == FailedSync::MayWrite {
+            return;
+        }
+        for edit in self.pending.drain(..) {
+            match (failed, &edit) {
+                (FailedSync::WritesSome, edit) if random.bool() => apply(&mut self.durable, edit),
+                (FailedSync::Spoils, Edit::Write(offset, data)) => {
+                    let first = (offset / BLOCK * BLOCK) as usize;
+                    let end = (offset + data.len() as u64).next_multiple_of(BLOCK) as usize;
+                    let end = end.min(self.durable.len());
+                    self.durable.get_mut(first..end).unwrap_or_default().fill(0xe7);
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -141,13 +175,27 @@ impl Image {
                 }
             }
             Step::SyncFolder(folder) => {
-                let is_there = |(path, _): &(PathBuf, _)| path.parent() == Some(&*folder);
-                let (there, elsewhere) =
-                    self.pending_names.drain(..).partition(|naming| naming.iter().any(is_there));
-                self.pending_names = elsewhere;
+                let there = self.take_namings(&folder);
                 set_names(&mut self.durable_names, there);
             }
         }
+    }
+
+    /// Those in a folder that are not durable yet.
+    fn take_namings(&mut self, folder: &Path) -> Vec<Naming> {
+        let is_there = |(path, _): &(PathBuf, _)| path.parent() == Some(folder);
+        let (there, elsewhere) = self.pending_names.drain(..).partition(|naming| naming.iter().any(is_there));
+        self.pending_names = elsewhere;
+        there
+    }
+
+    fn fail_sync_folder(&mut self, folder: &Path, failed: FailedSync, random: &mut fastrand::Rng) {
+        if failed == FailedSync::MayWrite {
+            return;
+        }
+        let mut there = self.take_namings(folder);
+        there.retain(|_| failed == FailedSync::WritesSome && random.bool());
+        set_names(&mut self.durable_names, there);
     }
 
     /// As it is found after a power cut.
@@ -214,21 +262,12 @@ impl State {
     fn step(&mut self, step: Step) -> io::Result<()> {
         self.has_power()?;
         let number = self.history.len();
-        self.syncs += usize::from(matches!(step, Step::Sync(_)));
-        if let Step::Sync(file) = &step
-            && let Some(ending) = self.plan.fail_sync
-            && self
-                .image
-                .names
-                .iter()
-                .any(|(path, id)| id == file && path.to_string_lossy().ends_with(ending))
-        {
-            self.plan.fail_sync = None;
-            // What the program reads is there until the next start; it is clean and will not be written again.
-            if !self.plan.failed_sync_may_write {
-                self.image.files[*file].pending.clear();
+        if matches!(step, Step::Sync(_) | Step::SyncFolder(_)) {
+            self.syncs += 1;
+            if self.fails(&step) {
+                self.fail_sync(&step);
+                return Err(io::Error::other("input/output error"));
             }
-            return Err(io::Error::other("input/output error"));
         }
         let (step, done) = match step {
             Step::Edit(file, Edit::Write(offset, data)) => {
@@ -247,6 +286,33 @@ impl State {
         self.history.push(step.clone());
         self.image.take(step);
         done
+    }
+
+    /// Whether this flush is to fail.
+    fn fails(&mut self, sync: &Step) -> bool {
+        let path = match sync {
+            Step::SyncFolder(folder) => Some(folder.clone()),
+            Step::Sync(file) => {
+                self.image.names.iter().find(|(_, id)| *id == file).map(|(path, _)| path.clone())
+            }
+            _ => None,
+        };
+        let ends = |ending| path.is_some_and(|path| path.to_string_lossy().ends_with(ending));
+        let is_named = self.plan.fail_sync.is_some_and(ends);
+        if is_named {
+            self.plan.fail_sync = None;
+        }
+        is_named || self.plan.fail_sync_at == Some(self.syncs)
+    }
+
+    fn fail_sync(&mut self, sync: &Step) {
+        let failed = self.plan.failed_sync;
+        let mut random = fastrand::Rng::with_seed(self.syncs as u64);
+        match sync {
+            Step::Sync(file) => self.image.files[*file].fail_sync(failed, &mut random),
+            Step::SyncFolder(folder) => self.image.fail_sync_folder(folder, failed, &mut random),
+            _ => {}
+        }
     }
 
     /// How much of a write there is room for.

@@ -214,7 +214,7 @@ impl Shared {
         if let Err(error) = self.check_written(&state) {
             return calls.into_iter().for_each(|call| call.work.refuse(error.clone()));
         }
-        let has_room = self.reserve.ensure();
+        let has_room = self.reserve.takes_mail();
         let mut round = Vec::with_capacity(calls.len());
         // Admissions are given back once all is answered.
         let mut admissions = Vec::with_capacity(calls.len());
@@ -255,6 +255,8 @@ impl Shared {
     /// it was before.
     fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
         let explained = self.damage.heed(written).map_err(|error| self.reserve.explain(error));
+        // To open it anew may take of the reserve, whatever found no room: accepted mail depends on it.
+        self.reserve.hold_back(false);
         match &explained {
             // Only then: a database that was not refused anything would write to the file once more as it is dropped.
             Err(error) if self.reserve.has_refused() => self.reopen(state, error)?,
@@ -294,6 +296,7 @@ impl Shared {
         self.works()?;
         let pinned = self.pin(round);
         let mut effects = Effects::default();
+        self.reserve.hold_back(round.iter().any(|work| matches!(work, Work::Insert(..))));
         let applied = self.apply(state, round, &pinned, &mut effects);
         state.bodies.rollback();
         let applied = self.with_room(state, applied);
@@ -368,7 +371,7 @@ impl Shared {
         let granted = effects.grant(&mut lock(&self.leases));
         if let Err(error) = transaction.commit() {
             effects.revoke(&mut lock(&self.leases));
-            return Err(error::flush("committing metadata", redb::Error::from(error)));
+            return Err(error::flush("committing metadata", error));
         }
         state.committed(counters, pairing);
         if let Err(error) = self.check_committed(state) {

@@ -1,12 +1,15 @@
 //! Many callers at once, on threads of their own.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::storage::{Change, ChangeOutcome, ClaimRequest, Filter, Item, Owner, StateRow};
+use crate::message::EventId;
+use crate::storage::{
+    Change, ChangeOutcome, ClaimRequest, Filter, Inserted, Item, OutboxPosition, Owner, StateRow,
+};
 
 /// Callers at once.
 const CALLERS: u64 = 16;
@@ -116,4 +119,114 @@ pub(super) async fn nobody_sees_half_a_batch<F: StorageUnderTest>() {
         joined(reader).await;
     }
     assert!(written.is_ok(), "the writer failed");
+}
+
+pub(super) async fn a_reader_of_the_outbox_misses_nothing<F: StorageUnderTest>() {
+    const EACH: u128 = 40;
+    let subject = Subject::<F>::open().await;
+    let writers: Vec<_> = (0..CALLERS)
+        .map(|writer| {
+            let reports: Vec<_> =
+                (1..=EACH).map(|number| report(u128::from(writer) * 1_000 + number)).collect();
+            subject.on_a_thread(async move |store: &F::Store| {
+                for report in reports {
+                    store.commit(vec![report]).await.works();
+                }
+            })
+        })
+        .collect();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
+    let reader = subject.on_a_thread(async move |store: &F::Store| {
+        let (mut last, mut seen) = (OutboxPosition::default(), Vec::new());
+        loop {
+            let were_done = over.load(Ordering::Acquire);
+            let entries = store.outbox(last, 7).await.works();
+            let Some(end) = entries.last() else {
+                if were_done {
+                    return seen;
+                }
+                std::thread::yield_now();
+                continue;
+            };
+            assert!(entries.is_sorted_by(|a, b| a.position < b.position) && entries[0].position > last);
+            last = end.position;
+            seen.extend(entries.iter().map(|entry| entry.event));
+        }
+    });
+    let mut written = Vec::new();
+    for writer in writers {
+        written.push(writer.await.is_ok());
+    }
+    is_over.store(true, Ordering::Release);
+    let seen = joined(reader).await;
+    assert!(written.iter().all(|is_ok| *is_ok), "a writer failed");
+    let distinct: HashSet<&EventId> = seen.iter().collect();
+    assert_eq!(distinct.len(), seen.len(), "an entry was met twice");
+    let all = CALLERS as usize * EACH as usize;
+    assert_eq!(seen.len(), all, "entries that appeared before what was read are missed");
+}
+
+pub(super) async fn an_id_inserted_by_many_at_once_is_stored_once<F: StorageUnderTest>() {
+    const ROUNDS: u128 = 30;
+    let subject = Subject::<F>::open().await;
+    for round in 1..=ROUNDS {
+        let barrier = Arc::new(Barrier::new(4));
+        let inserting: Vec<_> = (0..4)
+            .map(|caller| {
+                let barrier = barrier.clone();
+                // The shared one, and one of its own.
+                let messages =
+                    vec![message(round, DOMAINS[0], 1), message(1_000 + round * 10 + caller, DOMAINS[1], 1)];
+                subject.on_a_thread(async move |store: &F::Store| {
+                    barrier.wait();
+                    store.insert(messages).await.works()
+                })
+            })
+            .collect();
+        let mut stored = 0;
+        for answers in inserting {
+            let answers = joined(answers).await;
+            assert_eq!(answers.len(), 2);
+            stored += usize::from(matches!(answers[0], Inserted::Stored(_)));
+            assert!(matches!(answers[1], Inserted::Stored(_)), "of an id that nobody else has");
+        }
+        assert_eq!(stored, 1, "callers that were told their message of the same id was stored");
+        let list = subject.storage().list(Filter::Message(id(round)), None, 9).await.works();
+        assert_eq!(list.len(), 1, "items of message {round}");
+    }
+    let usage = subject.storage().usage().await.works();
+    assert_eq!(u128::from(usage.items), ROUNDS * 5, "items of all messages");
+}
+
+pub(super) async fn a_change_and_a_claim_at_once_do_not_both_win<F: StorageUnderTest>() {
+    let subject = Subject::<F>::open().await;
+    for round in 1..=40 {
+        subject.insert(message_of(round, 1, vec![item(DOMAINS[0], 1, 2)])).await;
+        let now = |seconds| at(1_000 * round as u64 + seconds);
+        let late = only(subject.claimed(A, now(0), due(DOMAINS[0], 9, 9)).await.items);
+        let barrier = Arc::new(Barrier::new(2));
+        let (waits, change) = (barrier.clone(), settle(&late, &[0, 1]));
+        let changing = subject.on_a_thread(async move |store: &F::Store| {
+            waits.wait();
+            store.commit(vec![change]).await.works()
+        });
+        let (now, until) = (now(61), now(121));
+        let claiming = subject.on_a_thread(async move |store: &F::Store| {
+            barrier.wait();
+            let what = vec![due(DOMAINS[0], 9, 9)];
+            store.claim(ClaimRequest { owner: B, now, until, what }).await.works().items
+        });
+        let (changed, claimed) = (only(joined(changing).await), joined(claiming).await);
+        let left = subject.storage().list(Filter::Message(id(round)), None, 9).await.works();
+        match (changed, &claimed[..]) {
+            (ChangeOutcome::Applied, []) => assert!(left.is_empty(), "it was settled: {left:?}"),
+            (ChangeOutcome::Stale, [claimed]) => {
+                assert_eq!(indices(claimed), [0, 1], "as it was");
+                assert_eq!(only(left).recipients.len(), 2);
+                assert_eq!(subject.change(settle(claimed, &[0, 1])).await, ChangeOutcome::Applied);
+            }
+            (changed, claimed) => panic!("the change was {changed:?}, and claimed was {claimed:?}"),
+        }
+    }
 }

@@ -66,6 +66,30 @@ macro_rules! __storage_rules {
             [] concurrent_claimers_never_share_an_item: "of many claimers at once, each item is returned to one, and \
                 none is left out; again so when all leases have run out";
             [] nobody_sees_half_a_batch: "whoever reads while others write sees all of a call or nothing of it";
+            [] a_reader_of_the_outbox_misses_nothing: "who goes on from the last position that was read meets each entry \
+                once, however many report at once: no entry appears before one that was read";
+            [] an_id_inserted_by_many_at_once_is_stored_once: "of many who insert a message of the same id at once, \
+                one has it stored, and all others are told that it is a Duplicate";
+            [] a_change_and_a_claim_at_once_do_not_both_win: "of a change under a lease that ran out and another's claim, \
+                both at once, one wins: the change is applied and the item not claimed, or it is claimed as it was and the \
+                change Stale";
+        }
+        dropped {
+            [] a_dropped_insert_is_stored_as_a_whole_or_not_at_all: "an insert whose future is dropped leaves all or \
+                nothing of it, and the same again is stored or a Duplicate accordingly";
+            [] a_dropped_commit_is_applied_as_a_whole_or_not_at_all: "a commit whose future is dropped leaves all \
+                or nothing of it, and its leases hold or are Stale accordingly";
+            [] a_dropped_claim_loses_nothing: "what a claim took whose future is dropped can be claimed by others once the \
+                lease has run out, all of it, and each item by one";
+            [] dropped_reads_change_nothing: "reads whose futures are dropped leave everything as it is";
+        }
+        crash {
+            [crashes] what_is_acknowledged_survives_a_crash: "once a call has returned, what it wrote is there though \
+                the process ended right then and closed nothing; leases are not";
+            [troubles] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
+                reads go on, and the same insert is stored once there is room";
+            [troubles] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \
+                Poisoned; after a reopen what was acknowledged is there, and of that call all or nothing";
         }
         changes {
             [] a_release_is_due_exactly_then_even_after_a_reopen: "a released item is due at the microsecond it was \
@@ -142,7 +166,7 @@ macro_rules! __storage_rules {
 /// postrider::storage_conformance!(my_store: MyFixture, without damaged_bodies, without damaged_rows);
 /// ```
 ///
-/// `without` is for what the fixture can not damage: the rule is then shown as ignored.
+/// `without` is for what the fixture can not do: the rule is then shown as ignored.
 /// [The guide](crate::testing::conformance) has an example.
 #[macro_export]
 macro_rules! storage_conformance {
@@ -161,9 +185,11 @@ macro_rules! storage_conformance {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __storage_without {
+    (crashes) => {};
     (damaged_bodies) => {};
     (damaged_items) => {};
     (damaged_rows) => {};
+    (troubles) => {};
 }
 
 #[doc(hidden)]
@@ -177,6 +203,20 @@ macro_rules! __storage_tests {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __storage_test {
+    ([crashes] [crashes $($rest:ident)*] [$fixture:ty] $rule:ident) => {
+        #[test]
+        #[ignore = "the fixture can not crash"]
+        fn $rule() {
+            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
+        }
+    };
+    ([troubles] [troubles $($rest:ident)*] [$fixture:ty] $rule:ident) => {
+        #[test]
+        #[ignore = "the fixture has no troubles"]
+        fn $rule() {
+            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
+        }
+    };
     ([damaged_bodies] [damaged_bodies $($rest:ident)*] [$fixture:ty] $rule:ident) => {
         #[test]
         #[ignore = "the fixture can not damage a body"]

@@ -23,9 +23,11 @@
 //!
 //! postrider::storage_conformance!(
 //!     in_memory: InMemory,
+//!     without crashes,
 //!     without damaged_bodies,
 //!     without damaged_items,
-//!     without damaged_rows
+//!     without damaged_rows,
+//!     without troubles
 //! );
 //! # // The tests of the line are not compiled here. This is what each of them does.
 //! # use postrider::testing::conformance::{rules, run};
@@ -56,10 +58,15 @@
 //! do that. Where it can not be done, the macro is told: `without damaged_bodies`, `without damaged_items`,
 //! `without damaged_rows`. The rules in question are then shown as ignored, with the reason; they are never passed unseen.
 //!
+//! # Crashes and troubles
+//!
+//! Nor can it be seen without the fixture's help what is there after the process ended with nothing closed
+//! ([`StorageUnderTest::crash`], else `without crashes`), and what a store does that finds no room or can not flush
+//! ([`StorageUnderTest::trouble`], else `without troubles`).
+//!
 //! # Beyond the rules
 //!
-//! A crash in the middle of a call, a full disk and a failed flush look different in every store: those tests are its
-//! own. [`Simulation`](crate::testing::Simulation) runs the whole engine on a store, with crashes.
+//! A crash in the middle of a call looks different in every store: those tests are its own. [`Simulation`](crate::testing::Simulation) runs the whole engine on a store, with crashes.
 
 #![allow(
     clippy::unwrap_used,
@@ -73,7 +80,9 @@ mod bodies;
 mod changes;
 mod claims;
 mod concurrent;
+mod crash;
 mod damage;
+mod dropped;
 mod fencing;
 mod insert;
 mod list;
@@ -118,6 +127,35 @@ pub trait StorageUnderTest: Sized {
         let _ = what;
         async { Err(NotSupported) }
     }
+
+    /// Ends what has the store as a crash would, better still as a power cut: nothing of it is closed or flushed any more. Then
+    /// it is opened again. A store on disk may copy its folder before it drops the store, and open the copy.
+    ///
+    /// # Errors
+    /// As [`StorageUnderTest::damage`].
+    fn crash(&self, store: Self::Store) -> impl Future<Output = Result<(), NotSupported>> {
+        let _ = store;
+        async { Err(NotSupported) }
+    }
+
+    /// Has the store that is open meet this trouble from now on. `None`: no more, and new openings meet none.
+    ///
+    /// # Errors
+    /// As [`StorageUnderTest::damage`].
+    fn trouble(&self, trouble: Option<Trouble>) -> impl Future<Output = Result<(), NotSupported>> {
+        let _ = trouble;
+        async { Err(NotSupported) }
+    }
+}
+
+/// What [`StorageUnderTest::trouble`] is to make of the place where a store lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Trouble {
+    /// There is no room for new mail.
+    NoRoom,
+    /// What is flushed does not become durable, and that is said.
+    FailedFlush,
 }
 
 /// What [`StorageUnderTest::damage`] is to damage.
@@ -136,7 +174,7 @@ pub enum Damage {
 
 /// The fixture can not do this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the fixture can not damage this")]
+#[error("the fixture can not do this")]
 #[allow(clippy::exhaustive_structs, reason = "there is no more to say")]
 pub struct NotSupported;
 

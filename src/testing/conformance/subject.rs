@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::{A, Damage, StorageUnderTest, at, due, item, message, message_of};
+use super::{A, Damage, StorageUnderTest, Trouble, at, due, item, message, message_of};
 use crate::clock::Timestamp;
 use crate::message::MessageId;
 use crate::storage::{
@@ -46,6 +46,26 @@ impl<F: StorageUnderTest> Subject<F> {
             );
         }
         Self { store: Arc::new(place.open().await), place }
+    }
+
+    /// A restart before which nothing was closed.
+    pub(super) async fn crash(self) -> Self {
+        let Self { store, place } = self;
+        let Some(store) = Arc::into_inner(store) else { panic!("a thread of the rule still has the store") };
+        if let Err(error) = place.crash(store).await {
+            panic!(
+                "{error}: a crash. `StorageUnderTest::crash` must do it, or the macro be told `without crashes`"
+            );
+        }
+        Self { store: Arc::new(place.open().await), place }
+    }
+
+    pub(super) async fn trouble(&self, trouble: Option<Trouble>) {
+        if let Err(error) = self.place.trouble(trouble).await {
+            panic!(
+                "{error}: {trouble:?}. `StorageUnderTest::trouble` must do it, or the macro be told `without troubles`"
+            );
+        }
     }
 
     pub(super) fn storage(&self) -> &F::Store {

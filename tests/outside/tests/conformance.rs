@@ -20,7 +20,9 @@ impl StorageUnderTest for InAFolder {
 // A damaged journal is refused as a whole: `tests/store.rs` has that.
 postrider::storage_conformance!(
     journal: InAFolder,
+    without crashes,
     without damaged_bodies,
     without damaged_items,
-    without damaged_rows
+    without damaged_rows,
+    without troubles
 );
