@@ -753,12 +753,11 @@ impl Driver {
             }
         }
         let storage = self.parts.storage.clone();
-        let last_reads = async { (storage.take_damage().await, storage.usage().await) };
-        let (damage, queued) = match tokio::time::timeout_at(last_write, last_reads).await {
-            Ok((damage, usage)) => (damage, usage.map_or(0, |usage| usage.items)),
-            Err(_) => (Vec::new(), 0),
-        };
-        self.report_unread(damage);
+        // Apart from each other: damage that was taken is told nowhere else.
+        let damage = tokio::time::timeout_at(last_write, storage.take_damage()).await;
+        let usage = tokio::time::timeout_at(last_write, storage.usage()).await;
+        let queued = usage.map_or(0, |usage| usage.map_or(0, |usage| usage.items));
+        self.report_unread(damage.unwrap_or_default());
         let unsettled = self.scheduler.unsettled_items() as u64;
         let report = ShutdownReport { interrupted, queued, unsettled };
         let replies = self.shutdown.take().map(|shutdown| shutdown.replies).unwrap_or_default();
@@ -801,8 +800,12 @@ impl Driver {
         let message = format!("the store did not answer for {LAST_WRITES:?} while the engine was shut down");
         tracing::error!(unsettled, "{message}: what it was given may be written or not");
         let unknown = StorageError::new(StorageErrorKind::OutcomeUnknown, message);
-        self.scheduler.handle(now, Event::InsertDone(Err(unknown.clone())));
-        self.scheduler.handle(now, Event::CommitDone(Err(unknown)));
+        if self.scheduler.is_inserting() {
+            self.scheduler.handle(now, Event::InsertDone(Err(unknown.clone())));
+        }
+        if self.scheduler.is_committing() {
+            self.scheduler.handle(now, Event::CommitDone(Err(unknown)));
+        }
         while let Some(command) = self.scheduler.poll_command() {
             if matches!(command, Command::Report(_) | Command::Answer { .. }) {
                 self.start(command);
@@ -824,7 +827,8 @@ impl Driver {
                     _ => {}
                 }
             }
-            if self.storage_tasks.is_empty() {
+            // Reads that are still going on are of no use any more.
+            if !self.scheduler.is_inserting() && !self.scheduler.is_committing() {
                 if tries == 0 || self.scheduler.unsettled() == 0 {
                     return;
                 }
@@ -836,7 +840,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 input = self.results.recv() => if let Some(input) = input { self.take(input) },
-                _ = self.storage_tasks.join_next() => {}
+                Some(_) = self.storage_tasks.join_next() => {}
             }
         }
     }

@@ -461,6 +461,16 @@ impl Scheduler {
         self.lanes.len() == 0 && self.writes.is_quiet() && self.claims.is_empty()
     }
 
+    /// An insert is under way.
+    pub(crate) fn is_inserting(&self) -> bool {
+        !self.writes.inserting.is_empty()
+    }
+
+    /// A commit is under way.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.writes.is_committing()
+    }
+
     /// Items that are in transactions now.
     pub(crate) fn in_flight(&self) -> usize {
         self.busy

@@ -164,6 +164,11 @@ impl Writes {
         None
     }
 
+    /// A commit is under way.
+    pub(super) fn is_committing(&self) -> bool {
+        self.committing.is_some()
+    }
+
     /// The store refused a moment ago.
     pub(super) fn is_paused(&self) -> bool {
         self.paused

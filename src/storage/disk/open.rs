@@ -62,7 +62,12 @@ impl Shared {
         replace::finish(path, &**files)?;
         let was_unflushed = unflushed.is_there().map_err(|error| error::io("opening", path, error))?;
         if was_unflushed && !checks {
-            unflushed::write_again(path, &**files)?;
+            let again = || unflushed::write_again(path, &**files);
+            again().or_else(|error| match error.kind() {
+                // Holes take room once they are written: what is set aside is for that too, and is made again.
+                StorageErrorKind::Full if files.remove(&path.join(RESERVE)).is_ok() => again(),
+                _ => Err(error),
+            })?;
         }
         let is_new = is_new(path, &**files)?;
         if is_new {

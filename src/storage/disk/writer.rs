@@ -243,6 +243,11 @@ impl Shared {
             // One of them may be the reason: it alone shall fail.
             Err(_) => {
                 for work in round {
+                    // What was found to have no room is not written once more for each.
+                    if matches!(work, Work::Insert(..)) && !self.reserve.takes_mail() {
+                        work.refuse(self.reserve.refusal());
+                        continue;
+                    }
                     let done = guarded_writing(|| self.round(&mut state, std::slice::from_ref(&work)));
                     self.note(&done);
                     work.answer(done.and_then(|mut done| done.pop().ok_or_else(lost)));
