@@ -18,7 +18,7 @@ const _: () = assert!(MOST_WORDS < Ends::BITS as usize);
 /// A search takes time linear in the text and in what of the phrases' words it holds, whatever the number of phrases.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Matcher {
-    exact: HashMap<Box<[u8]>, Vec<Row>>,
+    exact: HashMap<Box<[u8]>, Entry>,
     /// By their first three octets.
     prefixes: HashMap<[u8; 3], RowsOf<Box<[u8]>>>,
     /// What is in a word, or its end. Those of other letters than ASCII's are looked for in words that have such.
@@ -31,9 +31,20 @@ pub(super) struct Matcher {
 /// What begins with each of some words.
 type RowsOf<K> = Vec<(K, Vec<Row>)>;
 
-/// Words in a row, without the first one, and what they mean to phrases.
+/// What begins with a word.
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    rows: Vec<Row>,
+    /// What goes on with another word, by that: many things begin with "not".
+    next: HashMap<Box<[u8]>, Vec<Row>>,
+}
+
+/// Words in a row, and what they mean to phrases.
 #[derive(Clone, Debug)]
 struct Row {
+    /// How many they are.
+    words: u8,
+    /// The last ones, by which it was not found.
     rest: Vec<Word>,
     uses: Vec<Use>,
 }
@@ -92,9 +103,16 @@ impl Matcher {
 
     /// The row of these words.
     fn row(&mut self, words: Vec<Word>) -> Option<&mut Row> {
-        let mut words = words.into_iter();
+        let length = u8::try_from(words.len()).ok()?;
+        let mut words = words.into_iter().peekable();
         let rows = match words.next()? {
-            Word::Exact(word) => self.exact.entry(word).or_default(),
+            Word::Exact(word) => {
+                let entry = self.exact.entry(word).or_default();
+                match words.next_if(|next| matches!(next, Word::Exact(_))) {
+                    Some(Word::Exact(next)) => entry.next.entry(next).or_default(),
+                    _ => &mut entry.rows,
+                }
+            }
             Word::Prefix(word) => {
                 let key = *word.first_chunk::<3>()?;
                 found_or_added(self.prefixes.entry(key).or_default(), word)?
@@ -106,7 +124,7 @@ impl Matcher {
         };
         let rest: Vec<_> = words.collect();
         let place = rows.iter().position(|row| row.rest == rest).unwrap_or_else(|| {
-            rows.push(Row { rest, uses: Vec::new() });
+            rows.push(Row { words: length, rest, uses: Vec::new() });
             rows.len() - 1
         });
         rows.get_mut(place)
@@ -118,12 +136,12 @@ impl Matcher {
         // What a step follows begins before it, so that it was met before.
         for (first, word, sentence) in words.iter() {
             let mut meet = |row: &Row| {
-                let follow = usize::from(first) + 1;
-                let rest = || (follow..).zip(&row.rest);
-                if rest().any(|(at, pattern)| words.get(at).is_none_or(|word| !pattern.matches(word))) {
+                let end = first + row.words;
+                let mut rest = (usize::from(end) - row.rest.len()..).zip(&row.rest);
+                if rest.any(|(at, pattern)| words.get(at).is_none_or(|word| !pattern.matches(word))) {
                     return;
                 }
-                let end: Ends = 1 << (follow + row.rest.len());
+                let end: Ends = 1 << end;
                 // Nothing reaches from one sentence into the next.
                 let (at_once, gap) = match first > sentence {
                     true => (1 << first, gap(sentence, first)),
@@ -149,7 +167,15 @@ impl Matcher {
                     }
                 }
             };
-            self.exact.get(word).into_iter().flatten().for_each(&mut meet);
+            if let Some(entry) = self.exact.get(word) {
+                entry.rows.iter().for_each(&mut meet);
+                if !entry.next.is_empty()
+                    && let Some(rows) =
+                        words.get(usize::from(first) + 1).and_then(|next| entry.next.get(next))
+                {
+                    rows.iter().for_each(&mut meet);
+                }
+            }
             if let Some(key) = word.first_chunk::<3>()
                 && let Some(prefixes) = self.prefixes.get(key)
             {

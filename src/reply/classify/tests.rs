@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::{Policy, PolicyErrorKind};
+use crate::policy::{Policy, PolicyErrorKind, ReplyContext, Suppression};
 
 fn read(reply: &str) -> (Reason, Confidence) {
     let found = Classifier::default().classify(reply, Origin::at(Stage::Rcpt));
@@ -195,4 +195,78 @@ fn no_reply_is_too_much() {
         let _ = classifier.classify(&format!("550 {text}"), Origin::at(Stage::Dot));
     }
     let _ = classifier.classify(&"550 mailbox ".repeat(100_000), Origin::default());
+}
+
+/// What is said of the sender, the host, or for a while, is no reason never to write to the recipient again.
+#[test]
+fn addresses_are_given_up_for_their_own_fault_alone() {
+    let suppression = |reply: &str, stage| {
+        let context = ReplyContext::new("a.example", "a.example", stage);
+        Policy::new().judge_reply(reply, &context, |_, _| true).1.suppress
+    };
+    for reply in [
+        "550 Sender's mailbox does not exist",
+        "550 5.1.7 The sender's address does not exist",
+        "550 sender user unknown",
+        "550 <a@x.example>: Sender is unknown",
+        "550 Envelope-From user not found",
+        "550 return path address unknown",
+        "550 reply-to address invalid",
+        "550 The account you are sending from does not exist",
+        "550 Your email address does not exist on our system, sender verification",
+        "550 5.1.7 Invalid address",
+        "550 5.1.8 Invalid address <a@x.example>",
+        "554 5.6.0 Bad email address in header From",
+        "550 From: header address no such user",
+        "550 5.1.1 Your host is not known here; mail refused",
+        "550 your mail server's address 192.0.2.1 does not exist in our whitelist",
+        "550 Invalid address 192.0.2.1: listed",
+        "550 server name not found for 192.0.2.1",
+        "550 Host name does not exist for your address",
+        "550 Your DNS name is wrong",
+        "554 5.7.1 certificate name not valid",
+        "550 5.7.129 RESOLVER.RST.RestrictedToRecipientsPermission; not authorized to this recipient because the sender isn't on the recipient's allowed senders list",
+        "550 Recipient does not accept mail from you",
+        "550 User not allowed to send mail to this list",
+        "550 Address not allowed",
+        "550 Absender unbekannt",
+        "550 Absenderadresse existiert nicht",
+        "550 Client ist unbekannt",
+        "550 Empfänger nimmt von Ihnen nicht an",
+        "550 Utente non autorizzato a inviare",
+        "550 Dominio del mittente non esiste",
+        "550 Remitente inexistente",
+        "550 Usted no existe en la lista blanca",
+        "550 Адрес отправителя не существует",
+        "550 HELO nie istnieje",
+        "550 发送用户未认证",
+        "550 收件人拒收",
+        "550 宛先が多すぎます",
+        "550 5.2.1 Mailbox temporarily disabled while migration in progress",
+        "550 This user has blocked you",
+        "550 5.3.0 internal error: user lookup failed; mailbox not found in database due to timeout",
+        "550 user account not available at this time, backend down",
+        "550 Requested action not taken: mailbox unavailable Reject due to policy restrictions.",
+    ] {
+        assert_ne!(suppression(reply, Stage::Rcpt), Suppression::Permanent, "{reply}");
+    }
+    for reply in [
+        "550 5.1.1 <x@y.example>: Recipient address rejected: User unknown in virtual mailbox table",
+        "550 No such user here",
+        "550 mx1.dkim.example: no such user here",
+        "550 5.1.1 No such user (mailserver greylist.example)",
+        "550 5.1.1 User unknown. See http://mail.example/limits per hour",
+        "550 5.2.1 The account is disabled",
+    ] {
+        assert_eq!(suppression(reply, Stage::Rcpt), Suppression::Permanent, "{reply}");
+        // Of the content of several, or of the sender.
+        assert_eq!(suppression(reply, Stage::Dot), Suppression::Temporary, "{reply}");
+        assert_eq!(suppression(reply, Stage::Mail), Suppression::Never, "{reply}");
+    }
+    assert_eq!(
+        suppression("550 5.7.1 User unknown", Stage::Rcpt),
+        Suppression::Temporary,
+        "the status is of policy"
+    );
+    assert_eq!(suppression("450 4.1.1 User unknown", Stage::Rcpt), Suppression::Never, "it does not bounce");
 }

@@ -94,22 +94,24 @@ impl Words {
     /// Letters and digits are words, what is between them is not. `e-mail` is one word.
     fn read_part(&mut self, part: &str, sentence: u8, in_name: bool) {
         let mut start = self.text.len();
-        for letter in part.chars() {
-            match plain(letter) {
-                Some(octet) => {
-                    self.text.push(octet);
-                    continue;
-                }
-                None if is_apostrophe(letter) => continue,
-                None if letter == '-' && self.text.get(start..) == Some(b"e") => continue,
-                None if letter.is_alphanumeric() => {
-                    fold(letter, &mut self.text);
-                    continue;
-                }
-                None => {}
+        // Most replies have no other letters than ASCII's.
+        let plain_end = part.bytes().position(|octet| !octet.is_ascii_alphanumeric()).unwrap_or(part.len());
+        let (plain, rest) = part.split_at_checked(plain_end).unwrap_or((part, ""));
+        self.text.extend(plain.bytes().map(|octet| octet.to_ascii_lowercase()));
+        for letter in rest.chars() {
+            let joins = if letter.is_ascii() {
+                letter.is_ascii_alphanumeric()
+                    || is_apostrophe(letter)
+                    || (letter == '-' && self.text.get(start..) == Some(b"e"))
+            } else {
+                letter.is_alphanumeric() || is_apostrophe(letter)
+            };
+            if joins {
+                fold(letter, &mut self.text);
+            } else {
+                self.end_part(start, sentence, in_name);
+                start = self.text.len();
             }
-            self.end_part(start, sentence, in_name);
-            start = self.text.len();
         }
         self.end_part(start, sentence, in_name);
     }
@@ -132,19 +134,12 @@ impl Words {
     }
 }
 
-/// A letter of ASCII in lower case, or a digit.
-fn plain(letter: char) -> Option<u8> {
-    match letter {
-        'a'..='z' | '0'..='9' => u8::try_from(letter).ok(),
-        'A'..='Z' => u8::try_from(letter.to_ascii_lowercase()).ok(),
-        _ => None,
-    }
-}
-
-/// Writes a letter or digit in lower case and without its accent.
+/// Writes a letter or digit in lower case and without its accent, and nothing else.
 pub(super) fn fold(letter: char, to: &mut Vec<u8>) {
-    if let Some(octet) = plain(letter) {
-        to.push(octet);
+    if letter.is_ascii() {
+        if letter.is_ascii_alphanumeric() {
+            to.extend(u8::try_from(letter.to_ascii_lowercase()));
+        }
         return;
     }
     for letter in letter.to_lowercase() {

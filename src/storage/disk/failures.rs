@@ -122,13 +122,20 @@ fn new_mail_leaves_the_reserve_to_what_settles_it() {
         let reserve = Path::new(STORE).join("reserve");
         let mut originals = BTreeMap::new();
         let mut refused = 0;
+        let bodies = || {
+            let in_bodies =
+                disk.paths().into_iter().filter(|path| path.starts_with(Path::new(STORE).join("bodies")));
+            in_bodies.map(|path| disk.content(&path).len()).sum::<usize>()
+        };
         for number in 0..3_000 {
             let mut message = sized(number, "a.example", 1);
+            let written = bodies();
             let tags = (0..40).map(|tag| (format!("tag {tag}"), "x".repeat(200))).collect();
             Arc::make_mut(&mut message.envelope).tags = tags;
             if let Err(error) = put(&store, &mut originals, message).await {
                 assert_eq!(error.kind(), StorageErrorKind::Full, "{error}");
                 assert!(error.to_string().contains("new mail is refused"), "{error}");
+                assert_eq!(bodies(), written, "what was refused takes no room");
                 refused += 1;
             }
             assert_eq!(disk.content(&reserve).len() as u64, 2 * MIB, "message {number}");

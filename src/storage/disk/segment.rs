@@ -251,6 +251,27 @@ impl SegmentWriter {
         self.pending_octets = 0;
     }
 
+    /// Up to where the last file is written.
+    pub(super) fn written(&self) -> Option<(u64, u64)> {
+        self.current.as_ref().map(|current| (current.segment, current.length))
+    }
+
+    /// Gives back what was written since [`SegmentWriter::written`]; nobody knows of it.
+    pub(super) fn take_back(&mut self, written: Option<(u64, u64)>) {
+        let Some(current) = &mut self.current else { return };
+        // A file that was begun since is kept, empty, and continued.
+        let kept = match written {
+            Some((segment, length)) if segment == current.segment => length,
+            _ => FILE_HEADER,
+        };
+        let Some(octets) = current.length.checked_sub(kept).filter(|octets| *octets > 0) else { return };
+        // What stays if this fails is overwritten by the next flush.
+        let _ = current.file.set_length(kept);
+        current.length = kept;
+        self.total.fetch_sub(octets, Ordering::Relaxed);
+        self.sizes.insert(current.segment, kept);
+    }
+
     /// Writes all that was appended and makes it durable, so that it can be committed. To be called before each commit;
     /// the answer is for [`SegmentWriter::committed`] after it.
     ///

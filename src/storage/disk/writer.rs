@@ -302,9 +302,14 @@ impl Shared {
         let pinned = self.pin(round);
         let mut effects = Effects::default();
         self.reserve.hold_back(round.iter().any(|work| matches!(work, Work::Insert(..))));
+        let written = state.bodies.written();
         let applied = self.apply(state, round, &pinned, &mut effects);
         state.bodies.rollback();
         let applied = self.with_room(state, applied);
+        if applied.as_ref().is_err_and(|error| error.kind() == StorageErrorKind::Full) {
+            // The metadata is as it was and names none of the bodies that were written for it.
+            state.bodies.take_back(written);
+        }
         let mut leases = lock(&self.leases);
         if applied.is_ok() {
             effects.finish(&mut leases);
