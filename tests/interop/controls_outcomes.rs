@@ -43,7 +43,7 @@ fn mail_expires_by_age_whatever_it_waits_for() {
     assert_eq!((ended.code, ended.count("bounced")), (Some(0), 6), "{}", ended.stderr);
     // Nobody whose hosts alone were at fault was attempted; the words of a host that refused stand in the error.
     for (reference, least, reason, code, said) in [
-        ("a@busy", 2000, "", Some(450), ""),
+        ("a@busy", 2000, "expired", Some(450), ""),
         ("a@closed", 2000, "never-attempted", None, "421 4.3.2 not now"),
         ("a@dead", 2000, "never-attempted", None, "refused"),
         ("own", 1000, "never-attempted", None, "refused"),
