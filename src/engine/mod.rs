@@ -456,8 +456,9 @@ impl DeliveryEngine {
     /// queued. Then the store has ten seconds to write the last outcomes: submissions that it does not answer in that time end with an
     /// error for which [`SubmitError::is_unknown`] is true, and outcomes are counted as [`ShutdownReport::unsettled`]. Then the sink and
     /// the live streams have ten seconds to take the last events: outcomes the sink has not taken
-    /// stay in the outbox, other events are lost. So it ends within 20 seconds of the deadline, whatever hangs. Other calls fail
-    /// with [`Stopped`] from now on.
+    /// stay in the outbox, other events are lost. So it ends within 20 seconds of the deadline. One thing can hold it up longer: a
+    /// `DiskStorage` that nobody else holds waits, as it is dropped, for calls that the disk does not answer; and as long as calls go
+    /// on its folder stays locked. Other calls fail with [`Stopped`] from now on.
     ///
     /// # Cancel safety
     /// Dropped, the shutdown still takes place.

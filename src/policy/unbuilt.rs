@@ -26,7 +26,7 @@ struct Setting {
 /// A feature, and what to write meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Feature {
-    /// What is missing: "recommended settings are not built yet".
+    /// What is missing, as a sentence.
     missing: &'static str,
     instead: &'static str,
 }

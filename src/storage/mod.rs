@@ -120,7 +120,7 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     }
 
     /// What was met damaged and left aside, each entry once as long as the store is open, and not told here before. The
-    /// engine asks about once a minute, and makes events of it.
+    /// engine asks as often as it calls [`maintain`](Self::maintain), and makes events of it.
     ///
     /// Without an implementation of its own a store has nothing to tell.
     async fn take_damage(&self) -> Vec<StorageError> {
@@ -144,7 +144,7 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     /// How much is stored. Costs no scan.
     async fn usage(&self) -> Result<Usage, StorageError>;
 
-    /// Called once a minute: give back space, forget old ids. May do nothing. While it goes on it is not called again,
+    /// Called once a minute, unless the host sets another interval: give back space, forget old ids. May do nothing. While it goes on it is not called again,
     /// and other calls are to be answered.
     async fn maintain(&self, now: Timestamp) -> Result<(), StorageError>;
 }

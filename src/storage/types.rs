@@ -424,7 +424,7 @@ pub struct Usage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Room {
-    /// For everything.
+    /// For everything, as far as the reserve shows: new mail can be refused already where there is no room beside it.
     #[default]
     Ample,
     /// For outcomes of what is in flight. The engine starts the next transactions only once all outcomes are stored and
