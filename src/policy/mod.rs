@@ -356,8 +356,8 @@ impl Policy {
     /// [`PolicyError`] names line, key and value of one mistake, and what would be right.
     pub fn with_classification_rules(mut self, toml: &str) -> Result<Self, PolicyError> {
         let own = read_classification(toml)?;
-        let too_many = |error| PolicyError::invalid("classification-rule", "these rules:", error);
-        self.inner().classifier = Classifier::with_own(own).map_err(too_many)?;
+        let refused = |error| PolicyError::contradiction("classification-rule", error);
+        self.inner().classifier = Classifier::with_own(own).map_err(refused)?;
         Ok(self)
     }
 

@@ -6,7 +6,7 @@ use super::Policy;
 use super::reply_rule::{ReplyContext, ReplyVerdict, RuleDecision};
 use super::value::Rate;
 use crate::event::{Category, Diagnosis, Failure, Reason};
-use crate::reply::{Classification, EnhancedStatus, Stage};
+use crate::reply::{Classification, EnhancedStatus, Folded, Stage};
 
 /// What the engine does upon a refusal. What kind of failure it is, is another matter: see [`Classification`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,18 +118,16 @@ impl Suppression {
     /// After a bounce by a reply. Only a 5xx to RCPT that says so itself gives an address up, and only if its enhanced status, where
     /// it has one, is about addresses or mailboxes (RFC 3463 §3.2, §3.3) and not about the sender's: what is said of the content
     /// may be about another recipient, and what is said before RCPT is about us.
-    fn after_reply(reason: Reason, reply: &str, stage: Stage) -> Self {
+    fn after_reply(reason: Reason, permanent: bool, status: Option<EnhancedStatus>, stage: Stage) -> Self {
         match reason {
             _ if !matches!(stage, Stage::Rcpt | Stage::Data | Stage::Dot) => Self::Never,
             Reason::UserUnknown | Reason::Moved | Reason::Disabled => {
-                let status = reply.split(' ').nth(1).and_then(|word| word.parse::<EnhancedStatus>().ok());
                 let agrees = status.is_none_or(|status| match status.subject {
                     0 | 2 => true,
                     1 => !matches!(status.detail, 7 | 8),
                     _ => false,
                 });
-                let is_said = reply.starts_with('5') && stage == Stage::Rcpt && agrees;
-                if is_said { Self::Permanent } else { Self::Temporary }
+                if permanent && stage == Stage::Rcpt && agrees { Self::Permanent } else { Self::Temporary }
             }
             Reason::Suspended | Reason::RecipientRejected | Reason::MailboxFull | Reason::DomainUnknown => {
                 Self::Temporary
@@ -143,7 +141,9 @@ impl Suppression {
     pub(crate) fn after(diagnosis: &Diagnosis, asked: bool) -> Self {
         match &diagnosis.failure {
             Failure::Reply(_) if !asked => Self::Never,
-            Failure::Reply(reply) => Self::after_reply(diagnosis.reason, &reply.to_string(), diagnosis.stage),
+            Failure::Reply(reply) => {
+                Self::after_reply(diagnosis.reason, reply.is_permanent(), reply.enhanced(), diagnosis.stage)
+            }
             Failure::Engine(_) => Self::without_reply(diagnosis.reason),
         }
     }
@@ -176,11 +176,12 @@ impl Policy {
         let reason = classification.reason;
         let effects = self.decide_reply(reply, context, after);
         let before_mail = matches!(context.stage, Stage::Connect | Stage::Ehlo | Stage::Auth);
-        let is_permanent = reply.starts_with('5');
+        let Folded { code, status, .. } = Folded::read(reply);
+        let is_permanent = code >= 500;
         let fate = effects.verdict(is_permanent && !before_mail, context.stage, context.recipients);
         let bounces = matches!(fate, ReplyVerdict::Bounce | ReplyVerdict::BounceQueue);
         let suppress = match bounces {
-            true => Suppression::after_reply(reason, reply, context.stage),
+            true => Suppression::after_reply(reason, is_permanent, status, context.stage),
             false => Suppression::Never,
         };
         let scope = Scope::of(reason, context.stage);

@@ -12,7 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use classify::{Classification, Classifier, Confidence, Origin, PhraseError};
-pub(crate) use classify::{ClassificationRule, ClassificationRules, Phrase};
+pub(crate) use classify::{ClassificationRule, ClassificationRules, Folded, Phrase};
 pub use enhanced::{EnhancedStatus, ParseEnhancedStatusError};
 pub use parser::{ReplyError, ReplyParser};
 use text::Text;

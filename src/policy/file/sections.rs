@@ -299,14 +299,8 @@ impl Reader {
         })?;
         let list = root.get("classification-rule").or_else(|| root.get("provider"));
         if let Some(list) = list {
-            let named = own.rules.iter().flat_map(|rule| &rule.providers).cloned().collect::<Vec<_>>();
-            let classifier = Classifier::with_own(own).map_err(|error| list.wrong(error))?;
-            if let Some(name) = named.iter().find(|name| !classifier.knows_provider(name)) {
-                let problem =
-                    format!("names the provider \"{}\", which has no [[provider]]", name.escape_debug());
-                return Err(list.error(PolicyErrorKind::Contradiction, problem));
-            }
-            self.inner().classifier = classifier;
+            let refused = |error| list.error(PolicyErrorKind::Contradiction, error);
+            self.inner().classifier = Classifier::with_own(own).map_err(refused)?;
         }
         Ok(())
     }
@@ -320,13 +314,8 @@ impl Reader {
         let reads_kind = section.get("category").is_some() || section.get("reason").is_some();
         let pattern = match section.get("match") {
             None if reads_kind => "",
-            None => {
-                return Err(section
-                    .require("match", "'over ?quota'")
-                    .err()
-                    .unwrap_or_else(|| item.wrong("is no rule")));
-            }
-            Some(item) => {
+            _ => {
+                let item = section.require("match", "'over ?quota'")?;
                 let pattern = read::string(&item, "over ?quota")?;
                 compile(pattern).map_err(|error| item.wrong(format_args!("is {error}")))?;
                 pattern

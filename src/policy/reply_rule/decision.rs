@@ -268,7 +268,7 @@ fn set<T>(part: &mut Option<T>, value: impl FnOnce() -> T) {
 }
 
 impl ReplyRule {
-    /// Whether the conditions hold, save stages, which each action has its own of, and `after`, which counts.
+    /// Whether the conditions hold; `reason` finds out what the reply tells of. Save stages, which each action has its own of, and `after`, which counts.
     pub(super) fn holds(&self, context: &ReplyContext<'_>, reason: &dyn Fn() -> Reason) -> bool {
         let any = |patterns: &[NamePattern], name: Option<&str>| {
             patterns.is_empty() || name.is_some_and(|name| patterns.iter().any(|p| p.matches(name)))

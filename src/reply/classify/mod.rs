@@ -176,21 +176,25 @@ impl PartialEq for Classifier {
     }
 }
 
-/// All phrases together are too large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("all phrases together are too large: leave rules out")]
-pub(crate) struct TooManyPhrases;
+/// Why rules were refused that can each be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OwnRulesError {
+    #[error("has phrases that are too many together: leave rules out")]
+    TooManyPhrases,
+    #[error("names the provider \"{}\", which has no [[provider]]", .0.escape_debug())]
+    UnknownProvider(Arc<str>),
+}
 
 impl Classifier {
     /// Puts rules before those that are built in with equal evidence. One with the name of another replaces it.
-    pub(crate) fn with_own(own: ClassificationRules) -> Result<Self, TooManyPhrases> {
+    pub(crate) fn with_own(own: ClassificationRules) -> Result<Self, OwnRulesError> {
         if own == ClassificationRules::default() {
             return Ok(Self::default());
         }
         Self::compile(own, Some(&BUILT_IN.0))
     }
 
-    fn compile(own: ClassificationRules, built_in: Option<&Compiled>) -> Result<Self, TooManyPhrases> {
+    fn compile(own: ClassificationRules, built_in: Option<&Compiled>) -> Result<Self, OwnRulesError> {
         let is_own = |name: &Arc<str>| own.rules.iter().any(|rule| rule.name == *name);
         let mut rules = own.rules.clone();
         let mut providers = own.providers.clone();
@@ -200,10 +204,14 @@ impl Classifier {
         }
         // Of equal evidence one's own go first.
         rules.sort_by_key(|rule| std::cmp::Reverse(rule.confidence()));
+        let is_known = |name: &Arc<str>| providers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name));
+        if let Some(unknown) = rules.iter().flat_map(|rule| &rule.providers).find(|name| !is_known(name)) {
+            return Err(OwnRulesError::UnknownProvider(unknown.clone()));
+        }
         let numbered = || (0..).zip(&rules);
         let phrases =
             numbered().flat_map(|(place, rule)| rule.phrases.iter().map(move |phrase| (place, phrase)));
-        let matcher = Matcher::new(phrases).ok_or(TooManyPhrases)?;
+        let matcher = Matcher::new(phrases).ok_or(OwnRulesError::TooManyPhrases)?;
         let wordless =
             (0..).zip(&rules).filter(|(_, rule)| rule.phrases.is_empty()).map(|(place, _)| place).collect();
         Ok(Self(Arc::new(Compiled { own, rules, providers, matcher, wordless })))
@@ -249,11 +257,6 @@ impl Classifier {
         })
     }
 
-    /// Whether there is a provider of this name.
-    pub(crate) fn knows_provider(&self, name: &str) -> bool {
-        self.0.providers.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))
-    }
-
     /// The provider that a host belongs to, by its name.
     pub fn provider_of(&self, host: &str) -> Option<&str> {
         let mut providers = self.0.providers.iter();
@@ -275,14 +278,15 @@ impl Classification {
 }
 
 /// A reply on one line, taken apart.
-struct Folded<'a> {
-    code: u16,
-    status: Option<EnhancedStatus>,
+pub(crate) struct Folded<'a> {
+    /// Zero: it is no reply.
+    pub(crate) code: u16,
+    pub(crate) status: Option<EnhancedStatus>,
     text: &'a str,
 }
 
 impl<'a> Folded<'a> {
-    fn read(reply: &'a str) -> Self {
+    pub(crate) fn read(reply: &'a str) -> Self {
         let first = |text: &'a str| text.split_once(' ').unwrap_or((text, ""));
         let (code, rest) = first(reply);
         let Some(code) = code.parse().ok().filter(|code| (200..600).contains(code)) else {
