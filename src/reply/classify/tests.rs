@@ -139,6 +139,11 @@ fn a_policy_adds_replaces_and_switches_off() {
     assert_eq!(of("550 5.7.77 spam"), Reason::SpamContent, "words go before statuses, whosever they are");
     assert_ne!(*classifier, Classifier::default());
     assert_eq!(*Policy::new().classifier(), Classifier::default());
+    let in_rust = Policy::new().with_classification_rules(text).unwrap();
+    assert_eq!(in_rust.classifier(), classifier);
+    let unknown = text.replace("provider = \"house\"", "provider = \"nobody\"");
+    let error = Policy::new().with_classification_rules(&unknown).unwrap_err().to_string();
+    assert!(error.contains("names the provider \"nobody\""), "{error}");
 }
 
 #[test]
