@@ -74,6 +74,12 @@ fn print(report: &CheckReport) -> io::Result<()> {
             "{set_aside_files} body files of {set_aside_octets} octets set aside over damage: see the README"
         )?;
     }
+    if report.unflushed {
+        writeln!(
+            out,
+            "a flush has failed: what is read here need not be on disk; opening the store writes it again"
+        )?;
+    }
     for problem in &report.problems {
         writeln!(out, "damaged: {problem}")?;
     }

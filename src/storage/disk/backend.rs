@@ -81,6 +81,7 @@ pub(super) struct Tracked {
     file: Arc<dyn OpenFile>,
     written: AtomicU64,
     is_left: AtomicBool,
+    is_unflushed: AtomicBool,
     /// Held while its length changes: in between nobody can tell whether it was cut short.
     resizing: RwLock<()>,
     /// Made when a flush has failed, whoever asked for it: redb flushes once more as it is dropped, and tells nobody.
@@ -90,7 +91,13 @@ pub(super) struct Tracked {
 impl Tracked {
     pub(super) fn new(file: Arc<dyn OpenFile>, unflushed: Arc<Mark>) -> io::Result<Self> {
         let written = AtomicU64::new(file.length()?);
-        Ok(Self { file, written, is_left: AtomicBool::default(), resizing: RwLock::default(), unflushed })
+        let [is_left, is_unflushed] = [(); 2].map(|()| AtomicBool::default());
+        Ok(Self { file, written, is_left, is_unflushed, resizing: RwLock::default(), unflushed })
+    }
+
+    /// Whether a flush of it has failed, whoever asked for it.
+    pub(super) fn is_unflushed(&self) -> bool {
+        self.is_unflushed.load(Ordering::Acquire)
     }
 
     /// Writes nothing more to it.
@@ -137,7 +144,10 @@ impl OpenFile for Tracked {
 
     fn sync(&self) -> io::Result<()> {
         self.check()?;
-        self.file.sync().inspect_err(|_| self.unflushed.make())
+        self.file.sync().inspect_err(|_| {
+            self.is_unflushed.store(true, Ordering::Release);
+            self.unflushed.make();
+        })
     }
 
     fn is_at(&self, path: &Path) -> bool {

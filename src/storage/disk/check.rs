@@ -23,6 +23,7 @@ use super::open::{self, BODIES, Folder, METADATA};
 use super::overlay::Overlay;
 use super::segment::Bodies;
 use super::tables::{self, Reading, Tables};
+use super::unflushed::UNFLUSHED;
 use super::{DiskOptions, Shared, aside, replace};
 
 /// Problems that are told one by one; the others are counted.
@@ -51,6 +52,9 @@ pub struct CheckReport {
     pub set_aside_files: u64,
     /// Octets taken by these.
     pub set_aside_octets: u64,
+    /// A flush has failed and the store was not opened since: what this check has read need not be on disk. The next opening
+    /// writes it again.
+    pub unflushed: bool,
     /// How many problems there are.
     pub problem_count: u64,
     /// The first hundred of them.
@@ -143,7 +147,8 @@ pub(super) fn run(
     }
     let _folder = Folder::lock(path, files)?;
     let octets = length(METADATA)?.or(length(replace::REBUILT)?);
-    let mut report = CheckReport { octets: octets.unwrap_or_default(), ..CheckReport::default() };
+    let unflushed = length(UNFLUSHED)?.is_some();
+    let mut report = CheckReport { octets: octets.unwrap_or_default(), unflushed, ..CheckReport::default() };
     let folder = path.join(BODIES);
     let body_files = match files.list(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::cuts::{STORE, claim_all, dump, open, options, run, sized, tries_all};
+use super::rebuilt::with_a_damaged_page;
 use super::simulated::{Disk, FailedSync, Survival};
 use super::*;
 use crate::message::MessageId;
@@ -209,14 +210,53 @@ fn a_store_that_can_not_be_flushed_again_stays_shut() {
         disk.plan(|plan| plan.fail_sync = Some(".redb"));
         assert!(host.store().await.insert(vec![sized(2, "a.example", 900)]).await.is_err());
         host.store = None;
+        let report = || check::run(Path::new(STORE), &options(&disk), &mut |_| {}).unwrap();
+        assert!(report().unflushed);
         disk.plan(|plan| plan.fail_sync = Some(".redb"));
         let refused = DiskStorage::open_with(STORE, options(&disk)).await.unwrap_err();
         assert_eq!(refused.kind(), StorageErrorKind::OutcomeUnknown, "{refused}");
+        assert!(report().unflushed);
         host.put(sized(2, "a.example", 900)).await;
         assert_eq!(
             host.store().await.bodies(vec![BodyKey(id(2))]).await.unwrap().iter().flatten().count(),
             1
         );
+        host.store = None;
+        assert!(!report().unflushed);
         host.power_goes("twice").await;
+    });
+}
+
+/// Whichever flush of an opening fails that writes damaged metadata anew.
+#[test]
+fn a_failed_flush_while_metadata_is_written_anew_loses_nothing() {
+    run(async {
+        for failed in [FailedSync::Loses, FailedSync::WritesSome, FailedSync::Spoils] {
+            let (damaged, expected) = {
+                let damaged = with_a_damaged_page().await;
+                let store = open(&damaged.reboot(Survival::All, 1)).await;
+                (damaged, dump(&store).await.unwrap())
+            };
+            let mut failures = 0;
+            for number in 1.. {
+                let disk = damaged.reboot(Survival::All, 1);
+                disk.plan(|plan| (plan.fail_sync_at, plan.failed_sync) = (Some(number), failed));
+                let opened = DiskStorage::open_with(STORE, options(&disk)).await.is_ok();
+                if opened && disk.syncs() < number {
+                    break;
+                }
+                failures += 1;
+                // The same system goes on, or the power goes.
+                let again = open(&disk).await;
+                assert_eq!(dump(&again).await.unwrap(), expected, "{failed:?}, flush {number}");
+                drop(again);
+                for survival in Survival::ALL {
+                    let store = open(&disk.reboot(survival, 1)).await;
+                    let found = dump(&store).await.unwrap();
+                    assert_eq!(found, expected, "{failed:?}, flush {number}, {survival:?}");
+                }
+            }
+            assert!(failures > 8, "{failures}");
+        }
     });
 }

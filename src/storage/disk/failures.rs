@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use redb::StorageBackend;
 
@@ -245,6 +246,60 @@ fn what_writes_nothing_says_nothing_of_room_and_upkeep_finds_it_by_itself() {
         drop(store);
         nothing_is_lost(&disk, &originals).await;
     });
+}
+
+/// After a refusal redb is opened anew, and can write nothing for that either.
+#[test]
+fn a_store_that_finds_no_room_even_for_what_is_there_goes_on_once_there_is() {
+    run(async {
+        let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+        let store = DiskStorage::open_with(STORE, options(&disk).with_reserve(0)).await.unwrap();
+        put(&store, &mut originals, sized(1, "a.example", 500)).await.unwrap();
+        for number in 2..5 {
+            disk.plan(|plan| plan.is_full = true);
+            for _ in 0..2 {
+                finds_no_room(&store).await;
+                let refused = store.insert(vec![sized(number, "a.example", 500)]).await.unwrap_err();
+                assert_eq!(refused.kind(), StorageErrorKind::Full, "{refused}");
+                assert_eq!(dump(&store).await.unwrap().items.len(), originals.len());
+            }
+            disk.plan(|plan| plan.is_full = false);
+            match number {
+                // Whoever comes first.
+                2 => put(&store, &mut originals, sized(number, "a.example", 500)).await.unwrap(),
+                3 => assert_eq!(dump(&store).await.unwrap().items.len(), originals.len()),
+                _ => store.maintain(at(5)).await.unwrap(),
+            }
+        }
+        drop(store);
+        nothing_is_lost(&disk, &originals).await;
+    });
+}
+
+/// While redb is opened anew over a write that found no room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_beside_a_write_without_room_are_answered() {
+    let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+    let store = Arc::new(exhausted(&disk, &mut originals).await);
+    let (reading, is_over) = (store.clone(), Arc::new(AtomicBool::default()));
+    let ends = is_over.clone();
+    let reads = tokio::spawn(async move {
+        let mut reads = 0;
+        while !ends.load(Ordering::Acquire) {
+            let (now, what) = (at(100 * reads), vec![due("a.example", 1_000_000, 9)]);
+            let request = ClaimRequest { owner: Owner(reads), now, until: now, what };
+            assert_eq!(reading.claim(request).await.unwrap().items.len(), 1, "{reads}");
+            assert_eq!(reading.list(Filter::All, None, 9).await.unwrap().len(), 1, "{reads}");
+            let bodies = reading.bodies(vec![BodyKey(id(1))]).await.unwrap();
+            assert!(bodies.iter().all(Result::is_ok), "{reads}: {bodies:?}");
+            reads += 1;
+        }
+    });
+    for _ in 0..100 {
+        finds_no_room(&store).await;
+    }
+    is_over.store(true, Ordering::Release);
+    reads.await.unwrap();
 }
 
 #[test]

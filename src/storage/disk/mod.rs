@@ -227,12 +227,13 @@ impl DiskStorage {
     /// Runs `read` on a blocking thread.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+        read: impl Fn(&Shared) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let job = self.job();
         let done = tokio::task::spawn_blocking(move || {
             let shared = job.shared();
-            shared.check().and_then(|()| shared.damage.heed(guarded("it", || read(shared))))
+            let read = || shared.after_refusals(|| read(shared));
+            shared.check().and_then(|()| shared.damage.heed(guarded("it", read)))
         });
         done.await.unwrap_or_else(|error| Err(broken(error)))
     }
@@ -389,8 +390,22 @@ impl Shared {
             let transaction = database.begin_read().map_err(db)?;
             read(&Tables::open(&transaction, self.damage.clone())?)
         };
-        // A write that found no room fails all reads until the metadata is opened anew.
         self.damage.heed(reading()).map_err(|error| self.reserve.explain(error))
+    }
+
+    /// A write that finds no room fails all reads until the metadata is opened anew: what failed so is read once more then.
+    fn after_refusals<T>(&self, read: impl Fn() -> Result<T>) -> Result<T> {
+        let done = read();
+        match &done {
+            Err(error) if error.kind() == StorageErrorKind::Full || error::is_fatal(error) => {
+                // Once the write is over.
+                let state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+                self.reopen_if_refused(&state)?;
+                drop(state);
+                read()
+            }
+            _ => done,
+        }
     }
 
     /// Reads under the lock of the leases. It is taken first: a lease ends only after the commit that ended it, so
@@ -404,7 +419,8 @@ impl Shared {
         let mut location = Location::default();
         // It may be moved while it is looked for; twice in so short a time is not to be expected.
         for _ in 0..3 {
-            let Some(row) = self.with(|rows| rows.message(key.0))? else {
+            let row = self.after_refusals(|| self.with(|rows| rows.message(key.0)))?;
+            let Some(row) = row else {
                 return Err(super::memory::no_body(key));
             };
             if let Some(body) = self.bodies.read(key.0, row.body)? {

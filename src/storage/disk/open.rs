@@ -62,6 +62,11 @@ impl Shared {
         replace::finish(path, &**files)?;
         let was_unflushed = unflushed.is_there().map_err(|error| error::io("opening", path, error))?;
         if was_unflushed && !checks {
+            // Nobody else writes to its bodies by another path.
+            let _bodies = match files.list(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                _ => Some(Folder::lock(&folder, &**files)?),
+            };
             let again = || unflushed::write_again(path, &**files);
             again().or_else(|error| match error.kind() {
                 // Holes take room once they are written: what is set aside is for that too, and is made again.
@@ -108,7 +113,7 @@ impl Shared {
         if let Err(error) = &opened
             && error.kind() == StorageErrorKind::Corrupt
         {
-            opened = match rebuild::rebuild(path, options, reserve.clone(), &damage, error) {
+            opened = match rebuild::rebuild(path, options, (&reserve, &unflushed), &damage, error) {
                 Ok(Ok(())) => guarded(METADATA, attempt),
                 Ok(Err(refused)) => Ok(Err(refused)),
                 Err(error) => Err(error),

@@ -118,10 +118,13 @@ fn a_zeroed_page_deletes_no_bodies() {
                     // Before anything of it is told.
                     let options = options(&disk);
                     let files = options.files.clone();
+                    let unflushed =
+                        Arc::new(mark::Mark::new(files.clone(), Path::new(STORE).join(unflushed::UNFLUSHED)));
                     let reserve = Reserve::new(files, Path::new(STORE).join("reserve"), options.reserve);
                     let why = error::corrupt("a test");
-                    let damage = Arc::default();
-                    let _ = rebuild::rebuild(Path::new(STORE), &options, Arc::new(reserve), &damage, &why);
+                    let (reserve, damage) = (Arc::new(reserve), Arc::default());
+                    let of_it = (&reserve, &unflushed);
+                    let _ = rebuild::rebuild(Path::new(STORE), &options, of_it, &damage, &why);
                 }
                 // Of those that were there before all this.
                 let aside = |what: &str| {

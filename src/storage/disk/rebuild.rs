@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,13 +17,14 @@ use crate::storage::rows::{Counters, ItemRow, MessageRow, Met, Result, Rows, Row
 use crate::storage::{ItemId, Lane, OutboxEntry, OutboxPosition, StateRow, StorageError, StorageErrorKind};
 
 use super::DiskOptions;
-use super::backend::MetadataFile;
+use super::backend::{MetadataFile, Tracked};
 use super::codec::{self, Location};
 use super::damage::{self, Damage, guarded};
 use super::error::{self, corrupt, db};
-use super::files::Mode;
+use super::files::{Mode, OpenFile};
 use super::gather::Verdict;
 use super::lost_lanes;
+use super::mark::Mark;
 use super::open::{self, METADATA, Meta};
 use super::pairing::Pairing;
 use super::replace::{self, REBUILDING};
@@ -48,12 +50,12 @@ const PASSED_OVER: u64 = 1 << 32;
 pub(super) fn rebuild(
     path: &Path,
     options: &DiskOptions,
-    reserve: Arc<Reserve>,
+    (reserve, unflushed): (&Arc<Reserve>, &Arc<Mark>),
     damage: &Arc<Damage>,
     why: &StorageError,
 ) -> Met<()> {
     let rebuilding = path.join(REBUILDING);
-    let rebuilt = guarded(METADATA, || write_anew(path, options, reserve, damage, why));
+    let rebuilt = guarded(METADATA, || write_anew(path, options, (reserve, unflushed), damage, why));
     if !matches!(rebuilt, Ok(Ok(()))) && open::is_there(&*options.files, &rebuilding).unwrap_or_default() {
         // Else it is told apart from one that is whole, and removed by the next opening.
         let _ = options.files.remove(&rebuilding);
@@ -64,7 +66,7 @@ pub(super) fn rebuild(
 fn write_anew(
     path: &Path,
     options: &DiskOptions,
-    reserve: Arc<Reserve>,
+    (reserve, unflushed): (&Arc<Reserve>, &Arc<Mark>),
     damage: &Arc<Damage>,
     why: &StorageError,
 ) -> Met<()> {
@@ -106,7 +108,8 @@ fn write_anew(
     };
     let creating = |error| error::io("creating", &rebuilding, error);
     let file = files.open(&rebuilding, Mode::Fresh).map_err(creating)?;
-    let backend = MetadataFile::new(file.clone(), reserve);
+    let file = Arc::new(Tracked::new(file, unflushed.clone()).map_err(creating)?);
+    let backend = MetadataFile::new(file.clone(), reserve.clone());
     let database =
         Builder::new().set_cache_size(options.cache_size).create_with_backend(backend).map_err(db)?;
     let target = Target {
@@ -125,8 +128,10 @@ fn write_anew(
     };
     copy.run(&meta, &bodies, &body_files)?;
     let (messages, losers) = (copy.messages, copy.losers);
+    // It is flushed as it is dropped, and whether that has failed is not told: no later flush would make up for it.
     drop(copy);
-    file.sync().map_err(|error| error::flush("flushing metadata", error))?;
+    let flushed = if file.is_unflushed() { Err(io::ErrorKind::Other.into()) } else { file.sync() };
+    flushed.map_err(|error| error::flush("flushing the metadata that was written anew", error))?;
     let kept = replace::replace(path, files)?;
     damage.tell(corrupt(format!(
         "{} was damaged and is written anew from what can be read of it: {messages} messages are kept, {losers} have \

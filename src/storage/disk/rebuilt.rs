@@ -9,7 +9,7 @@ use super::simulated::{Disk, Survival};
 use super::*;
 
 /// A disk whose metadata has a damaged page, so that the next opening writes it anew.
-async fn with_a_damaged_page() -> Disk {
+pub(super) async fn with_a_damaged_page() -> Disk {
     let whole = filled().await;
     let path = Path::new(STORE).join(open::METADATA);
     let content = whole.content(&path);

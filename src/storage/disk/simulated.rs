@@ -49,6 +49,8 @@ pub(super) struct Plan {
     pub(super) off_at: Option<usize>,
     /// Octets there is room for.
     pub(super) capacity: Option<u64>,
+    /// Nothing finds room any more, not even what is written over what is there: a full file system that copies on writing.
+    pub(super) is_full: bool,
 }
 
 /// What becomes of all that a failed flush was to write. In any case the program reads it as written until the next start, and it is
@@ -317,6 +319,9 @@ impl State {
 
     /// How much of a write there is room for.
     fn fitting(&self, file: FileId, offset: u64, length: usize) -> usize {
+        if self.plan.is_full {
+            return 0;
+        }
         let Some(capacity) = self.plan.capacity else { return length };
         let mut free = capacity.saturating_sub(self.image.used()) / BLOCK;
         let end = offset + length as u64;

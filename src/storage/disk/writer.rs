@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::PoisonError;
 
-use redb::ReadableDatabase;
+use redb::{Database, ReadableDatabase};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::clock::Timestamp;
@@ -211,7 +211,7 @@ impl Shared {
         // Nobody panics with it but a leader, and then the store is poisoned.
         let mut state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anything is written by its name.
-        if let Err(error) = self.check_written(&state) {
+        if let Err(error) = self.check_written(&state).and_then(|()| self.reopen_if_refused(&state)) {
             return calls.into_iter().for_each(|call| call.work.refuse(error.clone()));
         }
         let has_room = self.reserve.takes_mail();
@@ -262,29 +262,47 @@ impl Shared {
         let explained = self.damage.heed(written).map_err(|error| self.reserve.explain(error));
         // To open it anew may take of the reserve, whatever found no room: accepted mail depends on it.
         self.reserve.hold_back(false);
-        match &explained {
-            // Only then: a database that was not refused anything would write to the file once more as it is dropped.
-            Err(error) if self.reserve.has_refused() => self.reopen(state, error)?,
-            _ => {}
+        match self.reopen_if_refused(state) {
+            Err(error) if error::is_fatal(&error) => {
+                let why = explained.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                let message = format!("what was to be written may be on disk in part: {why}: {error}");
+                Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message).with_source(error))
+            }
+            // Where there is no room for that either, the next call does it.
+            _ => explained,
         }
-        explained
     }
 
-    /// Opens the metadata anew, which must be as it was after the last commit.
-    fn reopen(&self, state: &WriterState, why: &StorageError) -> Result<()> {
+    /// Opens the metadata anew if a write to it was refused: it must be as it was after the last commit.
+    ///
+    /// Only then: a database that was not refused anything would write to the file once more as it is dropped.
+    ///
+    /// # Errors
+    /// `Full` if there is no room for that.
+    pub(super) fn reopen_if_refused(&self, state: &WriterState) -> Result<()> {
+        if !self.reserve.has_refused() {
+            return Ok(());
+        }
+        self.works()?;
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let opened = self.damage.heed(self.opened_anew(state)).map_err(|error| self.reserve.explain(error));
+        self.note(&opened);
+        let opened = opened?;
+        *database = Arc::new(Closing::new(opened, self.damage.clone()));
+        Ok(())
+    }
+
+    fn opened_anew(&self, state: &WriterState) -> Result<Database> {
         let backend = MetadataFile::new(self.metadata.clone(), self.reserve.clone());
         let opened = open::database(backend, self.cache_size, false).map_err(db)?;
         let transaction = opened.begin_read().map_err(db)?;
         let meta = transaction.open_table(META).map_err(db)?;
         let found = (open::counters(&meta)?, open::pairing(&meta)?);
         if found != (Some(state.counters.clone()), Some(state.bodies.pairing())) {
-            let message = format!("what was to be written may be on disk in part: {why}");
+            let message = "the metadata is not as it was after the last commit";
             return Err(StorageError::new(StorageErrorKind::OutcomeUnknown, message));
         }
-        drop((meta, transaction));
-        *database = Arc::new(Closing::new(opened, self.damage.clone()));
-        Ok(())
+        Ok(opened)
     }
 
     /// Remembers that nothing may be written any more.
