@@ -1,6 +1,7 @@
 //! The one list of rules, and the macro that makes tests of it.
 
-/// Hands the list to a macro, after what was given for it. A rule that needs damage says which, in brackets.
+/// Hands the list to a macro, after what was given for it. A rule that needs what not every fixture can do says so,
+/// in brackets.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __storage_rules {
@@ -86,9 +87,9 @@ macro_rules! __storage_rules {
         crash {
             [crashes] what_is_acknowledged_survives_a_crash: "once a call has returned, what it wrote is there though \
                 the process ended right then and closed nothing; leases are not";
-            [troubles] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
+            [full_disks] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
                 reads go on, and the same insert is stored once there is room";
-            [troubles] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \
+            [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \
                 Poisoned; after a reopen what was acknowledged is there, and of that call all or nothing";
         }
         changes {
@@ -189,60 +190,60 @@ macro_rules! __storage_without {
     (damaged_bodies) => {};
     (damaged_items) => {};
     (damaged_rows) => {};
-    (troubles) => {};
+    (failed_flushes) => {};
+    (full_disks) => {};
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __storage_tests {
     ([$fixture:ty] $missing:tt $($file:ident { $($needs:tt $rule:ident: $statement:literal;)* })*) => {
-        $($($crate::__storage_test! { $needs $missing [$fixture] $rule })*)*
+        $($($crate::__storage_test! { $needs $missing $missing [$fixture] $rule })*)*
+    };
+}
+
+/// Looks for what a rule needs, one after the other, among what is missing: the second list is what is left to compare.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __storage_test {
+    ([] $left:tt $missing:tt [$fixture:ty] $rule:ident) => {
+        #[test]
+        fn $rule() {
+            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
+        }
+    };
+    ([crashes $($more:ident)*] [crashes $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not crash" $fixture $rule }
+    };
+    ([damaged_bodies $($more:ident)*] [damaged_bodies $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not damage a body" $fixture $rule }
+    };
+    ([damaged_items $($more:ident)*] [damaged_items $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not damage an item" $fixture $rule }
+    };
+    ([damaged_rows $($more:ident)*] [damaged_rows $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not damage a row" $fixture $rule }
+    };
+    ([failed_flushes $($more:ident)*] [failed_flushes $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not fail a flush" $fixture $rule }
+    };
+    ([full_disks $($more:ident)*] [full_disks $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not fill the disk" $fixture $rule }
+    };
+    ($needs:tt [$other:ident $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_test! { $needs [$($rest)*] $missing $fixture $rule }
+    };
+    ([$is_there:ident $($more:ident)*] [] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_test! { [$($more)*] $missing $missing $fixture $rule }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __storage_test {
-    ([crashes] [crashes $($rest:ident)*] [$fixture:ty] $rule:ident) => {
+macro_rules! __storage_ignored {
+    ($why:literal [$fixture:ty] $rule:ident) => {
         #[test]
-        #[ignore = "the fixture can not crash"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([troubles] [troubles $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture has no troubles"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([damaged_bodies] [damaged_bodies $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture can not damage a body"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([damaged_items] [damaged_items $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture can not damage an item"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([damaged_rows] [damaged_rows $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture can not damage a row"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([$needs:ident] [$other:ident $($rest:ident)*] $fixture:tt $rule:ident) => {
-        $crate::__storage_test! { [$needs] [$($rest)*] $fixture $rule }
-    };
-    ($needs:tt $missing:tt [$fixture:ty] $rule:ident) => {
-        #[test]
+        #[ignore = $why]
         fn $rule() {
             $crate::testing::conformance::run::<$fixture>(stringify!($rule));
         }

@@ -27,7 +27,8 @@
 //!     without damaged_bodies,
 //!     without damaged_items,
 //!     without damaged_rows,
-//!     without troubles
+//!     without failed_flushes,
+//!     without full_disks
 //! );
 //! # // The tests of the line are not compiled here. This is what each of them does.
 //! # use postrider::testing::conformance::{rules, run};
@@ -61,8 +62,9 @@
 //! # Crashes and troubles
 //!
 //! Nor can it be seen without the fixture's help what is there after the process ended with nothing closed
-//! ([`StorageUnderTest::crash`], else `without crashes`), and what a store does that finds no room or can not flush
-//! ([`StorageUnderTest::trouble`], else `without troubles`).
+//! ([`StorageUnderTest::crash`], else `without crashes`), what a store does that finds no room
+//! ([`StorageUnderTest::trouble`], else `without full_disks`), and what it does that can not flush (the same, else
+//! `without failed_flushes`). A rule may need two of these powers.
 //!
 //! # Beyond the rules
 //!
@@ -141,7 +143,7 @@ pub trait StorageUnderTest: Sized {
     /// Has the store that is open meet this trouble from now on. `None`: no more, and new openings meet none.
     ///
     /// # Errors
-    /// As [`StorageUnderTest::damage`].
+    /// As [`StorageUnderTest::damage`]. A fixture may know one trouble and not the other.
     fn trouble(&self, trouble: Option<Trouble>) -> impl Future<Output = Result<(), NotSupported>> {
         let _ = trouble;
         async { Err(NotSupported) }

@@ -62,8 +62,9 @@ impl<F: StorageUnderTest> Subject<F> {
 
     pub(super) async fn trouble(&self, trouble: Option<Trouble>) {
         if let Err(error) = self.place.trouble(trouble).await {
+            let power = if trouble == Some(Trouble::NoRoom) { "full_disks" } else { "failed_flushes" };
             panic!(
-                "{error}: {trouble:?}. `StorageUnderTest::trouble` must do it, or the macro be told `without troubles`"
+                "{error}: {trouble:?}. `StorageUnderTest::trouble` must do it, or the macro be told `without {power}`"
             );
         }
     }
