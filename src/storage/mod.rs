@@ -43,6 +43,11 @@ pub use types::*;
 /// - **Fenced.** A change under a lease that is no longer current is not applied and comes back as
 ///   [`ChangeOutcome::Stale`]; the rest of its batch is applied. Two claimers never hold the same item.
 ///   A lease that ran out is current until somebody else takes the item.
+/// - **Leases and restarts.** In an exclusive store ([`is_exclusive`](Storage::is_exclusive)) leases end with the opening that
+///   gave them, by a crash too: after the next one all items are free at once, and a lease from before is never current again. In
+///   a store that engines share, leases of an engine that ended or crashed may hold until their time, and not longer; a lease
+///   of an earlier opening either is current or leaves its item free. An engine draws another [`Owner`] at each start, so it
+///   can not renew what it held before.
 /// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first.
 /// - **Damage is told and costs nothing else.** What can not be read is left aside: claims, heads, lists and state are
 ///   answered with the rest, in pages as full as they would be without it, and a damaged outbox entry keeps its place
@@ -77,7 +82,8 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     /// Leases items to `request.owner` and returns them, with fresh heads of all lanes that were asked.
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError>;
 
-    /// Extends all leases of `owner` until `until`.
+    /// Extends all leases of `owner` until `until`. An engine does so as it starts: leases of an owner that has not said a time yet,
+    /// by this or by a claim, hold as long as the opening that gave them.
     ///
     /// Times of leases are those of the engines' wall clocks. Where that is set forward by more than a lease lasts, one engine may
     /// take over what another has in flight.
@@ -127,9 +133,9 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether no other engine can use it as long as this one does. A wrapper that can be cloned or shared answers `false`, whatever
-    /// is in it. Else an engine reads the heads of all lanes again
-    /// every five minutes, since another one may have died and left its mail.
+    /// Whether no other engine can use it as long as this one does: then leases end with the opening that gave them. A wrapper that
+    /// can be cloned or shared answers `false`, whatever is in it. Where the answer is `false` an engine reads the heads of all lanes
+    /// again every five minutes, since another one may have died and left its mail.
     fn is_exclusive(&self) -> bool {
         false
     }

@@ -84,7 +84,9 @@ impl StorageUnderTest for Faulty {
 
     async fn open(&self) -> FaultyStore {
         let storage = match self.fault {
-            Fault::LeasesOutliveReopens => self.storage.clone(),
+            Fault::LeasesOutliveReopens
+            | Fault::LeasesOfBeforeHoldAndAreStale
+            | Fault::LeasesOfBeforeNeverRunOut => self.storage.clone(),
             _ => self.storage.reopened(),
         };
         self.kept.lock().unwrap().openings += 1;
@@ -226,6 +228,9 @@ impl FaultyStore {
             Change::Update { item, mut lease, mut settled, mut released } => {
                 match self.fault {
                     Fault::IgnoresFencing => lease = self.current(item).unwrap_or(lease),
+                    Fault::LeasesOfBeforeHoldAndAreStale if !self.open().owners.contains_key(&lease) => {
+                        lease = Lease(0);
+                    }
                     Fault::RenewsWhatOthersHave if self.is_renewed(lease) => {
                         lease = self.current(item).unwrap_or(lease);
                     }
@@ -322,6 +327,7 @@ impl FaultyStore {
         request.what.extend(more);
         match self.fault {
             Fault::LeasesNeverRunOut => request.now = Timestamp::EPOCH,
+            Fault::LeasesOfBeforeNeverRunOut if self.kept().openings > 1 => request.now = Timestamp::EPOCH,
             Fault::ClaimsPartsBackwards => request.what.reverse(),
             _ => {}
         }
@@ -599,6 +605,11 @@ impl Storage for FaultyStore {
 
     async fn take_damage(&self) -> Vec<StorageError> {
         std::mem::take(&mut self.open().damage)
+    }
+
+    /// Nobody else opens it, save where leases are to hold.
+    fn is_exclusive(&self) -> bool {
+        !matches!(self.fault, Fault::LeasesOfBeforeHoldAndAreStale | Fault::LeasesOfBeforeNeverRunOut)
     }
 
     async fn usage(&self) -> Result<Usage> {

@@ -14,6 +14,8 @@ pub(super) async fn what_is_acknowledged_survives_a_crash<F: StorageUnderTest>()
     let mut subject = Subject::<F>::open().await;
     let mut claimed_at_once = message_of(1, 1, vec![item("a.example", 1, 2)]);
     claimed_at_once.items[0].claim_for = Some(A);
+    // As an engine does that starts.
+    subject.storage().renew(A, subject.now()).await.works();
     subject.insert(claimed_at_once.clone()).await;
     subject = subject.crash().await;
     assert_eq!(subject.body(id(1)).await.works(), claimed_at_once.body);
@@ -22,7 +24,9 @@ pub(super) async fn what_is_acknowledged_survives_a_crash<F: StorageUnderTest>()
     let held = only(subject.claim(B, due("a.example", 1, 9)).await);
     subject.change(update(&held, &[], vec![release(&held, at(50), &[1])])).await;
     subject = subject.crash().await;
-    assert_eq!(subject.change(settle(&held, &[0])).await, ChangeOutcome::Stale, "its lease is not there");
+    if subject.storage().is_exclusive() {
+        assert_eq!(subject.change(settle(&held, &[0])).await, ChangeOutcome::Stale, "its lease is void");
+    }
     let items = subject.storage().list(Filter::All, None, 9).await.works();
     let found: Vec<_> =
         items.iter().map(|item| (item.due, item.recipients[0].index, item.recipients[0].attempts)).collect();

@@ -51,7 +51,9 @@ macro_rules! __storage_rules {
             [] an_unclaimed_item_is_as_it_was: "an item given back can be claimed again as it was, under a later lease";
         }
         fencing {
-            [] a_reopen_drops_leases: "after a reopen all items are free, and no lease from before can change anything";
+            [] a_reopen_ends_leases_or_keeps_them_until_their_time: "after a reopen of an exclusive store all items are \
+                free, and no lease from before can change anything; in a store that engines share, an item is free, or its \
+                lease holds until its time and not longer";
             [] leases_run_out_and_are_fenced: "a lease holds until its time; after it the item can be claimed, and from \
                 then on the old lease is Stale";
             [] an_owner_extends_its_leases: "renew and claim extend all leases of their owner";
@@ -86,7 +88,7 @@ macro_rules! __storage_rules {
         }
         crash {
             [crashes] what_is_acknowledged_survives_a_crash: "once a call has returned, what it wrote is there though \
-                the process ended right then and closed nothing; leases are not";
+                the process ended right then and closed nothing; leases of an exclusive store are void";
             [full_disks] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
                 reads go on, and the same insert is stored once there is room";
             [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \

@@ -51,7 +51,8 @@
 //! # Restarts
 //!
 //! To a store, a restart of the process is that it is dropped and opened again where it was. Rules do so all along: what
-//! was acknowledged is there, leases are not.
+//! was acknowledged is there. Leases are void in an exclusive store ([`Storage::is_exclusive`]). In others they may hold until
+//! their time: there a rule that goes on after a restart claims as another owner, when they have run out.
 //!
 //! # Damage
 //!
