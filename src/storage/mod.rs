@@ -48,7 +48,8 @@ pub use types::*;
 ///   a store that engines share, leases of an engine that ended or crashed may hold until their time, and not longer; a lease
 ///   of an earlier opening either is current or leaves its item free. An engine draws another [`Owner`] at each start, so it
 ///   can not renew what it held before.
-/// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first.
+/// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first. Whoever reads the
+///   [`outbox`](Storage::outbox) misses nothing: no entry appears at or before a position that it has returned.
 /// - **Damage is told and costs nothing else.** What can not be read is left aside: claims, heads, lists and state are
 ///   answered with the rest, in pages as full as they would be without it, and a damaged outbox entry keeps its place
 ///   with an empty payload. Each is told by [`take_damage`](Storage::take_damage). A call about damaged entries alone fails
@@ -102,6 +103,10 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>, StorageError>;
 
     /// The outbox in order, after the position `after`, up to `limit` entries.
+    ///
+    /// The engine goes on from the last position it was given. So no entry appears at or before a position that was returned here
+    /// once: not from a commit that was under way meanwhile, not when all was acknowledged, not after a restart or a crash. A
+    /// store that numbers entries before they can be seen answers up to the first that is still under way, and no further.
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>, StorageError>;
 
     /// Items that match `filter`, after the position `after`, whose item may be gone, up to `limit`, leased ones included: those

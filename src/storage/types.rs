@@ -336,7 +336,8 @@ pub struct StateRow {
     pub value: Vec<u8>,
 }
 
-/// A place in the outbox. Positions grow; the default lies before the first.
+/// A place in the outbox. Positions grow, in the order in which entries can be seen, and none is used twice; the default lies
+/// before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(clippy::exhaustive_structs, reason = "a cursor")]
 pub struct OutboxPosition(pub u64);

@@ -52,6 +52,9 @@ pub(crate) struct Kept {
     /// Messages of inserts that have returned.
     pub(crate) inserted: HashSet<MessageId>,
     bodies: HashMap<MessageId, Bytes>,
+    /// Positions are shown so much smaller than they are.
+    shift: u64,
+    last_position: u64,
 }
 
 /// What does not.
@@ -156,6 +159,9 @@ impl FaultyStore {
         let crashed = std::mem::take(&mut self.kept().crashed);
         let loses = self.has(Fault::LosesTheLastMessageOnReopen)
             || crashed && self.has(Fault::LosesTheLastMessageInACrash);
+        if crashed && self.has(Fault::OutboxCountsAnewAfterACrash) {
+            self.count_anew().await;
+        }
         if let (true, Some(message)) = (loses, last) {
             for summary in self.storage.list(Filter::Message(message), None, 99).await.unwrap() {
                 self.settle(summary).await;
@@ -163,6 +169,14 @@ impl FaultyStore {
         }
         if self.has(Fault::LosesStateOnReopen) {
             self.delete_state().await;
+        }
+    }
+
+    /// If the outbox is empty, its next entry has the first position again.
+    async fn count_anew(&self) {
+        if self.storage.outbox(OutboxPosition::default(), 1).await.unwrap().is_empty() {
+            let mut kept = self.kept();
+            kept.shift = kept.last_position;
         }
     }
 
@@ -292,7 +306,7 @@ impl FaultyStore {
                     open.acknowledged = open.acknowledged.max(position);
                     None
                 }
-                _ => Some(Change::Acknowledge(position)),
+                _ => Some(Change::Acknowledge(OutboxPosition(position.0 + self.kept().shift))),
             },
             other => Some(other),
         }
@@ -548,7 +562,13 @@ impl Storage for FaultyStore {
 
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
         let acknowledged = self.open().acknowledged;
+        let shift = self.kept().shift;
+        let after = OutboxPosition(after.0 + shift);
         let mut entries = self.storage.outbox(after.max(acknowledged), limit).await?;
+        if let Some(last) = entries.last() {
+            let mut kept = self.kept();
+            kept.last_position = kept.last_position.max(last.position.0);
+        }
         self.whole_outbox(&mut entries);
         entries.retain(|entry| !self.open().late.contains(&entry.event));
         if self.has(Fault::DroppedReadsTakeOutcomes) {
@@ -562,6 +582,8 @@ impl Storage for FaultyStore {
             }
             _ => {}
         }
+        // Those of before are not shown to be new.
+        entries.iter_mut().for_each(|entry| entry.position.0 = entry.position.0.saturating_sub(shift));
         Ok(entries)
     }
 

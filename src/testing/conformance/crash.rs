@@ -46,6 +46,12 @@ pub(super) async fn what_is_acknowledged_survives_a_crash<F: StorageUnderTest>()
     assert_eq!(subject.storage().outbox(OutboxPosition::default(), 9).await.works(), outbox[1..]);
     assert_eq!(subject.storage().state(None, 9).await.works(), [row(b"new")]);
 
+    subject.change(Change::Acknowledge(outbox[1].position)).await;
+    subject = subject.crash().await;
+    subject.change(report(3)).await;
+    let next = only(subject.storage().outbox(OutboxPosition::default(), 9).await.works());
+    assert!(next.position > outbox[1].position, "what was read up to there misses {next:?}");
+
     let held = subject.claim(A, due("a.example", 99, 9)).await;
     subject.storage().commit(held.iter().map(|item| settle(item, &[0, 1])).collect()).await.works();
     subject = subject.crash().await;

@@ -70,7 +70,8 @@ macro_rules! __storage_rules {
                 none is left out; again so when all leases have run out";
             [] nobody_sees_half_a_batch: "whoever reads while others write sees all of a call or nothing of it";
             [] a_reader_of_the_outbox_misses_nothing: "who goes on from the last position that was read meets each entry \
-                once, however many report at once: no entry appears before one that was read";
+                once, however many report at once, whether what was read is acknowledged or not, and over reopens: no entry \
+                appears at or before one that was read";
             [] an_id_inserted_by_many_at_once_is_stored_once: "of many who insert a message of the same id at once, \
                 one has it stored, and all others are told that it is a Duplicate";
             [] a_change_and_a_claim_at_once_do_not_both_win: "of a change under a lease that ran out and another's claim, \
@@ -88,7 +89,7 @@ macro_rules! __storage_rules {
         }
         crash {
             [crashes] what_is_acknowledged_survives_a_crash: "once a call has returned, what it wrote is there though \
-                the process ended right then and closed nothing; leases of an exclusive store are void";
+                the process ended right then and closed nothing, and outbox positions grow on; leases of an exclusive store are void";
             [full_disks] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
                 reads go on, and the same insert is stored once there is room";
             [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \
