@@ -97,6 +97,9 @@ pub(crate) enum Fault {
     SaysTemporaryForFull,
     GoesOnAfterAFailedFlush,
     SaysTemporaryForAFailedFlush,
+    WritesWhatIsPoisoned,
+    LosesTheLastMessageInACrashAfterAFailedFlush,
+    AppliesWhatFailedInACrash,
 }
 
 use Fault::*;
@@ -227,4 +230,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (SaysTemporaryForFull, &["a_call_without_room_applies_nothing"]),
     (GoesOnAfterAFailedFlush, &["a_failed_flush_stops_the_store"]),
     (SaysTemporaryForAFailedFlush, &["a_failed_flush_stops_the_store"]),
+    (WritesWhatIsPoisoned, &["a_failed_flush_stops_the_store"]),
+    (LosesTheLastMessageInACrashAfterAFailedFlush, &["a_crash_after_a_failed_flush_loses_nothing"]),
+    (AppliesWhatFailedInACrash, &["a_crash_after_a_failed_flush_loses_nothing"]),
 ];

@@ -55,6 +55,16 @@ pub(crate) struct Kept {
     /// Positions are shown so much smaller than they are.
     shift: u64,
     last_position: u64,
+    /// Of calls whose flush failed.
+    pub(crate) unflushed: Vec<Write>,
+    pub(crate) a_flush_failed: bool,
+}
+
+/// What a call is to write.
+#[derive(Clone)]
+pub(crate) enum Write {
+    Insert(Vec<NewMessage>),
+    Commit(Vec<Change>),
 }
 
 /// What does not.
@@ -158,9 +168,16 @@ impl FaultyStore {
         let last = self.kept().last_message.take();
         let crashed = std::mem::take(&mut self.kept().crashed);
         let loses = self.has(Fault::LosesTheLastMessageOnReopen)
-            || crashed && self.has(Fault::LosesTheLastMessageInACrash);
+            || crashed && self.has(Fault::LosesTheLastMessageInACrash)
+            || crashed
+                && self.has(Fault::LosesTheLastMessageInACrashAfterAFailedFlush)
+                && self.kept().a_flush_failed;
         if crashed && self.has(Fault::OutboxCountsAnewAfterACrash) {
             self.count_anew().await;
+        }
+        if crashed && self.has(Fault::AppliesWhatFailedInACrash) {
+            let unflushed = std::mem::take(&mut self.kept().unflushed);
+            self.write_all(unflushed).await;
         }
         if let (true, Some(message)) = (loses, last) {
             for summary in self.storage.list(Filter::Message(message), None, 99).await.unwrap() {
@@ -358,7 +375,7 @@ fn fresh() -> u64 {
 #[async_trait]
 impl Storage for FaultyStore {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
-        self.meet_trouble(&messages).await?;
+        self.meet_trouble(Write::Insert(messages.clone())).await?;
         let mut messages: Vec<_> =
             messages.into_iter().map(|message| self.changed_message(message)).collect();
         for message in &messages {
@@ -503,7 +520,7 @@ impl Storage for FaultyStore {
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
-        self.meet_trouble(&[]).await?;
+        self.meet_trouble(Write::Commit(changes.clone())).await?;
         match self.fault {
             Fault::ShowsOutcomesOutOfOrder => self.commit_and_show_late(changes).await,
             Fault::ChecksLeasesTooEarly => self.commit_what_was_current(changes).await,

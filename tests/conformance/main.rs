@@ -82,6 +82,7 @@ fn a_rule_that_can_not_be_tried_does_not_pass() {
         ("what_is_acknowledged_survives_a_crash", "without crashes"),
         ("a_call_without_room_applies_nothing", "without full_disks"),
         ("a_failed_flush_stops_the_store", "without failed_flushes"),
+        ("a_crash_after_a_failed_flush_loses_nothing", "without failed_flushes"),
     ] {
         let panic = catch_unwind(|| conformance::run::<Least>(rule)).unwrap_err();
         let text = panic.downcast_ref::<String>().unwrap();

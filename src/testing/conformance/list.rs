@@ -92,8 +92,12 @@ macro_rules! __storage_rules {
                 the process ended right then and closed nothing, and outbox positions grow on; leases of an exclusive store are void";
             [full_disks] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
                 reads go on, and the same insert is stored once there is room";
-            [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \
-                Poisoned; after a reopen what was acknowledged is there, and of that call all or nothing";
+            [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, or Poisoned if \
+                nothing of it was written, all that write after it Poisoned; after a reopen what was acknowledged is there, of \
+                the first call all or nothing, and of those that were Poisoned nothing";
+            [failed_flushes crashes] a_crash_after_a_failed_flush_loses_nothing: "what is acknowledged before a failed flush, \
+                or once the store was opened again, survives crashes that follow, and what was found of the call that failed \
+                stays as it was";
         }
         changes {
             [] a_release_is_due_exactly_then_even_after_a_reopen: "a released item is due at the microsecond it was \
