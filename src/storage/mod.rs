@@ -60,7 +60,11 @@ pub use types::*;
 ///
 /// # Cancel safety
 ///
-/// Once polled, `insert` and `commit` may complete even if the future is dropped: the caller then does not know.
+/// Once polled, `insert` and `commit` may complete even if the future is dropped, and perhaps only after later calls have
+/// returned: what a server was told can not be called back. At every look such a call is there as a whole or not at all. Once the
+/// store was dropped and opened again, it has come about or never will. The engine drops none of them, save the acknowledgement
+/// of outbox entries where a shutdown can wait no longer.
+///
 /// Dropping a `claim` may leave items leased until the owner's lease runs out; the engine never drops one.
 /// The other methods may be dropped at any time.
 ///

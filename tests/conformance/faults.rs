@@ -90,6 +90,7 @@ pub(crate) enum Fault {
     ChecksLeasesTooEarly,
     DroppedInsertsStoreHalf,
     DroppedCommitsApplyHalf,
+    DroppedCallsComeAfterAReopen,
     DroppedClaimsLoseItems,
     DroppedReadsTakeOutcomes,
     LosesTheLastMessageInACrash,
@@ -223,6 +224,13 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (ChecksLeasesTooEarly, &["a_change_and_a_claim_at_once_do_not_both_win"]),
     (DroppedInsertsStoreHalf, &["a_dropped_insert_is_stored_as_a_whole_or_not_at_all"]),
     (DroppedCommitsApplyHalf, &["a_dropped_commit_is_applied_as_a_whole_or_not_at_all"]),
+    (
+        DroppedCallsComeAfterAReopen,
+        &[
+            "a_dropped_insert_is_stored_as_a_whole_or_not_at_all",
+            "a_dropped_commit_is_applied_as_a_whole_or_not_at_all",
+        ],
+    ),
     (DroppedClaimsLoseItems, &["a_dropped_claim_loses_nothing"]),
     (DroppedReadsTakeOutcomes, &["dropped_reads_change_nothing"]),
     (LosesTheLastMessageInACrash, &["what_is_acknowledged_survives_a_crash"]),

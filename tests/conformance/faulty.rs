@@ -43,7 +43,7 @@ pub(crate) struct Faulty {
 /// What outlives a reopen.
 #[derive(Default)]
 pub(crate) struct Kept {
-    openings: usize,
+    pub(crate) openings: usize,
     last_message: Option<MessageId>,
     pub(crate) damaged: Vec<Damage>,
     /// The process ended with nothing closed.
@@ -52,6 +52,8 @@ pub(crate) struct Kept {
     /// Messages of inserts that have returned.
     pub(crate) inserted: HashSet<MessageId>,
     bodies: HashMap<MessageId, Bytes>,
+    /// Calls that were dropped, and of which opening.
+    pub(crate) dropped: Vec<(usize, Write)>,
     /// Positions are shown so much smaller than they are.
     shift: u64,
     last_position: u64,
@@ -376,6 +378,7 @@ fn fresh() -> u64 {
 impl Storage for FaultyStore {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
         self.meet_trouble(Write::Insert(messages.clone())).await?;
+        self.delay_if_dropped(Write::Insert(messages.clone())).await;
         let mut messages: Vec<_> =
             messages.into_iter().map(|message| self.changed_message(message)).collect();
         for message in &messages {
@@ -521,10 +524,16 @@ impl Storage for FaultyStore {
 
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
         self.meet_trouble(Write::Commit(changes.clone())).await?;
+        self.delay_if_dropped(Write::Commit(changes.clone())).await;
         match self.fault {
             Fault::ShowsOutcomesOutOfOrder => self.commit_and_show_late(changes).await,
             Fault::ChecksLeasesTooEarly => self.commit_what_was_current(changes).await,
             Fault::DroppedCommitsApplyHalf => self.commit_in_halves(changes).await,
+            Fault::OutboxCountsAnewWhenItIsEmpty => {
+                let outcomes = self.commit_whole(changes).await?;
+                self.count_anew().await;
+                Ok(outcomes)
+            }
             Fault::AppliesHalfABatch => {
                 let mut outcomes = Vec::new();
                 for change in changes {

@@ -57,6 +57,19 @@ impl FaultyStore {
         }
     }
 
+    /// Does what earlier openings were to do whose calls were dropped, and remembers this one if it is.
+    pub(crate) async fn delay_if_dropped(&self, write: Write) {
+        if !self.has(Fault::DroppedCallsComeAfterAReopen) {
+            return;
+        }
+        let opening = self.kept().openings;
+        let earlier: Vec<_> = self.kept().dropped.extract_if(.., |(of, _)| *of < opening).collect();
+        self.write_all(earlier.into_iter().map(|(_, write)| write).collect()).await;
+        let mut late = Late { store: self, write: Some(write) };
+        tokio::task::yield_now().await;
+        late.write = None;
+    }
+
     /// Looks first and stores then, without a lock over both.
     pub(crate) async fn insert_in_a_race(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
         let known: Vec<_> =
@@ -157,6 +170,20 @@ impl FaultyStore {
         let mut guard = Guard { store: self, changes };
         tokio::task::yield_now().await;
         guard.changes.clear();
+    }
+}
+
+/// Remembers a call as it is dropped.
+struct Late<'a> {
+    store: &'a FaultyStore,
+    write: Option<Write>,
+}
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.store.kept();
+        let opening = kept.openings;
+        kept.dropped.extend(self.write.take().map(|write| (opening, write)));
     }
 }
 

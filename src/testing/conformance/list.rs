@@ -79,10 +79,10 @@ macro_rules! __storage_rules {
                 change Stale";
         }
         dropped {
-            [] a_dropped_insert_is_stored_as_a_whole_or_not_at_all: "an insert whose future is dropped leaves all or \
-                nothing of it, and the same again is stored or a Duplicate accordingly";
-            [] a_dropped_commit_is_applied_as_a_whole_or_not_at_all: "a commit whose future is dropped leaves all \
-                or nothing of it, and its leases hold or are Stale accordingly";
+            [] a_dropped_insert_is_stored_as_a_whole_or_not_at_all: "of an insert whose future is dropped every look shows \
+                all or nothing, after a reopen always the same; the same messages inserted again are there once";
+            [] a_dropped_commit_is_applied_as_a_whole_or_not_at_all: "of a commit whose future is dropped every look shows \
+                all or nothing, after a reopen always the same; its leases hold until it is applied, and are Stale then";
             [] a_dropped_claim_loses_nothing: "what a claim took whose future is dropped can be claimed by others once the \
                 lease has run out, all of it, and each item by one";
             [] dropped_reads_change_nothing: "reads whose futures are dropped leave everything as it is";
