@@ -89,7 +89,8 @@ macro_rules! __storage_rules {
         }
         crash {
             [crashes] what_is_acknowledged_survives_a_crash: "once a call has returned, what it wrote is there though \
-                the process ended right then and closed nothing, and outbox positions grow on; leases of an exclusive store are void";
+                the process ended right then and closed nothing, and outbox positions grow on; leases of an exclusive store are \
+                void";
             [full_disks] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
                 reads go on, and the same insert is stored once there is room";
             [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, or Poisoned if \
