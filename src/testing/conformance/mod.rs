@@ -69,7 +69,9 @@
 //!
 //! # Beyond the rules
 //!
-//! A crash in the middle of a call looks different in every store: those tests are its own. [`Simulation`](crate::testing::Simulation) runs the whole engine on a store, with crashes.
+//! A crash in the middle of a call looks different in every store: those tests are its own. So is what keeps others out: a store
+//! for one process tests for itself that a second opening, while it is open, is refused as
+//! [`Locked`](crate::storage::StorageErrorKind::Locked). [`Simulation`](crate::testing::Simulation) runs the whole engine on a store, with crashes.
 
 #![allow(
     clippy::unwrap_used,
