@@ -43,7 +43,13 @@ pub use types::*;
 /// - **Fenced.** A change under a lease that is no longer current is not applied and comes back as
 ///   [`ChangeOutcome::Stale`]; the rest of its batch is applied. Two claimers never hold the same item.
 ///   A lease that ran out is current until somebody else takes the item.
-/// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first.
+/// - **Leases and restarts.** In an exclusive store ([`is_exclusive`](Storage::is_exclusive)) leases end with the opening that
+///   gave them, by a crash too: after the next one all items are free at once, and a lease from before is never current again. In
+///   a store that engines share, leases of an engine that ended or crashed may hold until their time, and not longer; a lease
+///   of an earlier opening either is current or leaves its item free. An engine draws another [`Owner`] at each start, so it
+///   can not renew what it held before.
+/// - **Ordered.** Claims by due time return the earliest due first, claims by age the oldest first. Whoever reads the
+///   [`outbox`](Storage::outbox) misses nothing: no entry appears at or before a position that it has returned.
 /// - **Damage is told and costs nothing else.** What can not be read is left aside: claims, heads, lists and state are
 ///   answered with the rest, in pages as full as they would be without it, and a damaged outbox entry keeps its place
 ///   with an empty payload. Each is told by [`take_damage`](Storage::take_damage). A call about damaged entries alone fails
@@ -54,7 +60,11 @@ pub use types::*;
 ///
 /// # Cancel safety
 ///
-/// Once polled, `insert` and `commit` may complete even if the future is dropped: the caller then does not know.
+/// Once polled, `insert` and `commit` may complete even if the future is dropped, and perhaps only after later calls have
+/// returned: what a server was told can not be called back. At every look such a call is there as a whole or not at all. Once the
+/// store was dropped and opened again, it has come about or never will. The engine drops none of them, save the acknowledgement
+/// of outbox entries where a shutdown can wait no longer.
+///
 /// Dropping a `claim` may leave items leased until the owner's lease runs out; the engine never drops one.
 /// The other methods may be dropped at any time.
 ///
@@ -77,7 +87,8 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     /// Leases items to `request.owner` and returns them, with fresh heads of all lanes that were asked.
     async fn claim(&self, request: ClaimRequest) -> Result<Claimed, StorageError>;
 
-    /// Extends all leases of `owner` until `until`.
+    /// Extends all leases of `owner` until `until`. An engine does so as it starts: leases of an owner that has not said a time yet,
+    /// by this or by a claim, hold as long as the opening that gave them.
     ///
     /// Times of leases are those of the engines' wall clocks. Where that is set forward by more than a lease lasts, one engine may
     /// take over what another has in flight.
@@ -96,6 +107,10 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
     async fn state(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<StateRow>, StorageError>;
 
     /// The outbox in order, after the position `after`, up to `limit` entries.
+    ///
+    /// The engine goes on from the last position it was given. So no entry appears at or before a position that was returned here
+    /// once: not from a commit that was under way meanwhile, not when all was acknowledged, not after a restart or a crash. A
+    /// store that numbers entries before they can be seen answers up to the first that is still under way, and no further.
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>, StorageError>;
 
     /// Items that match `filter`, after the position `after`, whose item may be gone, up to `limit`, leased ones included: those
@@ -127,9 +142,9 @@ pub trait Storage: Debug + Display + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether no other engine can use it as long as this one does. A wrapper that can be cloned or shared answers `false`, whatever
-    /// is in it. Else an engine reads the heads of all lanes again
-    /// every five minutes, since another one may have died and left its mail.
+    /// Whether no other engine can use it as long as this one does: then leases end with the opening that gave them. A wrapper that
+    /// can be cloned or shared answers `false`, whatever is in it. Where the answer is `false` an engine reads the heads of all lanes
+    /// again every five minutes, since another one may have died and left its mail.
     fn is_exclusive(&self) -> bool {
         false
     }

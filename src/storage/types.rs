@@ -336,7 +336,8 @@ pub struct StateRow {
     pub value: Vec<u8>,
 }
 
-/// A place in the outbox. Positions grow; the default lies before the first.
+/// A place in the outbox. Positions grow, in the order in which entries can be seen, and none is used twice; the default lies
+/// before the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(clippy::exhaustive_structs, reason = "a cursor")]
 pub struct OutboxPosition(pub u64);
@@ -443,9 +444,10 @@ pub enum StorageErrorKind {
     Full,
     /// Nothing was applied and a later try may succeed.
     Temporary,
-    /// A flush failed: what was to be written may or may not be there. The store refuses everything from now on.
+    /// A flush failed: what was to be written may or may not be there, as a whole. The store refuses everything from now on, until it
+    /// is opened again: then it is decided.
     OutcomeUnknown,
-    /// The store refuses: an earlier flush failed, or it was closed.
+    /// The store refuses: a flush failed, or it was closed. Nothing of the call is there, neither now nor when it is opened again.
     Poisoned,
     /// An entry is damaged or of a version this program does not know.
     Corrupt,

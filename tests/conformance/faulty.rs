@@ -43,7 +43,7 @@ pub(crate) struct Faulty {
 /// What outlives a reopen.
 #[derive(Default)]
 pub(crate) struct Kept {
-    openings: usize,
+    pub(crate) openings: usize,
     last_message: Option<MessageId>,
     pub(crate) damaged: Vec<Damage>,
     /// The process ended with nothing closed.
@@ -52,6 +52,21 @@ pub(crate) struct Kept {
     /// Messages of inserts that have returned.
     pub(crate) inserted: HashSet<MessageId>,
     bodies: HashMap<MessageId, Bytes>,
+    /// Calls that were dropped, and of which opening.
+    pub(crate) dropped: Vec<(usize, Write)>,
+    /// Positions are shown so much smaller than they are.
+    shift: u64,
+    last_position: u64,
+    /// Of calls whose flush failed.
+    pub(crate) unflushed: Vec<Write>,
+    pub(crate) a_flush_failed: bool,
+}
+
+/// What a call is to write.
+#[derive(Clone)]
+pub(crate) enum Write {
+    Insert(Vec<NewMessage>),
+    Commit(Vec<Change>),
 }
 
 /// What does not.
@@ -84,7 +99,9 @@ impl StorageUnderTest for Faulty {
 
     async fn open(&self) -> FaultyStore {
         let storage = match self.fault {
-            Fault::LeasesOutliveReopens => self.storage.clone(),
+            Fault::LeasesOutliveReopens
+            | Fault::LeasesOfBeforeHoldAndAreStale
+            | Fault::LeasesOfBeforeNeverRunOut => self.storage.clone(),
             _ => self.storage.reopened(),
         };
         self.kept.lock().unwrap().openings += 1;
@@ -153,7 +170,17 @@ impl FaultyStore {
         let last = self.kept().last_message.take();
         let crashed = std::mem::take(&mut self.kept().crashed);
         let loses = self.has(Fault::LosesTheLastMessageOnReopen)
-            || crashed && self.has(Fault::LosesTheLastMessageInACrash);
+            || crashed && self.has(Fault::LosesTheLastMessageInACrash)
+            || crashed
+                && self.has(Fault::LosesTheLastMessageInACrashAfterAFailedFlush)
+                && self.kept().a_flush_failed;
+        if crashed && self.has(Fault::OutboxCountsAnewAfterACrash) {
+            self.count_anew().await;
+        }
+        if crashed && self.has(Fault::AppliesWhatFailedInACrash) {
+            let unflushed = std::mem::take(&mut self.kept().unflushed);
+            self.write_all(unflushed).await;
+        }
         if let (true, Some(message)) = (loses, last) {
             for summary in self.storage.list(Filter::Message(message), None, 99).await.unwrap() {
                 self.settle(summary).await;
@@ -161,6 +188,14 @@ impl FaultyStore {
         }
         if self.has(Fault::LosesStateOnReopen) {
             self.delete_state().await;
+        }
+    }
+
+    /// If the outbox is empty, its next entry has the first position again.
+    async fn count_anew(&self) {
+        if self.storage.outbox(OutboxPosition::default(), 1).await.unwrap().is_empty() {
+            let mut kept = self.kept();
+            kept.shift = kept.last_position;
         }
     }
 
@@ -226,6 +261,9 @@ impl FaultyStore {
             Change::Update { item, mut lease, mut settled, mut released } => {
                 match self.fault {
                     Fault::IgnoresFencing => lease = self.current(item).unwrap_or(lease),
+                    Fault::LeasesOfBeforeHoldAndAreStale if !self.open().owners.contains_key(&lease) => {
+                        lease = Lease(0);
+                    }
                     Fault::RenewsWhatOthersHave if self.is_renewed(lease) => {
                         lease = self.current(item).unwrap_or(lease);
                     }
@@ -287,7 +325,7 @@ impl FaultyStore {
                     open.acknowledged = open.acknowledged.max(position);
                     None
                 }
-                _ => Some(Change::Acknowledge(position)),
+                _ => Some(Change::Acknowledge(OutboxPosition(position.0 + self.kept().shift))),
             },
             other => Some(other),
         }
@@ -322,6 +360,7 @@ impl FaultyStore {
         request.what.extend(more);
         match self.fault {
             Fault::LeasesNeverRunOut => request.now = Timestamp::EPOCH,
+            Fault::LeasesOfBeforeNeverRunOut if self.kept().openings > 1 => request.now = Timestamp::EPOCH,
             Fault::ClaimsPartsBackwards => request.what.reverse(),
             _ => {}
         }
@@ -338,7 +377,8 @@ fn fresh() -> u64 {
 #[async_trait]
 impl Storage for FaultyStore {
     async fn insert(&self, messages: Vec<NewMessage>) -> Result<Vec<Inserted>> {
-        self.meet_trouble(&messages).await?;
+        self.meet_trouble(Write::Insert(messages.clone())).await?;
+        self.delay_if_dropped(Write::Insert(messages.clone())).await;
         let mut messages: Vec<_> =
             messages.into_iter().map(|message| self.changed_message(message)).collect();
         for message in &messages {
@@ -483,11 +523,17 @@ impl Storage for FaultyStore {
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<Vec<ChangeOutcome>> {
-        self.meet_trouble(&[]).await?;
+        self.meet_trouble(Write::Commit(changes.clone())).await?;
+        self.delay_if_dropped(Write::Commit(changes.clone())).await;
         match self.fault {
             Fault::ShowsOutcomesOutOfOrder => self.commit_and_show_late(changes).await,
             Fault::ChecksLeasesTooEarly => self.commit_what_was_current(changes).await,
             Fault::DroppedCommitsApplyHalf => self.commit_in_halves(changes).await,
+            Fault::OutboxCountsAnewWhenItIsEmpty => {
+                let outcomes = self.commit_whole(changes).await?;
+                self.count_anew().await;
+                Ok(outcomes)
+            }
             Fault::AppliesHalfABatch => {
                 let mut outcomes = Vec::new();
                 for change in changes {
@@ -542,7 +588,13 @@ impl Storage for FaultyStore {
 
     async fn outbox(&self, after: OutboxPosition, limit: usize) -> Result<Vec<OutboxEntry>> {
         let acknowledged = self.open().acknowledged;
+        let shift = self.kept().shift;
+        let after = OutboxPosition(after.0 + shift);
         let mut entries = self.storage.outbox(after.max(acknowledged), limit).await?;
+        if let Some(last) = entries.last() {
+            let mut kept = self.kept();
+            kept.last_position = kept.last_position.max(last.position.0);
+        }
         self.whole_outbox(&mut entries);
         entries.retain(|entry| !self.open().late.contains(&entry.event));
         if self.has(Fault::DroppedReadsTakeOutcomes) {
@@ -556,6 +608,8 @@ impl Storage for FaultyStore {
             }
             _ => {}
         }
+        // Those of before are not shown to be new.
+        entries.iter_mut().for_each(|entry| entry.position.0 = entry.position.0.saturating_sub(shift));
         Ok(entries)
     }
 
@@ -599,6 +653,11 @@ impl Storage for FaultyStore {
 
     async fn take_damage(&self) -> Vec<StorageError> {
         std::mem::take(&mut self.open().damage)
+    }
+
+    /// Nobody else opens it, save where leases are to hold.
+    fn is_exclusive(&self) -> bool {
+        !matches!(self.fault, Fault::LeasesOfBeforeHoldAndAreStale | Fault::LeasesOfBeforeNeverRunOut)
     }
 
     async fn usage(&self) -> Result<Usage> {

@@ -1,10 +1,12 @@
-//! The rules of a store find what is wrong with one: a store that keeps them all, with one fault at a time put in.
+//! The rules of a store find what is wrong with one: a store that keeps them all, with one fault at a time put in. They find nothing
+//! wrong with one that keeps them by another way, as engines share it.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests")]
 
 mod damaged;
 mod faults;
 mod faulty;
+mod shared;
 mod troubled;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,9 +15,17 @@ use postrider::testing::conformance::{self, rules};
 
 use faults::{FAULTS, Fault};
 use faulty::{Faulty, with_fault};
+use shared::Server;
 
 // Without a fault.
 postrider::storage_conformance!(no_fault: Faulty);
+
+postrider::storage_conformance!(
+    shared_by_engines: Server,
+    without damaged_bodies,
+    without damaged_items,
+    without damaged_rows
+);
 
 fn breaks(fault: Fault, rule: &str) -> bool {
     with_fault(fault, || catch_unwind(AssertUnwindSafe(|| conformance::run::<Faulty>(rule))).is_err())
@@ -80,8 +90,9 @@ fn a_rule_that_can_not_be_tried_does_not_pass() {
         ("a_damaged_item_is_left_aside", "without damaged_bodies"),
         ("a_damaged_state_row_is_left_aside", "without damaged_bodies"),
         ("what_is_acknowledged_survives_a_crash", "without crashes"),
-        ("a_call_without_room_applies_nothing", "without troubles"),
-        ("a_failed_flush_stops_the_store", "without troubles"),
+        ("a_call_without_room_applies_nothing", "without full_disks"),
+        ("a_failed_flush_stops_the_store", "without failed_flushes"),
+        ("a_crash_after_a_failed_flush_loses_nothing", "without failed_flushes"),
     ] {
         let panic = catch_unwind(|| conformance::run::<Least>(rule)).unwrap_err();
         let text = panic.downcast_ref::<String>().unwrap();

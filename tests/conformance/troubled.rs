@@ -9,7 +9,7 @@ use postrider::storage::{
 use postrider::testing::conformance::Trouble;
 
 use crate::faults::Fault;
-use crate::faulty::{FaultyStore, Result, error};
+use crate::faulty::{FaultyStore, Result, Write, error};
 
 /// Others get their turns.
 fn hesitate() {
@@ -17,31 +17,57 @@ fn hesitate() {
 }
 
 impl FaultyStore {
-    /// What a call that writes meets; what it was to insert.
-    pub(crate) async fn meet_trouble(&self, messages: &[NewMessage]) -> Result<()> {
+    /// What a call that writes meets; what it was to write.
+    pub(crate) async fn meet_trouble(&self, write: Write) -> Result<()> {
         if self.open().is_poisoned && !self.has(Fault::GoesOnAfterAFailedFlush) {
             return Err(error(StorageErrorKind::Poisoned));
         }
         let trouble = self.kept().trouble;
         match trouble {
             Some(Trouble::NoRoom) => {
-                if self.has(Fault::StoresWhatFoundNoRoom) {
-                    self.storage.insert(messages.to_vec()).await?;
+                if self.has(Fault::StoresWhatFoundNoRoom) && matches!(write, Write::Insert(_)) {
+                    self.write_all(vec![write]).await;
                 }
                 let temporary = self.has(Fault::SaysTemporaryForFull);
                 Err(error(if temporary { StorageErrorKind::Temporary } else { StorageErrorKind::Full }))
             }
             Some(_) => {
                 self.open().is_poisoned = true;
-                let temporary = self.has(Fault::SaysTemporaryForAFailedFlush);
-                Err(error(if temporary {
-                    StorageErrorKind::Temporary
-                } else {
-                    StorageErrorKind::OutcomeUnknown
+                self.kept().a_flush_failed = true;
+                self.kept().unflushed.push(write.clone());
+                Err(error(match self.fault {
+                    Fault::SaysTemporaryForAFailedFlush => StorageErrorKind::Temporary,
+                    Fault::WritesWhatIsPoisoned => {
+                        self.write_all(vec![write]).await;
+                        StorageErrorKind::Poisoned
+                    }
+                    _ => StorageErrorKind::OutcomeUnknown,
                 }))
             }
             None => Ok(()),
         }
+    }
+
+    pub(crate) async fn write_all(&self, writes: Vec<Write>) {
+        for write in writes {
+            match write {
+                Write::Insert(messages) => drop(self.storage.insert(messages).await.unwrap()),
+                Write::Commit(changes) => drop(self.storage.commit(changes).await.unwrap()),
+            }
+        }
+    }
+
+    /// Does what earlier openings were to do whose calls were dropped, and remembers this one if it is.
+    pub(crate) async fn delay_if_dropped(&self, write: Write) {
+        if !self.has(Fault::DroppedCallsComeAfterAReopen) {
+            return;
+        }
+        let opening = self.kept().openings;
+        let earlier: Vec<_> = self.kept().dropped.extract_if(.., |(of, _)| *of < opening).collect();
+        self.write_all(earlier.into_iter().map(|(_, write)| write).collect()).await;
+        let mut late = Late { store: self, write: Some(write) };
+        tokio::task::yield_now().await;
+        late.write = None;
     }
 
     /// Looks first and stores then, without a lock over both.
@@ -144,6 +170,20 @@ impl FaultyStore {
         let mut guard = Guard { store: self, changes };
         tokio::task::yield_now().await;
         guard.changes.clear();
+    }
+}
+
+/// Remembers a call as it is dropped.
+struct Late<'a> {
+    store: &'a FaultyStore,
+    write: Option<Write>,
+}
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.store.kept();
+        let opening = kept.openings;
+        kept.dropped.extend(self.write.take().map(|write| (opening, write)));
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) async fn expiring_items_are_found_by_age_too<F: StorageUnderTest>() {
     let (item, lease) = (first[1].id, first[1].lease);
     subject.change(Change::Update { item, lease, settled: vec![], released: vec![later] }).await;
     let subject = subject.reopen().await;
-    let both = subject.claimed(B, at(100), part(40, 9)).await;
+    let both = subject.claimed(B, subject.now(), part(40, 9)).await;
     assert_eq!(numbers(&both.items), [3, 4, 1]);
     assert_eq!(both.heads, [head("a.example", 30, 30)]);
     for item in &both.items {

@@ -3,10 +3,13 @@
 use std::pin::pin;
 use std::task::Poll;
 
+use bytes::Bytes;
+
 use super::*;
+use crate::message::EventId;
 use crate::storage::{
-    BodyKey, Change, ChangeOutcome, ClaimRequest, Filter, Inserted, Item, OutboxPosition, Owner, StateRow,
-    Storage,
+    BodyKey, Change, ChangeOutcome, ClaimRequest, Filter, Inserted, Item, NewMessage, OutboxPosition, Owner,
+    StateRow, Storage,
 };
 
 /// Polls so many times at most, then drops it.
@@ -21,64 +24,130 @@ async fn dropped<T>(polls: u64, call: impl Future<Output = T>) {
     }
 }
 
+/// A message of two items and one of one, which are inserted at once.
+fn two_messages(round: u128) -> Vec<NewMessage> {
+    let several = message_of(round * 10 + 1, 1, vec![item("a.example", 1, 1), item("b.example", 2, 2)]);
+    vec![several, message(round * 10 + 2, "a.example", 1)]
+}
+
+/// Whether the two messages are there. The insert may come about between two looks: once one shows it, the later ones do.
+async fn shows_insert<F: StorageUnderTest>(subject: &Subject<F>, round: u128, mut is_there: bool) -> bool {
+    for (number, items) in [(1, 2), (2, 1), (1, 2), (2, 1)] {
+        let found = subject.storage().list(Filter::Message(id(round * 10 + number)), None, 9).await.works();
+        let expected = if is_there { items..=items } else { 0..=items };
+        assert!(
+            expected.contains(&found.len()) && [0, items].contains(&found.len()),
+            "of the dropped insert a part is there: {} of {items} items of its message {number}",
+            found.len()
+        );
+        is_there = found.len() == items;
+    }
+    is_there
+}
+
 pub(super) async fn a_dropped_insert_is_stored_as_a_whole_or_not_at_all<F: StorageUnderTest>() {
     let mut subject = Subject::<F>::open().await;
     for round in 0..12 {
-        let (first, second) = (round * 10 + 1, round * 10 + 2);
-        let messages = || {
-            let several = message_of(first, 1, vec![item("a.example", 1, 1), item("b.example", 2, 2)]);
-            vec![several, message(second, "a.example", 1)]
-        };
-        dropped(round as u64 % 4, subject.storage().insert(messages())).await;
-        if round % 3 == 0 {
+        dropped(round as u64 % 4, subject.storage().insert(two_messages(round))).await;
+        let mut is_there = shows_insert(&subject, round, false).await;
+        if round % 3 != 0 {
             subject = subject.reopen().await;
+            is_there = shows_insert(&subject, round, is_there).await;
+            // It never comes about now.
+            subject.insert(message(round * 10 + 3, "c.example", 1)).await;
+            subject.storage().maintain(at(10)).await.works();
+            if round % 3 == 1 {
+                subject = subject.reopen().await;
+            }
+            assert_eq!(
+                shows_insert(&subject, round, is_there).await,
+                is_there,
+                "after a reopen it came about"
+            );
         }
-        // What comes after it.
-        subject.insert(message(round * 10 + 3, "c.example", 1)).await;
-        let mut there = Vec::new();
-        for number in [first, second] {
-            there.push(subject.storage().list(Filter::Message(id(number)), None, 9).await.works().len());
-        }
-        assert!(there == [0, 0] || there == [2, 1], "items of the two messages: {there:?}");
-        for message in messages() {
+        // Where the store was not opened anew, it may come about meanwhile.
+        let is_settled = round % 3 != 0;
+        for message in two_messages(round) {
             let again = subject.insert(message.clone()).await;
-            assert_eq!(matches!(again, Inserted::Duplicate), there == [2, 1], "{again:?}");
+            let is_duplicate = matches!(again, Inserted::Duplicate);
+            assert!(is_duplicate || !is_there, "it was there, and was stored again: {again:?}");
+            assert!(!is_duplicate || is_there || !is_settled, "it was not there, and is a Duplicate");
             let body = subject.body(message.envelope.id).await.works();
             assert!(body == message.body, "the body of {}", message.envelope.id);
         }
     }
-    assert_eq!(subject.storage().usage().await.works().items, 12 * 4);
+    subject = subject.reopen().await;
+    for round in 0..12 {
+        assert!(shows_insert(&subject, round, true).await);
+    }
+    assert_eq!(subject.storage().usage().await.works().items, 12 * 3 + 8, "each message once");
+}
+
+/// Changes of which each shows.
+struct Changes {
+    item: Item,
+    event: EventId,
+    row: StateRow,
+}
+
+impl Changes {
+    fn all(&self) -> Vec<Change> {
+        let report = Change::Report { event: self.event, payload: Bytes::from_static(b"settled") };
+        vec![settle(&self.item, &[0, 1]), report, Change::PutState(self.row.clone())]
+    }
+
+    /// Whether they are applied. The commit may come about between two looks: once one shows it, the later ones do.
+    async fn show(&self, storage: &impl Storage, mut are_applied: bool) -> bool {
+        for look in 0..6 {
+            let (what, shows) = match look % 3 {
+                0 => {
+                    let message = Filter::Message(self.item.envelope.id);
+                    ("the item settled", storage.list(message, None, 9).await.works().is_empty())
+                }
+                1 => {
+                    let entries = storage.outbox(OutboxPosition::default(), 99).await.works();
+                    ("the outcome reported", entries.iter().any(|entry| entry.event == self.event))
+                }
+                _ => ("the row written", storage.state(None, 9).await.works().contains(&self.row)),
+            };
+            assert!(shows || !are_applied, "of the dropped commit a part is there, and not {what}");
+            are_applied = shows;
+        }
+        are_applied
+    }
 }
 
 pub(super) async fn a_dropped_commit_is_applied_as_a_whole_or_not_at_all<F: StorageUnderTest>() {
     let mut subject = Subject::<F>::open().await;
     for round in 0..12 {
         subject.insert(message_of(round + 1, 1, vec![item("a.example", 1, 2)])).await;
-        let held = only(subject.claim(A, due("a.example", 1, 9)).await);
+        let item = only(subject.claim(A, due("a.example", 1, 9)).await);
+        let event = EventId::from_uuid(uuid::Uuid::from_u128(round + 1));
         let row = StateRow { key: b"round".to_vec(), value: vec![round as u8] };
-        let changes = vec![update(&held, &[0, 1], vec![]), report(round + 1), Change::PutState(row.clone())];
-        dropped(round as u64 % 4, subject.storage().commit(changes)).await;
+        let changes = Changes { item, event, row };
+        dropped(round as u64 % 4, subject.storage().commit(changes.all())).await;
+        let mut are_applied = changes.show(subject.storage(), false).await;
         if round % 3 == 0 {
+            // Its lease holds until it comes about, which may be now.
+            let outcome = subject.change(settle(&changes.item, &[0])).await;
+            assert!(!are_applied || outcome == ChangeOutcome::Stale, "it was settled, and its lease holds");
+            are_applied = changes.show(subject.storage(), outcome == ChangeOutcome::Stale).await;
+        }
+        subject = subject.reopen().await;
+        are_applied = changes.show(subject.storage(), are_applied).await;
+        // It never comes about now.
+        subject.change(Change::DeleteState(b"nothing".to_vec())).await;
+        subject.storage().maintain(at(10)).await.works();
+        if round % 3 == 1 {
             subject = subject.reopen().await;
         }
-        subject.change(Change::DeleteState(b"nothing".to_vec())).await;
-        let items = subject.storage().list(Filter::All, None, 9).await.works();
-        let outbox = subject.storage().outbox(OutboxPosition::default(), 99).await.works();
-        let state = subject.storage().state(None, 9).await.works();
-        let seen = (items.is_empty(), outbox.len() == 1, state == [row]);
-        assert!(
-            seen == (true, true, true) || seen == (false, false, false),
-            "settled, reported, noted: {seen:?}"
-        );
-        if !items.is_empty() {
-            // Its lease holds as before, unless the store was opened anew.
-            if round % 3 != 0 {
-                assert_eq!(subject.change(settle(&held, &[0])).await, ChangeOutcome::Applied);
-                subject = subject.reopen().await;
-            }
+        let still = changes.show(subject.storage(), are_applied).await;
+        assert_eq!(still, are_applied, "after a reopen it came about");
+        if !are_applied {
             let held = only(subject.claim(B, due("a.example", 1, 9)).await);
             assert_eq!(subject.change(settle(&held, &[0, 1])).await, ChangeOutcome::Applied);
         }
+        let outbox = subject.storage().outbox(OutboxPosition::default(), 99).await.works();
         if let Some(entry) = outbox.last() {
             subject.change(Change::Acknowledge(entry.position)).await;
         }

@@ -1,6 +1,7 @@
 //! The one list of rules, and the macro that makes tests of it.
 
-/// Hands the list to a macro, after what was given for it. A rule that needs damage says which, in brackets.
+/// Hands the list to a macro, after what was given for it. A rule that needs what not every fixture can do says so,
+/// in brackets.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __storage_rules {
@@ -50,7 +51,9 @@ macro_rules! __storage_rules {
             [] an_unclaimed_item_is_as_it_was: "an item given back can be claimed again as it was, under a later lease";
         }
         fencing {
-            [] a_reopen_drops_leases: "after a reopen all items are free, and no lease from before can change anything";
+            [] a_reopen_ends_leases_or_keeps_them_until_their_time: "after a reopen of an exclusive store all items are \
+                free, and no lease from before can change anything; in a store that engines share, an item is free, or its \
+                lease holds until its time and not longer";
             [] leases_run_out_and_are_fenced: "a lease holds until its time; after it the item can be claimed, and from \
                 then on the old lease is Stale";
             [] an_owner_extends_its_leases: "renew and claim extend all leases of their owner";
@@ -67,7 +70,8 @@ macro_rules! __storage_rules {
                 none is left out; again so when all leases have run out";
             [] nobody_sees_half_a_batch: "whoever reads while others write sees all of a call or nothing of it";
             [] a_reader_of_the_outbox_misses_nothing: "who goes on from the last position that was read meets each entry \
-                once, however many report at once: no entry appears before one that was read";
+                once, however many report at once, whether what was read is acknowledged or not, and over reopens: no entry \
+                appears at or before one that was read";
             [] an_id_inserted_by_many_at_once_is_stored_once: "of many who insert a message of the same id at once, \
                 one has it stored, and all others are told that it is a Duplicate";
             [] a_change_and_a_claim_at_once_do_not_both_win: "of a change under a lease that ran out and another's claim, \
@@ -75,21 +79,26 @@ macro_rules! __storage_rules {
                 change Stale";
         }
         dropped {
-            [] a_dropped_insert_is_stored_as_a_whole_or_not_at_all: "an insert whose future is dropped leaves all or \
-                nothing of it, and the same again is stored or a Duplicate accordingly";
-            [] a_dropped_commit_is_applied_as_a_whole_or_not_at_all: "a commit whose future is dropped leaves all \
-                or nothing of it, and its leases hold or are Stale accordingly";
+            [] a_dropped_insert_is_stored_as_a_whole_or_not_at_all: "of an insert whose future is dropped every look shows \
+                all or nothing, after a reopen always the same; the same messages inserted again are there once";
+            [] a_dropped_commit_is_applied_as_a_whole_or_not_at_all: "of a commit whose future is dropped every look shows \
+                all or nothing, after a reopen always the same; its leases hold until it is applied, and are Stale then";
             [] a_dropped_claim_loses_nothing: "what a claim took whose future is dropped can be claimed by others once the \
                 lease has run out, all of it, and each item by one";
             [] dropped_reads_change_nothing: "reads whose futures are dropped leave everything as it is";
         }
         crash {
             [crashes] what_is_acknowledged_survives_a_crash: "once a call has returned, what it wrote is there though \
-                the process ended right then and closed nothing; leases are not";
-            [troubles] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
+                the process ended right then and closed nothing, and outbox positions grow on; leases of an exclusive store are \
+                void";
+            [full_disks] a_call_without_room_applies_nothing: "an insert without room is Full and nothing of it is there; \
                 reads go on, and the same insert is stored once there is room";
-            [troubles] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, all that write after it \
-                Poisoned; after a reopen what was acknowledged is there, and of that call all or nothing";
+            [failed_flushes] a_failed_flush_stops_the_store: "a call whose flush failed is OutcomeUnknown, or Poisoned if \
+                nothing of it was written, all that write after it Poisoned; after a reopen what was acknowledged is there, of \
+                the first call all or nothing, and of those that were Poisoned nothing";
+            [failed_flushes crashes] a_crash_after_a_failed_flush_loses_nothing: "what is acknowledged before a failed flush, \
+                or once the store was opened again, survives crashes that follow, and what was found of the call that failed \
+                stays as it was";
         }
         changes {
             [] a_release_is_due_exactly_then_even_after_a_reopen: "a released item is due at the microsecond it was \
@@ -189,60 +198,60 @@ macro_rules! __storage_without {
     (damaged_bodies) => {};
     (damaged_items) => {};
     (damaged_rows) => {};
-    (troubles) => {};
+    (failed_flushes) => {};
+    (full_disks) => {};
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __storage_tests {
     ([$fixture:ty] $missing:tt $($file:ident { $($needs:tt $rule:ident: $statement:literal;)* })*) => {
-        $($($crate::__storage_test! { $needs $missing [$fixture] $rule })*)*
+        $($($crate::__storage_test! { $needs $missing $missing [$fixture] $rule })*)*
+    };
+}
+
+/// Looks for what a rule needs, one after the other, among what is missing: the second list is what is left to compare.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __storage_test {
+    ([] $left:tt $missing:tt [$fixture:ty] $rule:ident) => {
+        #[test]
+        fn $rule() {
+            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
+        }
+    };
+    ([crashes $($more:ident)*] [crashes $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not crash" $fixture $rule }
+    };
+    ([damaged_bodies $($more:ident)*] [damaged_bodies $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not damage a body" $fixture $rule }
+    };
+    ([damaged_items $($more:ident)*] [damaged_items $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not damage an item" $fixture $rule }
+    };
+    ([damaged_rows $($more:ident)*] [damaged_rows $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not damage a row" $fixture $rule }
+    };
+    ([failed_flushes $($more:ident)*] [failed_flushes $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not fail a flush" $fixture $rule }
+    };
+    ([full_disks $($more:ident)*] [full_disks $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_ignored! { "the fixture can not fill the disk" $fixture $rule }
+    };
+    ($needs:tt [$other:ident $($rest:ident)*] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_test! { $needs [$($rest)*] $missing $fixture $rule }
+    };
+    ([$is_there:ident $($more:ident)*] [] $missing:tt $fixture:tt $rule:ident) => {
+        $crate::__storage_test! { [$($more)*] $missing $missing $fixture $rule }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __storage_test {
-    ([crashes] [crashes $($rest:ident)*] [$fixture:ty] $rule:ident) => {
+macro_rules! __storage_ignored {
+    ($why:literal [$fixture:ty] $rule:ident) => {
         #[test]
-        #[ignore = "the fixture can not crash"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([troubles] [troubles $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture has no troubles"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([damaged_bodies] [damaged_bodies $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture can not damage a body"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([damaged_items] [damaged_items $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture can not damage an item"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([damaged_rows] [damaged_rows $($rest:ident)*] [$fixture:ty] $rule:ident) => {
-        #[test]
-        #[ignore = "the fixture can not damage a row"]
-        fn $rule() {
-            $crate::testing::conformance::run::<$fixture>(stringify!($rule));
-        }
-    };
-    ([$needs:ident] [$other:ident $($rest:ident)*] $fixture:tt $rule:ident) => {
-        $crate::__storage_test! { [$needs] [$($rest)*] $fixture $rule }
-    };
-    ($needs:tt $missing:tt [$fixture:ty] $rule:ident) => {
-        #[test]
+        #[ignore = $why]
         fn $rule() {
             $crate::testing::conformance::run::<$fixture>(stringify!($rule));
         }

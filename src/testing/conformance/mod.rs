@@ -27,7 +27,8 @@
 //!     without damaged_bodies,
 //!     without damaged_items,
 //!     without damaged_rows,
-//!     without troubles
+//!     without failed_flushes,
+//!     without full_disks
 //! );
 //! # // The tests of the line are not compiled here. This is what each of them does.
 //! # use postrider::testing::conformance::{rules, run};
@@ -50,7 +51,8 @@
 //! # Restarts
 //!
 //! To a store, a restart of the process is that it is dropped and opened again where it was. Rules do so all along: what
-//! was acknowledged is there, leases are not.
+//! was acknowledged is there. Leases are void in an exclusive store ([`Storage::is_exclusive`]). In others they may hold until
+//! their time: there a rule that goes on after a restart claims as another owner, when they have run out.
 //!
 //! # Damage
 //!
@@ -61,12 +63,15 @@
 //! # Crashes and troubles
 //!
 //! Nor can it be seen without the fixture's help what is there after the process ended with nothing closed
-//! ([`StorageUnderTest::crash`], else `without crashes`), and what a store does that finds no room or can not flush
-//! ([`StorageUnderTest::trouble`], else `without troubles`).
+//! ([`StorageUnderTest::crash`], else `without crashes`), what a store does that finds no room
+//! ([`StorageUnderTest::trouble`], else `without full_disks`), and what it does that can not flush (the same, else
+//! `without failed_flushes`). A rule may need two of these powers.
 //!
 //! # Beyond the rules
 //!
-//! A crash in the middle of a call looks different in every store: those tests are its own. [`Simulation`](crate::testing::Simulation) runs the whole engine on a store, with crashes.
+//! A crash in the middle of a call looks different in every store: those tests are its own. So is what keeps others out: a store
+//! for one process tests for itself that a second opening, while it is open, is refused as
+//! [`Locked`](crate::storage::StorageErrorKind::Locked). [`Simulation`](crate::testing::Simulation) runs the whole engine on a store, with crashes.
 
 #![allow(
     clippy::unwrap_used,
@@ -141,7 +146,7 @@ pub trait StorageUnderTest: Sized {
     /// Has the store that is open meet this trouble from now on. `None`: no more, and new openings meet none.
     ///
     /// # Errors
-    /// As [`StorageUnderTest::damage`].
+    /// As [`StorageUnderTest::damage`]. A fixture may know one trouble and not the other.
     fn trouble(&self, trouble: Option<Trouble>) -> impl Future<Output = Result<(), NotSupported>> {
         let _ = trouble;
         async { Err(NotSupported) }

@@ -45,6 +45,12 @@ impl Model {
         Some(LaneHead { lane: lane.clone(), next_due, oldest, oldest_with_expiry, first_expiry })
     }
 
+    /// Gives all leases back: where engines share a store, they may hold over a restart.
+    fn unclaim_all(&self) -> Vec<Change> {
+        let leased = self.items.iter().filter_map(|(id, item)| Some((*id, item.lease?.1)));
+        leased.map(|(item, lease)| Change::Unclaim { item, lease }).collect()
+    }
+
     /// What a claim may return, with the times that decide.
     fn candidates(&self, part: &ClaimPart, now: Timestamp) -> BTreeMap<ItemId, Timestamp> {
         let (lane, before, time): (_, _, fn(&Known) -> Option<Timestamp>) = match part {
@@ -80,6 +86,7 @@ async fn run<F: StorageUnderTest>(seed: u64) {
     let mut held: Vec<Item> = Vec::new();
     let mut now = at(1_000);
     let lanes = ["a.example", "b.example", "c.example"];
+    let mut owners = [A, B];
     for step in 0..150u128 {
         now = now + Duration::from_secs(random.u64(0..4));
         let place = format!("seed {seed} step {step}");
@@ -90,7 +97,7 @@ async fn run<F: StorageUnderTest>(seed: u64) {
                     .map(|_| {
                         let due = if random.bool() { age } else { random.u64(0..60) };
                         let mut new = item(lanes[random.usize(0..3)], due, random.u32(1..4));
-                        new.claim_for = (random.u8(0..4) == 0).then_some(A);
+                        new.claim_for = (random.u8(0..4) == 0).then_some(owners[0]);
                         new
                     })
                     .collect();
@@ -100,7 +107,7 @@ async fn run<F: StorageUnderTest>(seed: u64) {
                 for (source, (id, lease)) in new.items.iter().zip(answers) {
                     assert_eq!(lease.is_some(), source.claim_for.is_some());
                     let recipients = source.recipients.iter().map(|recipient| recipient.index).collect();
-                    let lease = lease.map(|lease| (A, lease));
+                    let lease = lease.map(|lease| (owners[0], lease));
                     let lane = source.lane.clone();
                     model
                         .items
@@ -108,7 +115,7 @@ async fn run<F: StorageUnderTest>(seed: u64) {
                 }
             }
             3..6 => {
-                let owner = if random.bool() { A } else { B };
+                let owner = owners[usize::from(random.bool())];
                 let before = at(random.u64(0..100));
                 let (lane, limit) = (lane(lanes[random.usize(0..3)]), random.usize(1..5));
                 let part = match random.u8(0..4) {
@@ -174,7 +181,11 @@ async fn run<F: StorageUnderTest>(seed: u64) {
             9 => {
                 subject.storage().maintain(now).await.works();
                 if random.u8(0..3) == 0 {
+                    if !subject.storage().is_exclusive() {
+                        subject.storage().commit(model.unclaim_all()).await.works();
+                    }
                     subject = subject.reopen().await;
+                    owners = [A, B].map(|owner| subject.owner(owner));
                     held.clear();
                     model.until.clear();
                     model.items.values_mut().for_each(|item| item.lease = None);

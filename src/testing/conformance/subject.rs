@@ -20,24 +20,25 @@ pub(super) struct Subject<F: StorageUnderTest> {
     // Dropped first.
     store: Arc<F::Store>,
     place: F,
+    restarts: u64,
 }
 
 impl<F: StorageUnderTest> Subject<F> {
     pub(super) async fn open() -> Self {
         let place = F::create().await;
-        Self { store: Arc::new(place.open().await), place }
+        Self { store: Arc::new(place.open().await), place, restarts: 0 }
     }
 
-    /// A restart.
+    /// A restart. It takes longer than leases of a minute hold.
     pub(super) async fn reopen(self) -> Self {
-        let Self { store, place } = self;
+        let Self { store, place, restarts } = self;
         drop(store);
-        Self { store: Arc::new(place.open().await), place }
+        Self { store: Arc::new(place.open().await), place, restarts: restarts + 1 }
     }
 
     /// A restart over which something is damaged.
     pub(super) async fn reopen_damaged(self, what: Damage) -> Self {
-        let Self { store, place } = self;
+        let Self { store, place, restarts } = self;
         drop(store);
         if let Err(error) = place.damage(what).await {
             panic!(
@@ -45,25 +46,26 @@ impl<F: StorageUnderTest> Subject<F> {
                  `without damaged_items` or `without damaged_rows`"
             );
         }
-        Self { store: Arc::new(place.open().await), place }
+        Self { store: Arc::new(place.open().await), place, restarts: restarts + 1 }
     }
 
     /// A restart before which nothing was closed.
     pub(super) async fn crash(self) -> Self {
-        let Self { store, place } = self;
+        let Self { store, place, restarts } = self;
         let Some(store) = Arc::into_inner(store) else { panic!("a thread of the rule still has the store") };
         if let Err(error) = place.crash(store).await {
             panic!(
                 "{error}: a crash. `StorageUnderTest::crash` must do it, or the macro be told `without crashes`"
             );
         }
-        Self { store: Arc::new(place.open().await), place }
+        Self { store: Arc::new(place.open().await), place, restarts: restarts + 1 }
     }
 
     pub(super) async fn trouble(&self, trouble: Option<Trouble>) {
         if let Err(error) = self.place.trouble(trouble).await {
+            let power = if trouble == Some(Trouble::NoRoom) { "full_disks" } else { "failed_flushes" };
             panic!(
-                "{error}: {trouble:?}. `StorageUnderTest::trouble` must do it, or the macro be told `without troubles`"
+                "{error}: {trouble:?}. `StorageUnderTest::trouble` must do it, or the macro be told `without {power}`"
             );
         }
     }
@@ -86,8 +88,19 @@ impl<F: StorageUnderTest> Subject<F> {
         only(self.store.insert(vec![message]).await.works())
     }
 
+    /// The time of the claims of this opening. Leases of a minute that an earlier one gave have run out, where they hold
+    /// over restarts.
+    pub(super) fn now(&self) -> Timestamp {
+        at(1_000 * (self.restarts + 1))
+    }
+
+    /// As whom an engine works that is `owner` at first: each start draws another.
+    pub(super) fn owner(&self, owner: Owner) -> Owner {
+        Owner(owner.0 + 1_000 * self.restarts)
+    }
+
     pub(super) async fn claim(&self, owner: Owner, part: ClaimPart) -> Vec<Item> {
-        self.claimed(owner, at(1_000), part).await.items
+        self.claimed(self.owner(owner), self.now(), part).await.items
     }
 
     /// At `now`, holding for a minute.

@@ -192,6 +192,11 @@ impl Storage for JournalStore {
         Ok(page.filter_map(|id| inner.summary(*id)).collect())
     }
 
+    /// Its folder is locked.
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
     async fn usage(&self) -> Result<Usage> {
         let inner = self.lock()?;
         let (items, outbox) = (inner.tables.items.len() as u64, inner.tables.outbox.len() as u64);

@@ -24,5 +24,6 @@ postrider::storage_conformance!(
     without damaged_bodies,
     without damaged_items,
     without damaged_rows,
-    without troubles
+    without failed_flushes,
+    without full_disks
 );

@@ -118,9 +118,23 @@ impl StorageUnderTest for WithoutPower {
         self.0.replace(after);
         Ok(())
     }
+
+    /// The next flush fails, of whatever file, and loses what it was to write.
+    async fn trouble(&self, trouble: Option<Trouble>) -> std::result::Result<(), NotSupported> {
+        if trouble == Some(Trouble::NoRoom) {
+            return Err(NotSupported);
+        }
+        self.0.borrow().plan(|plan| plan.fail_sync = trouble.map(|_| ""));
+        Ok(())
+    }
 }
 
 #[test]
 fn what_is_acknowledged_survives_a_power_cut() {
     run::<WithoutPower>("what_is_acknowledged_survives_a_crash");
+}
+
+#[test]
+fn a_power_cut_after_a_failed_flush_loses_nothing() {
+    run::<WithoutPower>("a_crash_after_a_failed_flush_loses_nothing");
 }
