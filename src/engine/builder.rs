@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::DeliveryEngine;
-use super::driver::{Driver, HEADS_PAGE, Parts};
+use super::driver::{Driver, HEADS_PAGE, LEASE, Parts};
 use super::reporter::{Reporter, Streams};
 use crate::clock::Clock;
 use crate::dns::Resolver;
@@ -183,6 +183,8 @@ impl EngineBuilder {
         let keep = |fetcher| Arc::new(Policies::new(fetcher, clock.clone(), tls_counts.clone()));
         let policies = self.policy_fetcher.map(keep);
         recover(&mut scheduler, policies.as_deref(), &*storage, &clock).await?;
+        // Mail may be claimed as it is inserted: others that share the store have to know until when.
+        storage.renew(owner, clock.now() + LEASE).await?;
 
         let (submissions, submitted) = tokio::sync::mpsc::channel(SUBMISSIONS);
         let (requests, requested) = tokio::sync::mpsc::channel(REQUESTS);

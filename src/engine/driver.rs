@@ -44,7 +44,7 @@ const OUTCOMES: i64 = 65_536;
 /// Inputs taken in one round before commands are carried out.
 const ROUND: usize = 256;
 /// How long leases hold, and how often they are renewed.
-const LEASE: Duration = Duration::from_secs(300);
+pub(super) const LEASE: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(60);
 /// Lanes of which heads are read at a time.
 pub(super) const HEADS_PAGE: usize = 1_000;
@@ -265,7 +265,6 @@ impl Driver {
     #[allow(clippy::disallowed_methods, reason = "the driver is what waits for time")]
     pub(super) async fn run(mut self, reporter: Reporter, streams: Streams) {
         let reporter = tokio::spawn(reporter.run());
-        self.renew(self.parts.clock.now());
         self.maintain(self.parts.clock.now());
         self.keep_policies();
         self.carry_out();

@@ -81,7 +81,7 @@ pub(super) enum Work {
 }
 
 /// What a call gets if its round succeeds.
-enum Done {
+pub(super) enum Done {
     Inserted(Vec<Inserted>),
     Committed(Vec<ChangeOutcome>),
 }
@@ -361,7 +361,7 @@ impl Shared {
         pinned
     }
 
-    fn apply(
+    pub(super) fn apply(
         &self,
         state: &mut WriterState,
         round: &[Work],
