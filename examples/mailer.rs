@@ -6,7 +6,8 @@
 //!
 //! Each line of input is one message: `{"ref":"…","from":"a@x.example","to":["b@y.example"],"data":"…"}`, or
 //! `"file":"path"` in place of `data`. Each line of output is one record. A line that got no `received` record
-//! was not accepted, so the caller submits it again, best with its own `id`.
+//! was not accepted, or the mailer ended before it could say so: the caller submits it again, with the same `id` of its own, by
+//! which it is stored once.
 //!
 //! SIGUSR1 prints on stderr what the mail waits for, queue by queue.
 //!
@@ -145,7 +146,7 @@ async fn run() -> Result<(), End> {
     if refused > 0 {
         let _ = writeln!(
             io::stderr(),
-            "mailer: the store refused {refused} messages, as their `rejected` records say: submit them again"
+            "mailer: the store refused {refused} messages, as their `rejected` records say: submit them again, with the same ids"
         );
     }
     let flushing = accounting.clone();

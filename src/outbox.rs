@@ -14,7 +14,7 @@ use crate::event::{DeliveryEvent, Diagnosis, RecipientRecord};
 use crate::message::{Address, Domain, EventId, MessageDsn, MessageId, RecipientDsn};
 use crate::policy::Suppression;
 use crate::reply::Reply;
-use crate::storage::{Change, OutboxEntry, StorageError, StorageErrorKind};
+use crate::storage::{Change, ItemId, Lease, OutboxEntry, StorageError, StorageErrorKind};
 
 /// The encoding's version, the first octet of each entry.
 const VERSION: u8 = 2;
@@ -86,8 +86,8 @@ impl Record<'_> {
 }
 
 impl Final<'_> {
-    /// The change that reports it. `scratch` is what it is encoded in, of no meaning before and after.
-    pub(crate) fn entry(&self, scratch: &mut Vec<u8>) -> Option<Change> {
+    /// The change that reports it as an outcome of an item under its lease. `scratch` is what it is encoded in, of no meaning before and after.
+    pub(crate) fn entry(&self, of: (ItemId, Lease), scratch: &mut Vec<u8>) -> Option<Change> {
         let event = match self {
             Self::Received | Self::Deferred => return None,
             Self::Delivered { record, .. } | Self::Bounced { record, .. } | Self::Cancelled { record } => {
@@ -97,7 +97,7 @@ impl Final<'_> {
         scratch.clear();
         scratch.push(VERSION);
         postcard::serialize_with_flavor(self, Scratch(scratch)).ok()?;
-        Some(Change::Report { event, payload: Bytes::copy_from_slice(scratch) })
+        Some(Change::Report { of: Some(of), event, payload: Bytes::copy_from_slice(scratch) })
     }
 }
 
@@ -202,9 +202,13 @@ mod tests {
                 (Final::Cancelled { record: parts }, DeliveryEvent::Cancelled(Cancelled { record })),
             ];
             for (parts, whole) in finals {
-                let Some(Change::Report { event: id, payload }) = parts.entry(&mut vec![9; 3]) else {
+                let of = (ItemId(1), Lease(2));
+                let Some(Change::Report { of: Some(told), event: id, payload }) =
+                    parts.entry(of, &mut vec![9; 3])
+                else {
                     panic!("{whole:?} is final");
                 };
+                assert_eq!(told, of);
                 let entry = OutboxEntry { position: OutboxPosition(1), event: id, payload };
                 assert_eq!(event(&entry).unwrap(), whole);
                 let mut encoded = vec![VERSION];

@@ -29,7 +29,8 @@ use crate::scheduler::{
     Answer, CancelReport, Command, ConnectionId, Control, Event, PAGE, Scheduler, SubmitFailure, Token,
 };
 use crate::storage::{
-    Change, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError, StorageErrorKind,
+    Change, ChangeOutcome, ClaimRequest, Filter, ItemSummary, Owner, Room, Storage, StorageError,
+    StorageErrorKind,
 };
 use crate::tls_report::{TlsCounts, TlsReport};
 use crate::transport::Transport;
@@ -171,7 +172,7 @@ pub(super) struct Driver {
     /// How many commits of outcomes there were.
     commits: Arc<AtomicU64>,
     /// Outcomes in the commit under way, and outcomes committed and not yet acknowledged.
-    committing_outcomes: u64,
+    committing_reports: Vec<usize>,
     /// An acknowledgement may come before the commit's own answer: below zero for that moment.
     pub(super) outcomes: i64,
     /// All in the outbox has been told, as it was after so many commits of outcomes.
@@ -239,7 +240,7 @@ impl Driver {
             unsent: VecDeque::new(),
             committed,
             commits,
-            committing_outcomes: 0,
+            committing_reports: Vec::new(),
             outcomes: i64::try_from(outcomes).unwrap_or(i64::MAX),
             told_after: (outcomes == 0).then_some(0),
             waiters: HashMap::new(),
@@ -350,8 +351,14 @@ impl Driver {
             Input::Event(event) => {
                 match &event {
                     Event::CommitDone(result) => {
-                        let outcomes = std::mem::take(&mut self.committing_outcomes);
-                        if result.is_ok() && outcomes > 0 {
+                        let reports = std::mem::take(&mut self.committing_reports);
+                        let is_applied = |at: &usize| {
+                            result
+                                .as_ref()
+                                .is_ok_and(|outcomes| outcomes.get(*at) == Some(&ChangeOutcome::Applied))
+                        };
+                        let outcomes = reports.iter().filter(|at| is_applied(at)).count() as u64;
+                        if outcomes > 0 {
                             self.outcomes = self.outcomes.saturating_add_unsigned(outcomes);
                             self.commits.fetch_add(1, Ordering::AcqRel);
                             self.committed.notify_one();
@@ -559,9 +566,9 @@ impl Driver {
                 self.store(async move { storage.insert(messages).await }, Event::InsertDone)
             }
             Command::Commit(changes) => {
-                let outcomes =
-                    changes.iter().filter(|change| matches!(change, Change::Report { .. })).count();
-                self.committing_outcomes = outcomes as u64;
+                let is_report = |(_, change): &(usize, &Change)| matches!(change, Change::Report { .. });
+                self.committing_reports =
+                    changes.iter().enumerate().filter(is_report).map(|(at, _)| at).collect();
                 let commit = async move { storage.commit(Arc::unwrap_or_clone(changes)).await };
                 self.store(commit, Event::CommitDone);
             }
@@ -715,7 +722,7 @@ impl Driver {
     fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
             && self.is_all_told()
-            && self.committing_outcomes == 0
+            && self.committing_reports.is_empty()
             && self.unsent.is_empty()
     }
 

@@ -23,7 +23,7 @@ use crate::message::{Message, MessageError, MessageId};
 use crate::policy::{Policy, UnknownSource};
 pub use crate::scheduler::CancelReport;
 use crate::scheduler::{Control, SubmitFailure};
-use crate::storage::StorageError;
+use crate::storage::{StorageError, StorageErrorKind};
 use crate::tls_report::TlsReport;
 use crate::why::{MessageWaits, QueueWaits};
 
@@ -55,7 +55,7 @@ pub enum SubmitError {
     #[error(transparent)]
     UnknownSource(#[from] UnknownSource),
     /// The store refused.
-    #[error("not stored: {0}")]
+    #[error("{stored}: {0}", stored = stored_or_not(.0))]
     Storage(#[from] StorageError),
     /// Too many messages wait to be stored ([`DeliveryEngine::try_submit`] only).
     #[error("the engine has too many submissions in hand: try again later")]
@@ -65,10 +65,17 @@ pub enum SubmitError {
     Stopped,
 }
 
+fn stored_or_not(error: &StorageError) -> &'static str {
+    match error.kind() {
+        StorageErrorKind::OutcomeUnknown => "stored or not, so submit it again with the same id",
+        _ => "not stored",
+    }
+}
+
 impl SubmitError {
     /// Whether it was stored is not known: a flush failed. Submitting again with the same id is safe.
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Storage(error) if error.kind() == crate::storage::StorageErrorKind::OutcomeUnknown)
+        matches!(self, Self::Storage(error) if error.kind() == StorageErrorKind::OutcomeUnknown)
     }
 }
 

@@ -175,7 +175,7 @@ impl Scheduler {
             End::Cancelled => self.counters.cancelled += 1,
         }
         let record = record(event, now, item, recipient, candidate, queue.as_deref());
-        self.writes.report(&match end {
+        let event = match end {
             End::Delivered { reply, tls, passes_on_dsn } => {
                 let dsn_passed_on = passes_on_dsn && (record.dsn.is_some() || record.recipient_dsn.is_some());
                 Final::Delivered { record, reply, tls, dsn_passed_on }
@@ -185,7 +185,8 @@ impl Scheduler {
                 Final::Bounced { record, diagnosis, suppress }
             }
             End::Cancelled => Final::Cancelled { record },
-        });
+        };
+        self.writes.report(&item.item, &event);
     }
 }
 

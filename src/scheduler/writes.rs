@@ -20,7 +20,8 @@ use crate::event::{DeliveryEvent, StorageOperation, StorageTrouble};
 use crate::message::MessageId;
 use crate::outbox::Final;
 use crate::storage::{
-    Change, ChangeOutcome, Envelope, ItemId, NewMessage, Recipient, Room, StorageError, StorageErrorKind,
+    Change, ChangeOutcome, Envelope, Item, ItemId, NewMessage, Recipient, Room, StorageError,
+    StorageErrorKind,
 };
 
 /// How long to wait after a store refused for the moment.
@@ -108,9 +109,9 @@ impl Writes {
         self.changes.push(change);
     }
 
-    /// Writes a final event to the outbox.
-    pub(super) fn report(&mut self, event: &Final<'_>) {
-        if let Some(change) = event.entry(&mut self.scratch) {
+    /// Writes a final event of an item to the outbox.
+    pub(super) fn report(&mut self, item: &Item, event: &Final<'_>) {
+        if let Some(change) = event.entry((item.id, item.lease), &mut self.scratch) {
             self.change(change);
         }
     }

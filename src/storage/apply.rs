@@ -175,7 +175,10 @@ pub(super) fn change<R: RowsMut>(
         }
         Change::PutState(row) => rows.put_state(row)?,
         Change::DeleteState(key) => rows.remove_state(key)?,
-        Change::Report { event, payload } => {
+        Change::Report { of, event, payload } => {
+            if of.is_some_and(|(item, lease)| !current(effects, item, lease)) {
+                return Ok(ChangeOutcome::Stale);
+            }
             let position = rows.counters().take_outbox();
             rows.put_outbox(position, *event, payload)?;
         }

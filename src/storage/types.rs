@@ -297,6 +297,10 @@ pub enum Change {
     DeleteState(Vec<u8>),
     /// Appends to the outbox.
     Report {
+        /// The item whose outcome it is, and its lease; it stands before the [`Change::Update`] that settles it. If that lease is not
+        /// current the report is not applied, and comes back as [`ChangeOutcome::Stale`]: whoever has the item reports what
+        /// becomes of it. `None`: it is of no item.
+        of: Option<(ItemId, Lease)>,
         /// The event's stable id.
         event: EventId,
         /// The event, encoded by the engine.

@@ -18,7 +18,7 @@ const GENERATION: Duration = Duration::from_secs(3600);
 const MAX_ENDED: usize = 64;
 
 /// Where the next call goes on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Upkeep {
     ids: Option<MessageId>,
     /// The oldest generation to be kept, when the walk over all ids that is under way or was the last began.

@@ -63,6 +63,7 @@ pub(crate) enum Fault {
     HeadsOfAClaimComeLate,
     HeadsComeBackwards,
     HeadsOfEmptyLanes,
+    ReportsUnderStaleLeases,
     CutsOutcomes,
     OutboxHasAnotherOrder,
     OutboxTellsOnce,
@@ -170,6 +171,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (RenewsWhatOthersHave, &["a_late_renewal_takes_nothing_back"]),
     (IgnoresFencing, &["a_stale_lease_can_change_nothing", "leases_run_out_and_are_fenced"]),
     (UnclaimsWithoutALease, &["a_stale_lease_can_change_nothing"]),
+    (ReportsUnderStaleLeases, &["a_stale_lease_can_change_nothing"]),
     (
         StaleFailsTheBatch,
         &["a_stale_change_leaves_the_rest_of_its_batch", "one_batch_can_not_change_an_item_it_gave_back"],

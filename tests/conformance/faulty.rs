@@ -312,11 +312,12 @@ impl FaultyStore {
                 }
                 Some(Change::PutState(row))
             }
-            Change::Report { event, mut payload } => {
+            Change::Report { of, event, mut payload } => {
                 if self.has(Fault::CutsOutcomes) {
                     payload.truncate(100);
                 }
-                Some(Change::Report { event, payload })
+                let of = of.filter(|_| !self.has(Fault::ReportsUnderStaleLeases));
+                Some(Change::Report { of, event, payload })
             }
             Change::Acknowledge(position) => match self.fault {
                 Fault::OutboxKeepsAll => None,

@@ -185,7 +185,7 @@ pub(super) fn run(
         }
     };
     let read = guarded(METADATA, || {
-        shared.with(|rows| {
+        shared.with_database(|rows| {
             is_broken = Check::new(rows, &shared.bodies, &mut report, &mut visit).run(&body_files);
             Ok(())
         })

@@ -280,7 +280,7 @@ fn event(number: u128) -> EventId {
 }
 
 fn report(number: u128) -> Change {
-    Change::Report { event: event(number), payload: vec![number as u8; 60].into() }
+    Change::Report { of: None, event: event(number), payload: vec![number as u8; 60].into() }
 }
 
 fn put_state(key: u8) -> Change {

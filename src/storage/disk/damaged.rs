@@ -36,6 +36,7 @@ pub(super) async fn filled() -> Disk {
     let ended = claim(&store, due("d.example", 1000, 1)).await;
     let state = |key: &[u8]| Change::PutState(StateRow { key: key.to_vec(), value: vec![1; 30] });
     let report = |number| Change::Report {
+        of: None,
         event: EventId::from_uuid(uuid::Uuid::from_u128(number)),
         payload: vec![1; 30].into(),
     };

@@ -65,7 +65,7 @@ async fn settle_some(
     let request = ClaimRequest { owner: A, now: at(1), until: at(9), what };
     for item in store.claim(request).await.unwrap().items {
         let event = EventId::from_uuid(*item.envelope.id.as_uuid());
-        let report = Change::Report { event, payload: vec![1; octets].into() };
+        let report = Change::Report { of: None, event, payload: vec![1; octets].into() };
         store.commit(vec![settle(&item, &[0]), report]).await.unwrap();
         originals.remove(&item.envelope.id);
     }
@@ -172,6 +172,7 @@ fn a_commit_without_room_applies_nothing_and_succeeds_once_there_is() {
             put(&store, &mut originals, sized(number, "a.example", 100_000)).await.unwrap();
         }
         let report = |number: u128, octets| Change::Report {
+            of: None,
             event: EventId::from_uuid(uuid::Uuid::from_u128(number)),
             payload: vec![1; octets].into(),
         };
@@ -220,7 +221,7 @@ async fn exhausted(disk: &Disk, originals: &mut BTreeMap<MessageId, NewMessage>)
 
 async fn finds_no_room(store: &DiskStorage) {
     let event = EventId::from_uuid(uuid::Uuid::from_u128(1));
-    let large = Change::Report { event, payload: vec![1; MIB as usize].into() };
+    let large = Change::Report { of: None, event, payload: vec![1; MIB as usize].into() };
     assert_eq!(store.commit(vec![large]).await.unwrap_err().kind(), StorageErrorKind::Full);
     assert_eq!(store.room(), Room::Exhausted);
 }
@@ -283,7 +284,7 @@ fn reads_beside_a_write_without_room_are_answered() {
         let store = exhausted(&disk, &mut originals).await;
         let refused = || {
             let event = EventId::from_uuid(uuid::Uuid::from_u128(1));
-            let large = Change::Report { event, payload: vec![1; MIB as usize].into() };
+            let large = Change::Report { of: None, event, payload: vec![1; MIB as usize].into() };
             let round = [Work::Commit(vec![large], tokio::sync::oneshot::channel().0)];
             let mut state = lock(&store.shared.writer);
             let (pinned, mut effects) = Default::default();
@@ -312,7 +313,7 @@ fn a_failed_flush_is_no_lack_of_room_though_there_was_one_before() {
         let store = exhausted(&disk, &mut originals).await;
         disk.plan(|plan| (plan.capacity, plan.fail_sync) = (None, Some(".redb")));
         let event = EventId::from_uuid(uuid::Uuid::from_u128(2));
-        let failed = store.commit(vec![Change::Report { event, payload: vec![1; 9].into() }]).await;
+        let failed = store.commit(vec![Change::Report { of: None, event, payload: vec![1; 9].into() }]).await;
         assert_eq!(failed.unwrap_err().kind(), StorageErrorKind::OutcomeUnknown);
         assert_eq!(store.maintain(at(5)).await.unwrap_err().kind(), StorageErrorKind::Poisoned);
         drop(store);
@@ -401,7 +402,7 @@ async fn on_a_disk_that_ends(
         let held = store.claim(request).await.unwrap().items;
         let Some(item) = held.first().filter(|_| number % 2 == 1) else { continue };
         let event = EventId::from_uuid(*item.envelope.id.as_uuid());
-        let report = Change::Report { event, payload: vec![1; 3_000].into() };
+        let report = Change::Report { of: None, event, payload: vec![1; 3_000].into() };
         if note(store.commit(vec![settle(item, &[0]), report]).await.map(drop)) {
             originals.remove(&item.envelope.id);
         }
@@ -550,6 +551,48 @@ fn a_flipped_bit_in_an_address_is_told_and_the_rest_served() {
         let what = vec![due("a.example", 1_000_000, 9)];
         let claimed = store.claim(ClaimRequest { owner: A, now: at(1), until: at(9), what }).await.unwrap();
         assert_eq!(claimed.items.iter().map(|item| item.envelope.id).collect::<Vec<_>>(), [id(1), id(3)]);
+    });
+}
+
+/// What was moved for a commit that found no room would take the room of what settles mail.
+#[test]
+fn upkeep_without_room_gives_back_what_it_has_moved() {
+    run(async {
+        let mut refusals = 0;
+        for blocks in 0..24 {
+            let (disk, mut originals) = (Disk::default(), BTreeMap::new());
+            let store = DiskStorage::open_with(STORE, options(&disk).with_reserve(0)).await.unwrap();
+            for number in 0..40 {
+                let domain = if number % 5 == 0 { "stuck.example" } else { "a.example" };
+                put(&store, &mut originals, sized(number + 1, domain, 900)).await.unwrap();
+            }
+            settle_some(&store, &mut originals, ("a.example", 100, 10)).await;
+            let bodies = || {
+                let is_one = |path: &PathBuf| path.to_string_lossy().ends_with(".bodies");
+                disk.paths()
+                    .iter()
+                    .filter(|path| is_one(path))
+                    .map(|path| disk.content(path).len())
+                    .sum::<usize>()
+            };
+            let (before, used) = (bodies(), disk.used());
+            disk.plan(|plan| plan.capacity = Some(used + blocks * 4096));
+            for _ in 0..3 {
+                match store.maintain(at(9)).await {
+                    Ok(()) => break,
+                    Err(error) => {
+                        assert_eq!(error.kind(), StorageErrorKind::Full, "{error}");
+                        assert!(bodies() <= before, "{blocks} blocks: {} octets of {before}", bodies());
+                        refusals += 1;
+                    }
+                }
+            }
+            disk.plan(|plan| plan.capacity = None);
+            store.maintain(at(9)).await.unwrap();
+            drop(store);
+            nothing_is_lost(&disk, &originals).await;
+        }
+        assert!(refusals > 3, "{refusals}");
     });
 }
 

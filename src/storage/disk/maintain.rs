@@ -21,6 +21,8 @@ use super::{Shared, lock};
 
 /// A smaller body file is written on, however little of it is alive.
 const SMALL_BODIES: u64 = 1024 * 1024;
+/// Compaction moves all rows while nobody is served: more than this only if nothing was written since the last upkeep.
+const MOVED_IN_USE: u64 = 16 * 1024 * 1024;
 
 /// A body that is alive: the header of its record, its row, and the body as it is. A damaged one stays damaged and is found by
 /// whoever reads it.
@@ -28,9 +30,12 @@ type Living = (RecordHeader, MessageRow<Location>, Bytes);
 
 impl Shared {
     /// Forgets what is old and rewrites one body file in which under a quarter is alive; once there is no more of either, the
-    /// metadata file under the same condition. `true`: there may be more.
+    /// metadata file under the same condition, if it is small or idle. `true`: there may be more.
     pub(super) fn maintain(&self, state: &mut WriterState, now: Timestamp) -> Result<bool> {
+        let written = state.bodies.written();
         let done = self.give_back(state, now);
+        let done = self.with_room(state, done);
+        self.take_back_unnamed(state, written, &done);
         // Whatever came of it: others may have made room too.
         self.reserve.retry();
         self.reserve.ensure();
@@ -38,6 +43,7 @@ impl Shared {
     }
 
     fn give_back(&self, state: &mut WriterState, now: Timestamp) -> Result<bool> {
+        let upkeep = state.upkeep.clone();
         let mut done = self.forget_and_move(state, now, true);
         state.bodies.rollback();
         // Forgetting needs next to no room.
@@ -46,8 +52,13 @@ impl Shared {
             && !self.reserve.has_refused()
         {
             tracing::warn!(%error, "there is no room to write a body file anew of which little is alive");
+            state.upkeep = upkeep.clone();
             done = self.forget_and_move(state, now, false);
             state.bodies.rollback();
+        }
+        if done.is_err() {
+            // What it had forgotten is there as before.
+            state.upkeep = upkeep;
         }
         let (dead, more) = done?;
         state.bodies.delete(&dead, &self.bodies);
@@ -138,12 +149,14 @@ impl Shared {
     }
 
     fn compact(&self, state: &mut WriterState) -> Result<()> {
+        let is_idle = std::mem::replace(&mut state.rounds_at_upkeep, state.rounds) == state.rounds;
         let length = self.metadata_length();
         // Not again and again when there is nothing to gain.
         if length < self.small_metadata || length < state.compacted.saturating_add(state.compacted / 2) {
             return Ok(());
         }
-        if !self.is_nearly_empty(length)? {
+        let stored = self.stored_octets(length)?;
+        if stored >= length / 4 || (stored > MOVED_IN_USE && !is_idle) {
             return Ok(());
         }
         // Waits for reads that go on, and holds new ones back.
@@ -159,19 +172,21 @@ impl Shared {
         Ok(())
     }
 
-    fn is_nearly_empty(&self, length: u64) -> Result<bool> {
+    /// What the rows take; at least a quarter of `length` is not told more exactly.
+    fn stored_octets(&self, length: u64) -> Result<u64> {
         let database = self.database();
         let transaction = database.begin_read().map_err(db)?;
         let tables = Tables::open(&transaction, self.damage.clone())?;
         // The exact figure takes a walk over all rows, while nobody else can write.
-        if least_octets(&tables)? > length / 4 {
-            return Ok(false);
+        let least = least_octets(&tables)?;
+        if least > length / 4 {
+            return Ok(least);
         }
         drop((tables, transaction));
         let transaction = database.begin_write().map_err(db)?;
         let stats = transaction.stats().map_err(db)?;
         transaction.abort().map_err(db)?;
-        Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()) < length / 4)
+        Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()))
     }
 }
 

@@ -227,13 +227,12 @@ impl DiskStorage {
     /// Runs `read` on a blocking thread.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl Fn(&Shared) -> Result<T> + Send + 'static,
+        read: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let job = self.job();
         let done = tokio::task::spawn_blocking(move || {
             let shared = job.shared();
-            let read = || shared.after_refusals(|| read(shared));
-            shared.check().and_then(|()| shared.damage.heed(guarded("it", read)))
+            shared.check().and_then(|()| shared.damage.heed(guarded("it", || read(shared))))
         });
         done.await.unwrap_or_else(|error| Err(broken(error)))
     }
@@ -384,7 +383,11 @@ impl Shared {
     }
 
     /// Reads what was committed when this is called.
-    fn with<T>(&self, read: impl FnOnce(&Tables<Reading>) -> Result<T>) -> Result<T> {
+    fn with<T>(&self, read: impl Fn(&Tables<Reading>) -> Result<T>) -> Result<T> {
+        self.after_refusals(|| self.with_database(&read))
+    }
+
+    fn with_database<T>(&self, read: impl FnOnce(&Tables<Reading>) -> Result<T>) -> Result<T> {
         let database = self.database();
         let reading = || {
             let transaction = database.begin_read().map_err(db)?;
@@ -398,10 +401,9 @@ impl Shared {
         let done = read();
         match &done {
             Err(error) if error.kind() == StorageErrorKind::Full || error::is_fatal(error) => {
-                // Once the write is over.
+                // Once the write is over, and before there is another.
                 let state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
                 self.reopen_if_refused(&state)?;
-                drop(state);
                 read()
             }
             _ => done,
@@ -410,17 +412,18 @@ impl Shared {
 
     /// Reads under the lock of the leases. It is taken first: a lease ends only after the commit that ended it, so
     /// what this sees as free was read as it is now.
-    fn with_leases<T>(&self, read: impl FnOnce(&Tables<Reading>, &mut LeaseTable) -> Result<T>) -> Result<T> {
-        let mut leases = lock(&self.leases);
-        self.with(|rows| read(rows, &mut leases))
+    fn with_leases<T>(&self, read: impl Fn(&Tables<Reading>, &mut LeaseTable) -> Result<T>) -> Result<T> {
+        self.after_refusals(|| {
+            let mut leases = lock(&self.leases);
+            self.with_database(|rows| read(rows, &mut leases))
+        })
     }
 
     fn body(&self, key: BodyKey) -> Result<Bytes> {
         let mut location = Location::default();
         // It may be moved while it is looked for; twice in so short a time is not to be expected.
         for _ in 0..3 {
-            let row = self.after_refusals(|| self.with(|rows| rows.message(key.0)))?;
-            let Some(row) = row else {
+            let Some(row) = self.with(|rows| rows.message(key.0))? else {
                 return Err(super::memory::no_body(key));
             };
             if let Some(body) = self.bodies.read(key.0, row.body)? {

@@ -75,7 +75,7 @@ fn state(number: usize, value: u8) -> Change {
 
 fn report(number: u128) -> Change {
     let event = EventId::from_uuid(uuid::Uuid::from_u128(number));
-    Change::Report { event, payload: vec![number as u8; 100].into() }
+    Change::Report { of: None, event, payload: vec![number as u8; 100].into() }
 }
 
 /// Settles the first of three recipients, and lets the others wait, not all for the same time.

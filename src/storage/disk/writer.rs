@@ -41,12 +41,15 @@ pub(super) struct WriterState {
     pub(super) unreadable: HashSet<u64>,
     /// The size of the metadata file after the last compaction.
     pub(super) compacted: u64,
+    /// Rounds that were committed, and how many there were at the last upkeep.
+    pub(super) rounds: u64,
+    pub(super) rounds_at_upkeep: u64,
 }
 
 impl WriterState {
     pub(super) fn new(bodies: SegmentWriter, counters: Counters) -> Self {
         let (upkeep, unreadable) = (Upkeep::default(), HashSet::new());
-        Self { bodies, counters, upkeep, unreadable, compacted: 0 }
+        Self { bodies, counters, upkeep, unreadable, compacted: 0, rounds: 0, rounds_at_upkeep: 0 }
     }
 
     /// The metadata says so now.
@@ -208,7 +211,7 @@ impl Drop for Leader {
 
 impl Shared {
     fn serve(&self, calls: Vec<Call>) {
-        // Nobody panics with it but a leader, and then the store is poisoned.
+        // Whoever panics with it is a leader, and then the store is poisoned, or a read, which changes nothing of it.
         let mut state = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         // Before anything is written by its name.
         if let Err(error) = self.check_written(&state).and_then(|()| self.reopen_if_refused(&state)) {
@@ -223,7 +226,6 @@ impl Shared {
             match work {
                 Work::Maintain(now, answer) => {
                     let done = guarded_writing(|| self.maintain(&mut state, now));
-                    let done = self.with_room(&state, done);
                     self.note(&done);
                     drop(answer.send(done));
                 }
@@ -258,7 +260,7 @@ impl Shared {
 
     /// What came of writing metadata. Where there was no room for it redb refuses all that follows: it is opened anew, as
     /// it was before.
-    fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
+    pub(super) fn with_room<T>(&self, state: &WriterState, written: Result<T>) -> Result<T> {
         let explained = self.damage.heed(written).map_err(|error| self.reserve.explain(error));
         // To open it anew may take of the reserve, whatever found no room: accepted mail depends on it.
         self.reserve.hold_back(false);
@@ -270,6 +272,19 @@ impl Shared {
             }
             // Where there is no room for that either, the next call does it.
             _ => explained,
+        }
+    }
+
+    /// Gives back the bodies that were written for what found no room, once the metadata was seen to name none of them.
+    pub(super) fn take_back_unnamed<T>(
+        &self,
+        state: &mut WriterState,
+        written: Option<(u64, u64)>,
+        done: &Result<T>,
+    ) {
+        let is_full = done.as_ref().is_err_and(|error| error.kind() == StorageErrorKind::Full);
+        if is_full && !self.reserve.has_refused() {
+            state.bodies.take_back(written);
         }
     }
 
@@ -324,10 +339,7 @@ impl Shared {
         let applied = self.apply(state, round, &pinned, &mut effects);
         state.bodies.rollback();
         let applied = self.with_room(state, applied);
-        if applied.as_ref().is_err_and(|error| error.kind() == StorageErrorKind::Full) {
-            // The metadata is as it was and names none of the bodies that were written for it.
-            state.bodies.take_back(written);
-        }
+        self.take_back_unnamed(state, written, &applied);
         let mut leases = lock(&self.leases);
         if applied.is_ok() {
             effects.finish(&mut leases);
@@ -351,7 +363,9 @@ impl Shared {
         for work in round {
             let Work::Commit(changes, _) = work else { continue };
             for change in changes {
-                if let Change::Update { item, lease, .. } | Change::Unclaim { item, lease } = change
+                if let Change::Update { item, lease, .. }
+                | Change::Unclaim { item, lease }
+                | Change::Report { of: Some((item, lease)), .. } = change
                     && leases.pin(*item, *lease)
                 {
                     pinned.insert((*item, *lease));
@@ -402,6 +416,7 @@ impl Shared {
             return Err(error::flush("committing metadata", error));
         }
         state.committed(counters, pairing);
+        state.rounds = state.rounds.wrapping_add(1);
         if let Err(error) = self.check_committed(state) {
             effects.revoke(&mut lock(&self.leases));
             return Err(error);

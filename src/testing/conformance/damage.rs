@@ -92,7 +92,7 @@ pub(super) async fn a_damaged_state_row_is_left_aside<F: StorageUnderTest>() {
 pub(super) async fn a_damaged_outbox_entry_keeps_its_place<F: StorageUnderTest>() {
     let event = |number: u8| EventId::from_uuid(uuid::Uuid::from_u128(number.into()));
     let payload = |number: u8| Bytes::from(vec![number; 40]);
-    let report = |number| Change::Report { event: event(number), payload: payload(number) };
+    let report = |number| Change::Report { of: None, event: event(number), payload: payload(number) };
     let subject = Subject::<F>::open().await;
     subject.storage().commit((1..=3).map(report).collect()).await.works();
     let entries = subject.storage().outbox(OutboxPosition::default(), 9).await.works();

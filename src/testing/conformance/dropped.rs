@@ -92,7 +92,7 @@ struct Changes {
 
 impl Changes {
     fn all(&self) -> Vec<Change> {
-        let report = Change::Report { event: self.event, payload: Bytes::from_static(b"settled") };
+        let report = Change::Report { of: None, event: self.event, payload: Bytes::from_static(b"settled") };
         vec![settle(&self.item, &[0, 1]), report, Change::PutState(self.row.clone())]
     }
 

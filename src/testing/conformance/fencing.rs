@@ -1,7 +1,9 @@
 //! Leases: how long they hold, and that nothing is changed without one.
 
 use super::*;
-use crate::storage::{Change, ChangeOutcome, Filter, ItemId, Lease, Owner, Release, StateRow};
+use crate::storage::{
+    Change, ChangeOutcome, Filter, ItemId, Lease, OutboxPosition, Owner, Release, StateRow,
+};
 
 pub(super) async fn a_reopen_ends_leases_or_keeps_them_until_their_time<F: StorageUnderTest>() {
     let subject = mixed::<F>().await;
@@ -134,7 +136,10 @@ pub(super) async fn a_stale_lease_can_change_nothing<F: StorageUnderTest>() {
     changes_nothing(&subject, last.id, fourth.lease, "is of an earlier opening, and the item is leased")
         .await;
     assert_eq!(indices(&last), [1, 2], "as they were released");
-    assert_eq!(subject.change(settle(&last, &[1, 2])).await, ChangeOutcome::Applied, "the current lease can");
+    let batch = vec![report_of(1, Some((last.id, last.lease))), settle(&last, &[1, 2])];
+    let outcomes = subject.storage().commit(batch).await.works();
+    assert_eq!(outcomes, [ChangeOutcome::Applied; 2], "the current lease can");
+    assert_eq!(subject.storage().outbox(OutboxPosition::default(), 9).await.works().len(), 1);
     changes_nothing(&subject, last.id, last.lease, "settled the item").await;
     changes_nothing(&subject, ItemId(last.id.0 + 1_000), last.lease, "is of an item that never was").await;
 }
@@ -143,7 +148,8 @@ pub(super) async fn a_stale_lease_can_change_nothing<F: StorageUnderTest>() {
 async fn changes_nothing<F: StorageUnderTest>(subject: &Subject<F>, id: ItemId, lease: Lease, how: &str) {
     let seen = || async {
         let list = subject.storage().list(Filter::All, None, 9).await.works();
-        (list, subject.storage().heads(None, 9).await.works())
+        let outbox = subject.storage().outbox(OutboxPosition::default(), 9).await.works();
+        (list, subject.storage().heads(None, 9).await.works(), outbox)
     };
     let before = seen().await;
     let listed = before.0.iter().find(|item| item.id == id);
@@ -164,6 +170,7 @@ async fn changes_nothing<F: StorageUnderTest>(subject: &Subject<F>, id: ItemId, 
         update(&all[1..], &[part]),
         update(&[], &[]),
         Change::Unclaim { item: id, lease },
+        report_of(9, Some((id, lease))),
     ];
     for change in stale {
         let state = StateRow { key: b"beside".to_vec(), value: vec![] };

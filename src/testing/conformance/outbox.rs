@@ -14,7 +14,7 @@ pub(super) async fn outbox_entries_come_in_order<F: StorageUnderTest>() {
     // Ids and payloads that have another order than their reports.
     let sent = [(5, "b"), (1, ""), (3, "a\0b"), (4, "a"), (2, "b")]
         .map(|(id, payload)| (EventId::from_uuid(uuid::Uuid::from_u128(id)), Bytes::from(payload)));
-    let reports = sent.clone().map(|(event, payload)| Change::Report { event, payload });
+    let reports = sent.clone().map(|(event, payload)| Change::Report { of: None, event, payload });
     let (first, rest) = reports.split_at(2);
     for batch in [first, rest] {
         subject.storage().commit(batch.to_vec()).await.works();
@@ -34,8 +34,11 @@ pub(super) async fn outbox_payloads_come_back_as_they_were<F: StorageUnderTest>(
     let payload = |length: u32| (0..length).map(|n| (n % 251) as u8).collect::<Bytes>();
     let sent = [0, 1, 256, 5_000, 100_000].map(payload);
     let event = |number| EventId::from_uuid(uuid::Uuid::from_u128(number));
-    let reports =
-        (1..).zip(sent.clone()).map(|(number, payload)| Change::Report { event: event(number), payload });
+    let reports = (1..).zip(sent.clone()).map(|(number, payload)| Change::Report {
+        of: None,
+        event: event(number),
+        payload,
+    });
     subject.storage().commit(reports.collect()).await.works();
     let subject = subject.reopen().await;
     let found: Vec<_> = all(&subject).await.into_iter().map(|entry| entry.payload).collect();

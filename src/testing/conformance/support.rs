@@ -137,7 +137,12 @@ pub(crate) fn no_head(domain: &str) -> LaneHead {
 }
 
 pub(crate) fn report(number: u128) -> Change {
+    report_of(number, None)
+}
+
+pub(crate) fn report_of(number: u128, of: Option<(ItemId, Lease)>) -> Change {
     Change::Report {
+        of,
         event: EventId::from_uuid(uuid::Uuid::from_u128(number)),
         payload: Bytes::from(format!("event {number}")),
     }

@@ -257,7 +257,9 @@ impl Inner {
 
     fn change(&mut self, batch: &mut Batch, change: Change) -> ChangeOutcome {
         let entry = match change {
-            Change::Update { item, lease, .. } | Change::Unclaim { item, lease }
+            Change::Update { item, lease, .. }
+            | Change::Unclaim { item, lease }
+            | Change::Report { of: Some((item, lease)), .. }
                 if !self.leases.is_current(item, lease) =>
             {
                 return ChangeOutcome::Stale;
@@ -276,7 +278,7 @@ impl Inner {
             }
             Change::PutState(row) => Entry::PutState(row.key, row.value),
             Change::DeleteState(key) => Entry::DeleteState(key),
-            Change::Report { event, payload } => Entry::Report(event, payload.to_vec()),
+            Change::Report { event, payload, .. } => Entry::Report(event, payload.to_vec()),
             Change::Acknowledge(position) => Entry::Acknowledge(position.0),
             _ => unreachable!("commit has refused it"),
         };

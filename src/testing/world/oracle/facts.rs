@@ -344,10 +344,10 @@ impl Facts {
     }
 
     /// Ends that are durable now.
-    pub(super) fn committed(&mut self, changes: &[Change]) {
+    pub(super) fn committed<'a>(&mut self, changes: impl Iterator<Item = &'a Change>) {
         for change in changes {
             match change {
-                Change::Report { event, payload } => {
+                Change::Report { event, payload, .. } => {
                     let (position, payload) = (OutboxPosition::default(), payload.clone());
                     let entry = OutboxEntry { position, event: *event, payload };
                     if let Ok(event) = crate::outbox::event(&entry)

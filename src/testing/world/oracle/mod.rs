@@ -257,8 +257,10 @@ impl Oracle {
         result: &Result<Vec<ChangeOutcome>, StorageError>,
     ) {
         self.facts.given.committed(changes, result);
-        if result.is_ok() {
-            self.facts.committed(changes);
+        if let Ok(outcomes) = result {
+            let applied =
+                changes.iter().zip(outcomes).filter(|(_, outcome)| **outcome == ChangeOutcome::Applied);
+            self.facts.committed(applied.map(|(change, _)| change));
         }
     }
 
