@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::commands::{self, MailParameters};
 use super::data::{self, Content};
 use super::ehlo::Extensions;
-use super::plain::PlainHosts;
+use super::memory::Memory;
 use super::tls::Secured;
 use super::wire::{LINGER, Wire};
 use super::{excerpt, is_refusal};
@@ -25,13 +25,15 @@ use crate::transport::{
 /// A session after EHLO or HELO.
 pub(super) struct SmtpSession {
     peer: SocketAddr,
+    host: Arc<str>,
     wire: Wire,
     protocol: Protocol,
     extensions: Extensions,
     timeouts: Arc<Timeouts>,
     tls: Option<Secured>,
-    /// Where and of which host it is remembered that it is spoken to in plain, since TLS failed with it.
-    fell_back: Option<(Arc<PlainHosts>, Arc<str>)>,
+    /// It is in plain since TLS failed with the host.
+    fell_back: bool,
+    memory: Arc<Memory>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
     ended: Option<SessionEnd>,
@@ -99,14 +101,30 @@ impl Session for SmtpSession {
 }
 
 impl SmtpSession {
-    pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<Secured>, target: &Target) -> Self {
-        let (peer, timeouts) = (target.peer, target.timeouts.clone());
-        let protocol = target.protocol;
-        Self { peer, wire, protocol, extensions, timeouts, tls, fell_back: None, dirty: false, ended: None }
+    pub(super) fn new(
+        wire: Wire,
+        extensions: Extensions,
+        tls: Option<Secured>,
+        target: &Target,
+        memory: Arc<Memory>,
+    ) -> Self {
+        Self {
+            peer: target.peer,
+            host: target.host.clone(),
+            wire,
+            protocol: target.protocol,
+            extensions,
+            timeouts: target.timeouts.clone(),
+            tls,
+            fell_back: false,
+            memory,
+            dirty: false,
+            ended: None,
+        }
     }
 
-    pub(super) fn in_plain_for_want_of_tls(self, hosts: Arc<PlainHosts>, host: &Arc<str>) -> Self {
-        Self { fell_back: Some((hosts, host.clone())), ..self }
+    pub(super) fn in_plain_for_want_of_tls(self) -> Self {
+        Self { fell_back: true, ..self }
     }
 
     async fn converse(
@@ -270,9 +288,9 @@ impl SmtpSession {
 
     async fn mail_reply(&mut self, report: &mut TransactionReport) -> Result<bool, SessionEnd> {
         let reply = self.reply(Stage::Mail, self.timeouts.mail).await?;
-        if let Some((hosts, host)) = self.fell_back.as_ref().filter(|_| reply.code() == 530) {
-            // RFC 3207 §4: it wants STARTTLS first, which failed. That says nothing of the mail.
-            hosts.remove(host, self.peer);
+        if self.fell_back && reply.code() == 530 {
+            // RFC 3207 §4: it wants STARTTLS first, which failed. That says nothing of the mail. It is asked for TLS again.
+            self.memory.in_plain.remove(&self.host, self.peer);
             let words = format!(
                 "TLS failed with the host a while ago, and without it says: {}",
                 excerpt("MAIL", &reply)

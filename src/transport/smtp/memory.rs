@@ -1,4 +1,4 @@
-//! Which hosts opportunistic TLS failed with a while ago.
+//! What sessions have found out about hosts, for the next ones.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -8,56 +8,60 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::instant;
-use crate::transport::Target;
 
-/// Remembers, by host name and address, where a session came about in plain after STARTTLS had failed.
+/// What a transport remembers of hosts.
 #[derive(Debug, Default)]
-pub(super) struct PlainHosts {
+pub(super) struct Memory {
+    /// A session came about in plain after STARTTLS had failed.
+    pub(super) in_plain: Hosts,
+}
+
+/// Hosts, by name and address, of which something was found out a while ago.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
     /// The oldest first. Few enough to be looked through once a connection.
-    hosts: Mutex<VecDeque<PlainHost>>,
+    hosts: Mutex<VecDeque<KnownHost>>,
 }
 
 #[derive(Debug)]
-struct PlainHost {
+struct KnownHost {
     host: Arc<str>,
     peer: SocketAddr,
     until: Instant,
 }
 
-impl PlainHost {
-    fn is(&self, target: &Target) -> bool {
-        self.peer == target.peer && self.host == target.host
+impl KnownHost {
+    fn is(&self, host: &str, peer: SocketAddr) -> bool {
+        self.peer == peer && *self.host == *host
     }
 }
 
-impl PlainHosts {
-    /// How many are remembered; past it the oldest is forgotten, and TLS is tried with it again.
+impl Hosts {
+    /// How many are remembered; past it the oldest is forgotten.
     pub(super) const MOST: usize = 1_024;
     /// For how long.
     pub(super) const TIME: Duration = Duration::from_secs(60 * 60);
 
-    pub(super) fn has(&self, target: &Target) -> bool {
+    pub(super) fn has(&self, host: &str, peer: SocketAddr) -> bool {
         let now = instant();
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         while hosts.front().is_some_and(|first| first.until <= now) {
             hosts.pop_front();
         }
-        hosts.iter().any(|host| host.is(target))
+        hosts.iter().any(|known| known.is(host, peer))
     }
 
-    /// A host that says that it wants TLS is asked for it again at once.
     pub(super) fn remove(&self, host: &str, peer: SocketAddr) {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.retain(|known| (&*known.host, known.peer) != (host, peer));
+        hosts.retain(|known| !known.is(host, peer));
     }
 
-    pub(super) fn add(&self, target: &Target) {
+    pub(super) fn add(&self, host: &Arc<str>, peer: SocketAddr) {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.retain(|host| !host.is(target));
+        hosts.retain(|known| !known.is(host, peer));
         if hosts.len() >= Self::MOST {
             hosts.pop_front();
         }
-        let until = instant() + Self::TIME;
-        hosts.push_back(PlainHost { host: target.host.clone(), peer: target.peer, until });
+        hosts.push_back(KnownHost { host: host.clone(), peer, until: instant() + Self::TIME });
     }
 }
