@@ -39,6 +39,7 @@ fn transaction(to: &[&str]) -> Transaction {
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         body: Bytes::from_static(b"Subject: x\r\n\r\n.hi\r\n"),
         eight_bit: false,
+        chunking: false,
         require_tls: false,
         smtputf8: false,
         host_is_authentic: false,

@@ -14,12 +14,14 @@ use crate::clock::instant;
 pub(super) struct Memory {
     /// A session came about in plain after STARTTLS had failed.
     pub(super) in_plain: Hosts,
+    /// BDAT was refused as a command, though CHUNKING is offered.
+    pub(super) without_bdat: Hosts,
 }
 
 /// Hosts, by name and address, of which something was found out a while ago.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
-    /// The oldest first. Few enough to be looked through once a connection.
+    /// The oldest first. Few enough to be looked through once a connection, or once a transaction.
     hosts: Mutex<VecDeque<KnownHost>>,
 }
 

@@ -75,6 +75,12 @@ use crate::reply::{Reply, Stage};
 /// PLAIN is not offered. Without TLS they are sent only if [`Credentials::unencrypted`](crate::policy::Credentials::unencrypted)
 /// says so; else no connection goes on in plain where opportunistic TLS fails. A session that can not be authenticated
 /// is given up with [`EndCause::AuthNotOffered`], [`EndCause::AuthNeedsTls`] or the server's own reply.
+///
+/// # BDAT
+///
+/// With [`Transaction::chunking`](super::Transaction::chunking), and a server that offers CHUNKING (RFC 3030), content goes as one
+/// chunk, once a recipient was accepted. A server that answers 500 to 504 does not do it: the session ends with [`EndCause::Protocol`], and
+/// for an hour this host at this address is sent DATA; 1,024 such are remembered.
 #[derive(Clone, Debug)]
 pub struct SmtpTransport {
     connector: Arc<dyn Connector>,

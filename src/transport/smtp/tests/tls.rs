@@ -34,12 +34,6 @@ fn network(server: &SmtpServer) -> (MemoryNetwork, SmtpTransport) {
     (network.clone(), SmtpTransport::over(network))
 }
 
-fn verbs(server: &SmtpServer) -> String {
-    let commands = server.commands();
-    let verbs: Vec<&str> = commands.iter().map(|line| line.split(' ').next().unwrap()).collect();
-    verbs.join(" ")
-}
-
 async fn send(session: &mut Box<dyn Session>, message: &Transaction) -> (Option<u16>, Option<u16>) {
     let report = session.transact(message).await;
     assert_eq!(report.end, None);
