@@ -219,6 +219,7 @@ impl SessionTask {
             recipients: outgoing.recipients,
             body,
             eight_bit: outgoing.eight_bit,
+            chunking: outgoing.chunking,
             require_tls: outgoing.require_tls,
             smtputf8: outgoing.smtputf8,
             host_is_authentic: outgoing.host_is_authentic,

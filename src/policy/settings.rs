@@ -152,6 +152,10 @@ settings! {
     /// LMTP (RFC 2033) in place of SMTP, for fixed hosts that speak it: only beside `smtp-hosts`, with the port there. Each
     /// recipient has a reply of its own to the content. Default: no.
     "use-lmtp" use_lmtp, with_use_lmtp: bool = false, read::boolean, any;
+    /// Content goes by BDAT where the server offers CHUNKING (RFC 3030), as one chunk, once a recipient was accepted. The setting
+    /// of the queue that the mail lies in counts. Default: no, content goes by DATA. BDAT saves no round trip, and a server that offers it
+    /// and does not do it reads the content as commands: it is for smart hosts and receivers that one knows.
+    "use-chunking" use_chunking, with_use_chunking: bool = false, read::boolean, any;
     /// Whom to authenticate as at fixed hosts (RFC 4954), by PLAIN or, where that is not offered, LOGIN: only
     /// beside `auth-password` and `smtp-hosts`. Default: nobody.
     "auth-username" auth_username, with_auth_username: Option<Arc<str>> = None, read::username, check_username;
@@ -349,8 +353,8 @@ mod tests {
         let starttls = if cfg!(feature = "tls") { StartTls::Opportunistic } else { StartTls::Off };
         assert_eq!((got.use_starttls, StartTls::default()), (starttls, starttls));
         assert_eq!(
-            (got.use_implicit_tls, got.use_mta_sts, got.use_dane),
-            (false, cfg!(feature = "mta-sts"), false)
+            (got.use_implicit_tls, got.use_mta_sts, got.use_dane, got.use_chunking),
+            (false, cfg!(feature = "mta-sts"), false, false)
         );
         assert_eq!(
             (&got.auth_username, &got.auth_password, got.use_unencrypted_plain_auth),

@@ -45,7 +45,7 @@ pub enum Stage {
     Rcpt = 6,
     /// DATA, up to the end of the content.
     Data = 7,
-    /// The final dot's reply.
+    /// The final dot's reply, or that of a chunk (BDAT).
     Dot = 8,
     // Rows in stores have a stage by its place in this list: what is new comes last.
     /// AUTH, after EHLO and before MAIL.

@@ -61,6 +61,7 @@ pub(crate) struct Outgoing {
     pub(crate) recipients: Vec<Address>,
     pub(crate) content: Content,
     pub(crate) eight_bit: bool,
+    pub(crate) chunking: bool,
     pub(crate) require_tls: bool,
     pub(crate) smtputf8: bool,
     pub(crate) host_is_authentic: bool,

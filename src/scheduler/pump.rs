@@ -284,7 +284,7 @@ impl Scheduler {
         };
         let Some(item) = self.window.get(id) else { return true };
         let Some(queue) = self.queue_of(key) else { return true };
-        let queue = queue.name.clone();
+        let (queue, chunking) = (queue.name.clone(), queue.settings.use_chunking);
         let envelope = item.item.envelope.clone();
         let chosen = item.item.recipients.iter().take(recipients as usize);
         let recipients = chosen.clone().map(|recipient| recipient.index).collect();
@@ -320,6 +320,7 @@ impl Scheduler {
             recipients: addresses,
             content,
             eight_bit: envelope.eight_bit,
+            chunking,
             require_tls: envelope.require_tls,
             smtputf8: envelope.smtputf8,
             host_is_authentic,

@@ -27,10 +27,13 @@ pub enum Command {
     Rcpt,
     /// DATA.
     Data,
-    /// The content, once the 354 to DATA has gone out. Without an instruction nothing is said. After a reply that does not
-    /// close, the server reads on, and answers the final dot too.
+    /// BDAT, before its chunk is read, where CHUNKING is offered. Without an instruction nothing is said. A reply that refuses is that
+    /// of a server that does not know BDAT: it reads the chunk as commands.
+    Bdat,
+    /// The content, once the 354 to DATA has gone out, or BDAT has come. Without an instruction nothing is said. After a reply that
+    /// does not close, the server reads on, and answers the final dot or the chunk too.
     Content,
-    /// The final dot.
+    /// The final dot, or the end of the last chunk.
     Dot,
     /// RSET.
     Rset,

@@ -1,18 +1,20 @@
 //! The server's side of one connection.
 //!
 //! Written apart from the client's code, so that the two check each other: strict about CRLF, about the order of
-//! commands and about the final dot.
+//! commands, about the final dot and about the octets of a chunk. What it does with content is in `conversation/content.rs`.
+
+mod content;
 
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::base64::decode;
 use super::behaviour::{Behaviour, Command, Exchange};
 use super::pipe::Pipe;
-use super::server::{ReceivedMessage, SmtpServer};
+use super::server::SmtpServer;
 
 /// Talks until one side ends. `reset` is called before the stream is dropped when it shall look broken.
 pub(super) async fn run(
@@ -36,6 +38,7 @@ pub(super) async fn run(
         tls: None,
         username: None,
         envelope: None,
+        spoilt: false,
         transactions: 0,
         closing: false,
     };
@@ -72,6 +75,8 @@ struct Conversation<'a, S> {
     /// Whom the client is authenticated as.
     username: Option<String>,
     envelope: Option<Envelope>,
+    /// A chunk was refused, and RSET has not come yet.
+    spoilt: bool,
     transactions: u64,
     /// The connection ends after this command.
     closing: bool,
@@ -82,6 +87,8 @@ struct Envelope {
     reverse_path: String,
     parameters: String,
     recipients: Vec<String>,
+    /// Of chunks before the last; `None`: more than the server takes.
+    chunks: Option<BytesMut>,
 }
 
 enum End {
@@ -140,8 +147,14 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         let command = match verb(&line) {
             Command::Ehlo | Command::Helo if is_lmtp => Command::Other,
             Command::Other if is_lmtp && line.to_ascii_uppercase().starts_with("LHLO ") => Command::Ehlo,
+            Command::Bdat if !self.offers_chunking() => Command::Other,
             command => command,
         };
+        // What a refused chunk leaves is not known (RFC 3030 §2): a strict server wants RSET.
+        if self.spoilt && !matches!(command, Command::Rset | Command::Quit | Command::Bdat) {
+            self.say("503 5.5.1 RSET first: a chunk was refused");
+            return Ok(());
+        }
         match command {
             Command::Ehlo | Command::Helo => {
                 let reply = self.hello(command);
@@ -154,9 +167,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
             Command::Mail => self.mail(&line).await?,
             Command::Rcpt => self.rcpt(&line).await?,
             Command::Data => self.data(&line).await?,
+            Command::Bdat => self.bdat(&line).await?,
             Command::Rset => {
                 if self.answer(command, &line, None, "250 2.0.0 reset".into()).await? {
-                    self.envelope = None;
+                    (self.envelope, self.spoilt) = (None, false);
                 }
             }
             Command::Quit => {
@@ -172,8 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
     fn hello(&self, command: Command) -> String {
         let offered = self.tls.is_none() && self.config().is_some();
         let state = self.server.state();
-        let keywords = if self.tls.is_some() { state.keywords_in_tls.as_ref() } else { None };
-        let keywords = keywords.unwrap_or(&state.keywords).iter().map(String::as_str);
+        let keywords = state.keywords(self.tls.is_some()).iter().map(String::as_str);
         let has_auth = keywords.clone().any(|keyword| keyword.starts_with("AUTH"));
         let auth = (state.credentials.is_some() && !has_auth).then_some("AUTH PLAIN LOGIN");
         let keywords = keywords.chain(offered.then_some("STARTTLS")).chain(auth);
@@ -182,6 +195,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         let last = words.len() - 1;
         let lines = words.iter().enumerate();
         lines.map(|(i, word)| format!("250{}{word}\n", if i < last { '-' } else { ' ' })).collect()
+    }
+
+    fn offers_chunking(&self) -> bool {
+        let state = self.server.state();
+        state.keywords(self.tls.is_some()).iter().any(|keyword| keyword.eq_ignore_ascii_case("CHUNKING"))
     }
 
     async fn start_tls(&mut self, line: &str) -> Step<()> {
@@ -280,6 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
                 reverse_path: reverse_path.into(),
                 parameters: parameters.into(),
                 recipients: Vec::new(),
+                chunks: Some(BytesMut::new()),
             });
         }
         Ok(())
@@ -299,60 +318,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
         Ok(())
     }
 
-    async fn data(&mut self, line: &str) -> Step<()> {
-        let reply = match &self.envelope {
-            None => "503 5.5.1 MAIL first",
-            Some(envelope) if envelope.recipients.is_empty() => "554 5.5.1 no valid recipients",
-            Some(_) => "354 go ahead",
-        };
-        if !self.answer(Command::Data, line, None, reply.into()).await? {
-            return Ok(());
-        }
-        self.answer(Command::Content, "", None, String::new()).await?;
-        if self.closing {
-            return Err(Some(End::Close));
-        }
-        let content = self.content().await?;
-        self.server.state().heard(".");
-        let reply = match &content {
-            Some(_) => "250 2.0.0 accepted",
-            None => "552 5.3.4 too large",
-        };
-        let mut recipients = Vec::new();
-        if self.server.state().lmtp {
-            let asked = self.envelope.as_ref().map(|envelope| envelope.recipients.clone());
-            for recipient in asked.unwrap_or_default() {
-                if self.answer(Command::Dot, "", Some(&recipient), reply.into()).await? {
-                    recipients.push(recipient);
-                }
-                if self.closing {
-                    break;
-                }
-            }
-        } else if self.answer(Command::Dot, "", None, reply.into()).await? {
-            recipients =
-                self.envelope.as_ref().map(|envelope| envelope.recipients.clone()).unwrap_or_default();
-        }
-        let envelope = self.envelope.take().unwrap_or_default();
-        if let (Some(content), false) = (content, recipients.is_empty()) {
-            let message = ReceivedMessage {
-                reverse_path: envelope.reverse_path,
-                mail_parameters: envelope.parameters,
-                recipients,
-                content,
-                connection: self.number,
-                address: self.address,
-                ehlo: self.ehlo.clone(),
-                tls: self.tls.clone(),
-                username: self.username.clone(),
-            };
-            // The reply has not gone out yet: a client that has it finds the message here.
-            self.server.state().received(message);
-        }
-        Ok(())
-    }
-
-    /// Answers as instructed, else with `normal`. Returns whether that accepts.
+    /// Answers as instructed, else with `normal`. Returns whether that accepts, as saying nothing does.
     async fn answer(
         &mut self,
         command: Command,
@@ -430,7 +396,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
 
     fn reply(&mut self, accepts: char, reply: &str) -> bool {
         self.say(reply);
-        reply.starts_with(accepts)
+        reply.is_empty() || reply.starts_with(accepts)
     }
 
     fn say(&mut self, reply: &str) {
@@ -453,30 +419,6 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Conversation<'_, S> {
                 self.say("500 5.5.6 line too long");
                 return Err(Some(End::Close));
             }
-            self.read().await?;
-        }
-    }
-
-    /// The content up to the final dot, dots undone (RFC 5321 §4.5.2). `None`: longer than the server takes.
-    async fn content(&mut self) -> Step<Option<Bytes>> {
-        // The CRLF of DATA begins the content's first line.
-        let mut octets = BytesMut::from("\r\n");
-        let mut searched = 0;
-        let mut too_long = false;
-        loop {
-            octets.extend_from_slice(&self.input);
-            self.input.clear();
-            if let Some(at) = octets.get(searched..).and_then(|new| memmem::find(new, b"\r\n.\r\n")) {
-                let end = searched + at;
-                self.input = octets.split_off(end + 5);
-                octets.truncate(end + 2);
-                return Ok((!too_long).then(|| unstuff(&octets)));
-            }
-            if octets.len() > SmtpServer::MAX_CONTENT {
-                too_long = true;
-                octets.advance(octets.len() - 4);
-            }
-            searched = octets.len().saturating_sub(4);
             self.read().await?;
         }
     }
@@ -512,18 +454,6 @@ pub(super) async fn pause(wait: std::time::Duration) {
     tokio::time::sleep(wait).await;
 }
 
-/// Takes off the CRLF put before the content, and one dot of each line that begins with one.
-fn unstuff(octets: &[u8]) -> Bytes {
-    let mut content = Vec::with_capacity(octets.len());
-    let mut from = 2;
-    for at in memmem::find_iter(octets, b"\r\n.") {
-        content.extend_from_slice(octets.get(from..at + 2).unwrap_or_default());
-        from = at + 3;
-    }
-    content.extend_from_slice(octets.get(from..).unwrap_or_default());
-    content.into()
-}
-
 /// Name and password, from the responses of PLAIN (RFC 4616) or LOGIN.
 fn credentials_of(responses: &[String]) -> Option<(String, String)> {
     let text = |response: &String| String::from_utf8(decode(response)?).ok();
@@ -547,6 +477,7 @@ fn verb(line: &str) -> Command {
         "MAIL" => Command::Mail,
         "RCPT" => Command::Rcpt,
         "DATA" => Command::Data,
+        "BDAT" => Command::Bdat,
         "RSET" => Command::Rset,
         "NOOP" => Command::Noop,
         "QUIT" => Command::Quit,

@@ -126,7 +126,8 @@ impl SmtpServer {
         Self { shared: Arc::new(Mutex::new(state)) }
     }
 
-    /// Offers these keywords, and no others.
+    /// Offers these keywords, and no others. With CHUNKING (RFC 3030) it takes BDAT, and after a chunk that it refused, or that was
+    /// for nobody, it answers 503 until RSET or QUIT.
     pub fn ehlo<K: Into<String>>(self, keywords: impl IntoIterator<Item = K>) -> Self {
         self.state().keywords = keywords.into_iter().map(Into::into).collect();
         self
@@ -317,6 +318,11 @@ impl SmtpServer {
 }
 
 impl State {
+    /// What is offered, besides STARTTLS and AUTH.
+    pub(super) fn keywords(&self, in_tls: bool) -> &[String] {
+        self.keywords_in_tls.as_ref().filter(|_| in_tls).unwrap_or(&self.keywords)
+    }
+
     pub(super) fn opened(&mut self) -> u64 {
         self.counts.connections += 1;
         self.counts.open += 1;

@@ -39,6 +39,7 @@ fn transaction(to: &[&str]) -> Transaction {
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         body: Bytes::from_static(b"Subject: x\r\n\r\n.hi\r\n"),
         eight_bit: false,
+        chunking: false,
         require_tls: false,
         smtputf8: false,
         host_is_authentic: false,
@@ -160,4 +161,58 @@ async fn scripted_transports_count() {
     assert!(one.transact(&transaction(&["a@y.example"])).await.end.is_some());
     drop((one, two));
     assert_eq!((transport.open_sessions(), transport.peak_sessions_at(good.peer)), (0, 1));
+}
+
+/// What the server says to all of this at once, the codes and the messages it took.
+async fn talk(server: &SmtpServer, octets: &[u8]) -> (Vec<String>, Vec<Bytes>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut client, stream) = tokio::io::duplex(1 << 16);
+    client.write_all(octets).await.unwrap();
+    client.shutdown().await.unwrap();
+    server.talk(stream, "192.0.2.1:25".parse().unwrap(), None).await;
+    let mut said = String::new();
+    client.read_to_string(&mut said).await.unwrap();
+    let codes = said.lines().filter(|line| line.as_bytes().get(3) == Some(&b' '));
+    let messages = server.messages().into_iter().map(|message| message.content).collect();
+    (codes.map(|line| line.split(' ').next().unwrap().to_owned()).collect(), messages)
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunks_are_counted_to_the_octet() {
+    let chunking = || SmtpServer::new().ehlo(["CHUNKING"]);
+    let begun = "EHLO c\r\nMAIL FROM:<a@x.example>\r\nRCPT TO:<b@y.example>\r\n";
+    for (server, said, codes, messages) in [
+        (chunking(), "BDAT 3\r\na\r\nBDAT 5 LAST\r\n.\r\nx\rQUIT\r\n", "250 250 221", &["a\r\n.\r\nx\r"][..]),
+        (chunking(), "bdat 0 last\r\nQUIT\r\n", "250 221", &[""]),
+        // One octet too few, and one too many.
+        (chunking(), "BDAT 2 LAST\r\nx\r\nQUIT\r\n", "250 500", &["x\r"]),
+        (chunking(), "BDAT 4 LAST\r\nx\r\nQUIT\r\n", "250 500", &["x\r\nQ"]),
+        (chunking(), "BDAT 3\r\na\r\nDATA\r\nQUIT\r\n", "250 503 221", &[]),
+        (chunking(), "BDAT x LAST\r\nBDAT\r\nBDAT 1 FIRST\r\nQUIT\r\n", "501 501 501 221", &[]),
+        // For nobody: the chunk is read, and then nothing will do but RSET or QUIT.
+        (
+            chunking(),
+            "RSET\r\nBDAT 6 LAST\r\nQUIT\r\nMAIL FROM:<a@x.example>\r\nNOOP\r\nBDAT 6\r\nRSET\r\nRSET\r\nNOOP\r\nQUIT\r\n",
+            "250 503 503 503 503 250 250 221",
+            &[],
+        ),
+        // A server that does not know BDAT reads the chunk as commands; so does one that offers it, and is told to.
+        (SmtpServer::new(), "BDAT 6 LAST\r\nNOOP\r\nQUIT\r\n", "500 250 221", &[]),
+        (
+            chunking().reply(Command::Bdat, "502 5.5.1 no"),
+            "BDAT 6 LAST\r\nNOOP\r\nQUIT\r\n",
+            "502 250 221",
+            &[],
+        ),
+        (
+            chunking().reply(Command::Dot, "550 5.7.1 no"),
+            "BDAT 6 LAST\r\nNOOP\r\nMAIL FROM:<a@x.example>\r\nRSET\r\nMAIL FROM:<a@x.example>\r\nQUIT\r\n",
+            "550 503 250 250 221",
+            &[],
+        ),
+    ] {
+        let (got, taken) = talk(&server, [begun, said].concat().as_bytes()).await;
+        assert_eq!((got[4..].join(" ").as_str(), taken.len()), (codes, messages.len()), "{said:?}");
+        assert!(taken.iter().zip(messages).all(|(taken, message)| taken == message), "{said:?}: {taken:?}");
+    }
 }

@@ -305,6 +305,8 @@ pub struct Transaction {
     pub body: Bytes,
     /// The content has octets over 127.
     pub eight_bit: bool,
+    /// The content may be sent by BDAT, where the server offers CHUNKING (RFC 3030); else by DATA.
+    pub chunking: bool,
     /// To be sent only in a session whose server's certificate was verified, to an authentic host, with REQUIRETLS
     /// (RFC 8689 §4.2.1); else [`Unsendable`].
     pub require_tls: bool,
@@ -335,11 +337,11 @@ pub struct TransactionReport {
     pub mail: Option<Reply>,
     /// The reply to each RCPT, in the order of the recipients; as long as they are.
     pub recipients: Vec<RecipientReport>,
-    /// The reply to DATA.
+    /// The reply to DATA. BDAT has no reply but that to the chunk.
     pub data: Option<Reply>,
-    /// The final dot was sent, at least in part: the server may have the whole message.
+    /// The final dot was sent, at least in part, or the last octet of a chunk (BDAT): the server may have the whole message.
     pub dot_sent: bool,
-    /// The reply to the final dot. In LMTP each recipient has its own: [`RecipientReport::Content`].
+    /// The reply to the final dot, or to the chunk. In LMTP each recipient has its own: [`RecipientReport::Content`].
     pub dot: Option<Reply>,
     /// The session ended in this transaction, so.
     pub end: Option<SessionEnd>,

@@ -35,6 +35,9 @@ const GONE: &str = "gone@example.net";
 const FAULTS: [&str; 11] =
     ["close", "reset", "silence", "421", "4xx", "5xx", "garbage", "long", "endless", "octets", "twice"];
 
+/// That a server does not do BDAT, though it offers CHUNKING.
+const CODES: [&str; 5] = ["500", "501", "502", "503", "504"];
+
 /// What a server does so. `normal` is what it says else.
 fn behaviour(fault: &str, normal: &str) -> Behaviour {
     let code = &normal[..3.min(normal.len())];
@@ -54,6 +57,7 @@ fn behaviour(fault: &str, normal: &str) -> Behaviour {
         "endless" => Behaviour::Raw(vec![b'2'; 1 << 20].into()),
         "octets" => Behaviour::Trickle(normal.to_owned(), Duration::from_secs(1)),
         "twice" => Behaviour::Reply(format!("{normal}\n{normal}")),
+        code if CODES.contains(&code) => format!("{code} 5.5.1 what?").into(),
         other => panic!("{other}?"),
     }
 }
@@ -76,6 +80,8 @@ struct Row {
 const PLAIN: &[&str] = &["8BITMIME"];
 const LOGIN_ALONE: &[&str] = &["8BITMIME", "AUTH LOGIN"];
 const PIPELINING: &[&str] = &["8BITMIME", "PIPELINING"];
+const CHUNKING: &[&str] = &["8BITMIME", "CHUNKING"];
+const BOTH: &[&str] = &["8BITMIME", "PIPELINING", "CHUNKING"];
 
 const fn row(name: &'static str, command: Command, normal: &'static str, cells: &'static str) -> Row {
     Row { name, command, before: 0, normal, keywords: PLAIN, kind: usual, policy: "", octets: 10, cells }
@@ -120,6 +126,17 @@ const fn local(row: Row) -> Row {
     to(SmtpServer::lmtp, with(LMTP, row))
 }
 
+/// By BDAT.
+const fn chunked(row: Row) -> Row {
+    let keywords = if row.keywords.len() == PIPELINING.len() { BOTH } else { CHUNKING };
+    Row { keywords, ..with(CHUNKS, row) }
+}
+
+/// By BDAT over LMTP.
+const fn chunked_local(row: Row) -> Row {
+    with(LOCAL_CHUNKS, chunked(local(row)))
+}
+
 /// At the second such command.
 const fn second(row: Row) -> Row {
     Row { before: 1, ..row }
@@ -133,9 +150,12 @@ const REQUIRED: &str = "[domain.'*']\nuse-starttls = 'required'";
 const LOGIN: &str = "[domain.'*']\nsmtp-hosts = '[192.0.2.1];[192.0.2.2]'\nauth-username = 'ann'\n\
                      auth-password = 'secret'\nuse-unencrypted-plain-auth = true";
 const LMTP: &str = "[domain.'*']\nsmtp-hosts = '[192.0.2.1];[192.0.2.2]'\nuse-lmtp = true";
+const CHUNKS: &str = "[domain.'*']\nuse-chunking = true";
+const LOCAL_CHUNKS: &str =
+    "[domain.'*']\nsmtp-hosts = '[192.0.2.1];[192.0.2.2]'\nuse-lmtp = true\nuse-chunking = true";
 
 #[rustfmt::skip]
-const ROWS: [Row; 33] = [
+const ROWS: [Row; 43] = [
     //                                                                        close reset silence 421 4xx 5xx garbage long endless octets twice
     // A host that does not know EHLO is asked with HELO. One whose STARTTLS fails is asked without, if its session did not
     // end by its own word or by what it said behind its 220.
@@ -179,6 +199,17 @@ const ROWS: [Row; 33] = [
     local(row("LMTP: dot", Command::Dot, "250 ok",                               "pp pp pp dp d= b= pp == pp == ==")),
     local(row("LMTP: RSET", Command::Rset, "250 reset",                          "== == dd == == == dd == dd == dd")),
     local(pipelined("LMTP: dot", Command::Dot, "250 ok",                         "pp pp pp dp d= b= pp == pp == ==")),
+    chunked(row("BDAT: MAIL", Command::Mail, "250 ok",                           "dd dd dd >> dd bb dd == dd == dd")),
+    chunked(row("BDAT: RCPT", Command::Rcpt, "250 ok",                           "dd dd dd =d =d =b dd == dd == dd")),
+    // Nothing follows DATA before its reply; by BDAT all of the content goes out while a line that never ends comes in.
+    large(chunked(row("BDAT: content", Command::Content, "250 ok",               "dd dd pp dd dd bb dd dd pp dd dd"))),
+    chunked(row("chunk", Command::Dot, "250 ok",                                 "pp pp pp dd dd bb pp == pp == ==")),
+    chunked(pipelined("BDAT: RCPT", Command::Rcpt, "250 ok",                     "dd dd dd =d =d =b dd == dd == dd")),
+    large(chunked(pipelined("BDAT: content", Command::Content, "250 ok",         "dd dd pp dd dd bb dd dd pp dd dd"))),
+    chunked(pipelined("chunk", Command::Dot, "250 ok",                           "pp pp pp dd dd bb pp == pp == ==")),
+    chunked(pipelined("BDAT: RSET", Command::Rset, "250 reset",                  "== == dd == == == dd == dd == dd")),
+    large(chunked_local(row("LMTP: BDAT: content", Command::Content, "250 ok",   "dd dd pp dd dd bb dd dd pp dd dd"))),
+    chunked_local(pipelined("LMTP: chunk", Command::Dot, "250 ok",               "pp pp pp dp d= b= pp == pp == ==")),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -191,11 +222,33 @@ async fn every_stage_fails_in_every_way() {
         }
         let cells = cells.join(" ");
         if cells != row.cells {
-            let pipelining = if row.keywords == PIPELINING { ", pipelined" } else { "" };
+            let pipelining = if row.keywords.contains(&"PIPELINING") { ", pipelined" } else { "" };
             writeln!(wrong, "{}{pipelining}:\n  {cells}, not\n  {}", row.name, row.cells).unwrap();
         }
     }
     assert!(wrong.is_empty(), "{}\n{wrong}", FAULTS.join(" "));
+}
+
+/// Refused as a command, early or late, BDAT is no verdict on the mail, and nobody has it: the next attempt takes it by DATA, or to the
+/// other host.
+#[tokio::test(start_paused = true)]
+async fn bdat_is_refused_as_a_command() {
+    for command in [Command::Bdat, Command::Content, Command::Dot] {
+        for row in [
+            large(chunked(pipelined("large", command, "250 ok", "dd"))),
+            large(chunked_local(row("large, LMTP", command, "250 ok", "dd"))),
+            chunked(row("small", command, "250 ok", "dd")),
+            chunked_local(pipelined("small, LMTP", command, "250 ok", "dd")),
+        ] {
+            // What has come to its end is not answered before it.
+            if command == Command::Content && row.octets < 1_000 {
+                continue;
+            }
+            for code in CODES {
+                assert_eq!(cell(&row, code).await, row.cells, "{} {command:?} {code}", row.name);
+            }
+        }
+    }
 }
 
 async fn cell(row: &Row, fault: &str) -> String {
@@ -207,7 +260,13 @@ async fn cell(row: &Row, fault: &str) -> String {
         Command::Rcpt => server().reply_to_rcpt(BEN, fails),
         command => server().reply(command, fails),
     };
-    let (first, second) = (first.times(1).after(row.before), server());
+    // A server that refuses BDAT refuses it for everybody.
+    let times = if CODES.contains(&fault) && row.policy == LOCAL_CHUNKS && row.command == Command::Dot {
+        2
+    } else {
+        1
+    };
+    let (first, second) = (first.times(times).after(row.before), server());
     world.server(MX, &first).server(MX2, &second);
     let engine = world.engine(MemoryStorage::new(), row.policy).await;
     if row.command == Command::Rset {

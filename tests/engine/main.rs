@@ -6,6 +6,7 @@
 mod addresses;
 mod auth;
 mod basics;
+mod chunking;
 mod controls;
 #[cfg(feature = "mta-sts")]
 mod dane;

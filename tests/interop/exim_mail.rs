@@ -180,7 +180,7 @@ fn a_verdict_on_the_message_is_every_recipients() {
 }
 
 /// Content with something awkward in it.
-fn contents() -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn contents() -> BTreeMap<String, Vec<u8>> {
     let head = |name: &str| format!("Subject: {name}\r\n\r\n").into_bytes();
     let all = [
         ("dots", b".\r\n..\r\n.a leading dot\r\n...\r\n\r\n.\r\n".to_vec()),
@@ -199,7 +199,7 @@ fn contents() -> BTreeMap<String, Vec<u8>> {
 }
 
 /// As Exim keeps it: the end of the last line is the transfer's own.
-fn kept(content: &[u8]) -> Vec<u8> {
+pub(crate) fn kept(content: &[u8]) -> Vec<u8> {
     let mut kept: Vec<u8> = content.iter().copied().filter(|octet| *octet != b'\r').collect();
     if kept.last() != Some(&b'\n') {
         kept.push(b'\n');

@@ -1,4 +1,4 @@
-//! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix's smtp-sink, Exim,
+//! The mailer example as a process, against a real DNS server (knotd), real SMTP servers (Postfix and its smtp-sink, Exim,
 //! aiosmtpd) and one that keeps what it gets octet for octet, all on loopback. And parts of it: the transport against
 //! OpenSSL, the engine with MTA-STS policies from a web server, and DANE with zones that knotd signs and Unbound validates.
 //!
@@ -13,6 +13,7 @@
 )]
 
 mod aiosmtpd;
+mod chunking;
 mod controls;
 mod controls_dns;
 mod controls_limits;
@@ -27,6 +28,7 @@ mod exim;
 mod exim_mail;
 mod failures;
 mod mta_sts;
+mod postfix;
 mod process;
 mod recorder;
 mod replay;

@@ -78,6 +78,7 @@ async fn starttls_with_openssl() {
         recipients: vec![Address::parse("b@example.net").unwrap()],
         body: body.clone().into(),
         eight_bit: false,
+        chunking: false,
         require_tls: false,
         smtputf8: false,
         host_is_authentic: false,

@@ -35,6 +35,7 @@ fn transaction() -> Transaction {
         recipients: vec![Address::parse("b@example.net").unwrap()],
         body: "Subject: x\r\n\r\n0123456789\r\n".repeat(1_000).into(),
         eight_bit: false,
+        chunking: false,
         require_tls: false,
         smtputf8: false,
         host_is_authentic: false,

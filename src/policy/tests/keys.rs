@@ -40,6 +40,7 @@ fn every_setting_is_read_and_checked() {
             if cfg!(feature = "tls") { &[("\"off\"", "Off"), ("\"opportunistic\"", "Opportunistic"), ("\"required\"", "Required"), ("\"verify\"", "Verify")] } else { &[("\"off\"", "Off")] },
             &["true", "\"on\"", "\"implicit\""]),
         ("use-lmtp", |s| s.use_lmtp.to_string(), &[("false", "false")], &["\"no\"", "1"]),
+        ("use-chunking", |s| s.use_chunking.to_string(), &[("true", "true"), ("false", "false")], &["\"no\"", "1"]),
         ("use-implicit-tls", |s| s.use_implicit_tls.to_string(), &[("false", "false")], &["\"no\"", "1"]),
         ("auth-username", |s| format!("{:?}", s.auth_username), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),
         ("auth-password", |s| format!("{:?}", s.auth_password), &[("\"\"", "None")], &["5", "\"a\\u0000b\"", "[\"a\"]"]),

@@ -72,6 +72,11 @@ pub(super) fn rcpt(out: &mut Vec<u8>, recipient: &Address, dsn: Option<&Recipien
     out.extend_from_slice(b"\r\n");
 }
 
+/// BDAT for a chunk of so many octets, the only one and so the last (RFC 3030 §2).
+pub(super) fn bdat(octets: u64) -> Vec<u8> {
+    format!("BDAT {octets} LAST\r\n").into_bytes()
+}
+
 /// Whether `name` may stand in EHLO: one word of visible ASCII, of a domain's length or a literal's.
 pub(super) fn is_hello_name(name: &str) -> bool {
     (1..=255).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
@@ -120,6 +125,7 @@ mod tests {
         rcpt(&mut out, &Address::parse("b@y.example").unwrap(), Some(&dsn));
         let line = "RCPT TO:<b@y.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b+2Bc@y.example\r\n";
         assert_eq!(String::from_utf8(out).unwrap(), line);
+        assert_eq!(bdat(0), b"BDAT 0 LAST\r\n");
         assert_eq!(hello("EHLO", "[192.0.2.1]"), b"EHLO [192.0.2.1]\r\n");
     }
 

@@ -1,4 +1,4 @@
-//! The content on the wire: dot-stuffing and the final dot (RFC 5321 §4.5.2), without copying.
+//! The content on the wire, without copying: with dots doubled and the final dot (RFC 5321 §4.5.2), or as one chunk (RFC 3030).
 
 use std::io::IoSlice;
 
@@ -59,6 +59,35 @@ impl<'a> Content<'a> {
         self.pending = self.body.get(self.rest..end).unwrap_or_default();
         self.rest = next;
         !self.pending.is_empty()
+    }
+}
+
+/// A message's content as one chunk (RFC 3030 §2): the command, and then the octets that arrive when [`Content`] is sent.
+pub(super) struct Chunk<'a> {
+    /// What is not handed out yet.
+    parts: [&'a [u8]; 3],
+}
+
+impl<'a> Chunk<'a> {
+    /// `command` says that [`size`] octets follow.
+    pub(super) fn new(command: &'a [u8], body: &'a [u8]) -> Self {
+        let line_end: &[u8] = if ends_in_line_end(body) { b"" } else { b"\r\n" };
+        Self { parts: [command, body, line_end] }
+    }
+
+    /// Fills `slices` with the next block. Returns whether it is the last.
+    pub(super) fn next_block(&mut self, slices: &mut Vec<IoSlice<'a>>) -> bool {
+        slices.clear();
+        let mut room = BLOCK;
+        for part in &mut self.parts {
+            let (now, later) = part.split_at_checked(room).unwrap_or((*part, &[]));
+            if !now.is_empty() {
+                slices.push(IoSlice::new(now));
+            }
+            room -= now.len();
+            *part = later;
+        }
+        self.parts.iter().all(|part| part.is_empty())
     }
 }
 
@@ -139,6 +168,54 @@ mod tests {
         assert_eq!(slices[0].as_ptr(), body.as_ptr());
     }
 
+    /// A chunk's octets, command included.
+    fn chunk(command: &[u8], body: &[u8]) -> Vec<u8> {
+        let mut chunk = Chunk::new(command, body);
+        let (mut slices, mut wire) = (Vec::new(), Vec::new());
+        loop {
+            let last = chunk.next_block(&mut slices);
+            let block = slices.iter().map(|slice| &**slice).collect::<Vec<_>>().concat();
+            assert!(
+                block.len() == BLOCK || last && !block.is_empty() && block.len() < BLOCK,
+                "{}",
+                block.len()
+            );
+            wire.extend(block);
+            if last {
+                return wire;
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_the_command_and_the_message() {
+        for (body, expected) in [
+            ("", "BDAT LAST\r\n"),
+            (".", "BDAT LAST\r\n.\r\n"),
+            ("a", "BDAT LAST\r\na\r\n"),
+            ("a\r\n.\r\n..\r\n", "BDAT LAST\r\na\r\n.\r\n..\r\n"),
+        ] {
+            let wire = chunk(b"BDAT LAST\r\n", body.as_bytes());
+            assert_eq!(String::from_utf8(wire).unwrap(), expected, "{body:?}");
+        }
+        for length in BLOCK - 20..BLOCK + 3 {
+            for end in ["", "\r\n"] {
+                let body = "x".repeat(length) + end;
+                let wire = chunk(b"BDAT LAST\r\n", body.as_bytes());
+                assert_eq!(wire.len() as u64, 11 + size(body.as_bytes()), "{length} {end:?}");
+                assert!(wire.ends_with(b"x\r\n"), "{length} {end:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_two_slices_and_one_of_them_the_body_itself() {
+        let body = b"Subject: x\r\n\r\nhello\r\n";
+        let mut slices = Vec::new();
+        assert!(Chunk::new(b"BDAT 23 LAST\r\n", body).next_block(&mut slices));
+        assert_eq!((slices.len(), slices[1].as_ptr()), (2, body.as_ptr()));
+    }
+
     #[test]
     fn sizes_are_those_of_the_message() {
         assert_eq!((size(b""), size(b".\r\n"), size(b"a")), (0, 3, 3));
@@ -170,6 +247,7 @@ mod tests {
             ended in any::<bool>(),
         ) {
             let body = lines.join("\r\n") + if ended { "\r\n" } else { "" };
+            let chunk = String::from_utf8(chunk(b"B", body.as_bytes())).unwrap();
             let wire = String::from_utf8(wire(body.as_bytes())).unwrap();
             let content = wire.strip_suffix(".\r\n").unwrap();
             prop_assert!(content.is_empty() || content.ends_with("\r\n"));
@@ -178,7 +256,9 @@ mod tests {
             let unstuffed: String =
                 content.split_inclusive("\r\n").map(|line| line.strip_prefix('.').unwrap_or(line)).collect();
             let added = if body.is_empty() || body.ends_with("\r\n") { "" } else { "\r\n" };
-            prop_assert_eq!(unstuffed, body + added);
+            prop_assert_eq!(&unstuffed, &(body + added));
+            // What comes by BDAT is what comes by DATA.
+            prop_assert_eq!(chunk, "B".to_owned() + &unstuffed);
         }
     }
 }

@@ -10,6 +10,8 @@ pub(crate) struct Extensions {
     pub(super) pipelining: bool,
     /// RFC 6152.
     pub(super) eight_bit_mime: bool,
+    /// RFC 3030.
+    pub(super) chunking: bool,
     /// RFC 6531.
     pub(super) smtputf8: bool,
     /// RFC 2034. Enhanced statuses are read in any case; servers send them without offering.
@@ -62,6 +64,7 @@ impl Extensions {
             match keyword.to_ascii_uppercase().as_slice() {
                 b"PIPELINING" => extensions.pipelining = true,
                 b"8BITMIME" => extensions.eight_bit_mime = true,
+                b"CHUNKING" => extensions.chunking = true,
                 b"SMTPUTF8" => extensions.smtputf8 = true,
                 b"ENHANCEDSTATUSCODES" => extensions.enhanced_status_codes = true,
                 b"STARTTLS" => extensions.starttls = true,
@@ -122,6 +125,7 @@ mod tests {
         let all = Extensions {
             pipelining: true,
             eight_bit_mime: true,
+            chunking: true,
             smtputf8: true,
             enhanced_status_codes: true,
             starttls: true,
@@ -131,7 +135,7 @@ mod tests {
             dsn: true,
             limits: limits(20, 5),
         };
-        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-STARTTLS\n250-Dsn\n250-RequireTLS\n\
+        let text = "250-mx.example at your service\n250-SIZE 35882577\n250-8bitmime\n250-Chunking\n250-STARTTLS\n250-Dsn\n250-RequireTLS\n\
                     250-EnhancedStatusCodes\n250-PIPELINING\n250-AUTH=LOGIN\n250-AUTH LOGIN\n\
                     250-limits MailMax=5 RCPTMAX=20 RCPTDOMAINMAX=8\n250 SMTPUTF8";
         assert_eq!(offers(text), all);

@@ -1,6 +1,6 @@
 //! SMTP (RFC 5321) over any [`Connector`], with TLS (RFC 3207, RFC 8314) as the target wishes.
 //!
-//! How a session comes about is written top to bottom in `opening.rs`, what is said in it in `session.rs`; `wire.rs` keeps octets and replies
+//! How a session comes about is written top to bottom in `opening.rs`, what is said in it in `session.rs`, `memory.rs` keeps what the next ones are to know; `wire.rs` keeps octets and replies
 //! apart from it, `data.rs` and `commands.rs` are what goes out, [`ReplyParser`](crate::reply::ReplyParser) what
 //! comes in.
 
@@ -11,8 +11,8 @@ mod connector;
 mod dane;
 mod data;
 mod ehlo;
+mod memory;
 mod opening;
-mod plain;
 mod session;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
@@ -33,8 +33,8 @@ pub use connector::{Connector, Stream, TcpConnector};
 #[cfg(feature = "tls")]
 pub use tls::RootsError;
 
+use self::memory::Memory;
 use self::opening::{Failed, open};
-use self::plain::PlainHosts;
 use self::session::SmtpSession;
 use self::tls::Tls;
 #[cfg(feature = "testing")]
@@ -75,11 +75,17 @@ use crate::reply::{Reply, Stage};
 /// PLAIN is not offered. Without TLS they are sent only if [`Credentials::unencrypted`](crate::policy::Credentials::unencrypted)
 /// says so; else no connection goes on in plain where opportunistic TLS fails. A session that can not be authenticated
 /// is given up with [`EndCause::AuthNotOffered`], [`EndCause::AuthNeedsTls`] or the server's own reply.
+///
+/// # BDAT
+///
+/// With [`Transaction::chunking`](super::Transaction::chunking), and a server that offers CHUNKING (RFC 3030), content goes as one
+/// chunk, once a recipient was accepted. A server that answers 500 to 504 does not do it: the session ends with [`EndCause::Protocol`], and
+/// for an hour this host at this address is sent DATA; 1,024 such are remembered.
 #[derive(Clone, Debug)]
 pub struct SmtpTransport {
     connector: Arc<dyn Connector>,
     tls: Arc<Tls>,
-    plain: Arc<PlainHosts>,
+    memory: Arc<Memory>,
 }
 
 impl SmtpTransport {
@@ -90,7 +96,7 @@ impl SmtpTransport {
 
     /// Over connections made by `connector`.
     pub fn over(connector: impl Connector) -> Self {
-        Self { connector: Arc::new(connector), tls: Arc::default(), plain: Arc::default() }
+        Self { connector: Arc::new(connector), tls: Arc::default(), memory: Arc::default() }
     }
 
     /// Verifies certificates by these roots, in PEM, in place of the platform's. What was remembered of sessions
@@ -112,7 +118,7 @@ impl SmtpTransport {
         let limit = target.timeouts.connect;
         let stream = timeout(limit, self.connector.connect(target)).await;
         match stream.unwrap_or(Err(EndCause::Timeout(limit))) {
-            Ok(stream) => open(stream, target, level, &self.tls).await,
+            Ok(stream) => open(stream, target, level, &self.tls, &self.memory).await,
             Err(cause) => {
                 let error = ConnectError { stage: Stage::Connect, cause };
                 Err(Failed { error, by_starttls: false })
@@ -146,18 +152,18 @@ impl Transport for SmtpTransport {
         let may_be_plain = wished == StartTls::Opportunistic
             && !target.tls.implicit
             && target.credentials.as_ref().is_none_or(|credentials| credentials.unencrypted);
-        let level = if may_be_plain && self.plain.has(target) { StartTls::Off } else { wished };
-        let fell_back =
-            |session: SmtpSession| session.in_plain_for_want_of_tls(self.plain.clone(), &target.host);
+        let in_plain = &self.memory.in_plain;
+        let known = may_be_plain && in_plain.has(&target.host, target.peer);
+        let level = if known { StartTls::Off } else { wished };
         match self.open(target, level).await {
-            Ok(session) if level != wished => Ok(Box::new(fell_back(session))),
+            Ok(session) if level != wished => Ok(Box::new(session.in_plain_for_want_of_tls())),
             Ok(session) => Ok(Box::new(session)),
             Err(failed) if failed.by_starttls && may_be_plain => {
                 // The first connection is closed.
                 let session = self.open(target, StartTls::Off).await.map_err(|failed| failed.error)?;
                 // Now it is known that TLS was the trouble, and not the host.
-                self.plain.add(target);
-                Ok(Box::new(fell_back(session)))
+                in_plain.add(&target.host, target.peer);
+                Ok(Box::new(session.in_plain_for_want_of_tls()))
             }
             Err(failed) => Err(failed.error),
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::connector::Stream;
 use super::ehlo::Extensions;
+use super::memory::Memory;
 use super::session::SmtpSession;
 use super::tls::{Secured, Tls};
 use super::wire::Wire;
@@ -57,9 +58,12 @@ pub(super) async fn open(
     target: &Target,
     level: StartTls,
     tls: &Arc<Tls>,
+    memory: &Arc<Memory>,
 ) -> Result<SmtpSession, Failed> {
     match converse(stream, target, level, tls).await {
-        Ok(session) => Ok(session),
+        Ok((wire, extensions, secured)) => {
+            Ok(SmtpSession::new(wire, extensions, secured, target, memory.clone()))
+        }
         Err(Ended { failed, wire }) => {
             if let Some(mut wire) = wire {
                 // Its reply to that tells nothing.
@@ -75,7 +79,7 @@ async fn converse(
     target: &Target,
     level: StartTls,
     tls: &Arc<Tls>,
-) -> Result<SmtpSession, Ended> {
+) -> Result<(Wire, Extensions, Option<Secured>), Ended> {
     let mut secured = None;
     let mut wire = if target.tls.implicit {
         let handshake = tls.handshake(stream, target).await;
@@ -119,7 +123,7 @@ async fn converse(
             return Err(Ended::at(Stage::Auth, cause).refused(wire));
         }
     }
-    Ok(SmtpSession::new(wire, extensions, secured, target))
+    Ok((wire, extensions, secured))
 }
 
 /// STARTTLS and the handshake (RFC 3207 §4): the stream in TLS, and what is to be known of it.

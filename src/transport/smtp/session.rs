@@ -1,4 +1,6 @@
-//! One session's conversation: transactions, one after the other.
+//! One session's conversation: transactions, one after the other. What is said of content is in `session/content.rs`.
+
+mod content;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,11 +11,11 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::commands::{self, MailParameters};
-use super::data::{self, Content};
+use super::data;
 use super::ehlo::Extensions;
-use super::plain::PlainHosts;
+use super::memory::Memory;
 use super::tls::Secured;
-use super::wire::{LINGER, Wire};
+use super::wire::Wire;
 use super::{excerpt, is_refusal};
 use crate::message::{Address, RecipientDsn};
 use crate::reply::{Reply, Stage};
@@ -22,16 +24,27 @@ use crate::transport::{
     SessionLimits, Target, Timeouts, Transaction, TransactionReport, Unsendable,
 };
 
+/// How a transaction's content is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// With a final dot (RFC 5321 §4.1.1.4).
+    Data,
+    /// As one chunk (RFC 3030 §2).
+    Bdat,
+}
+
 /// A session after EHLO or HELO.
 pub(super) struct SmtpSession {
     peer: SocketAddr,
+    host: Arc<str>,
     wire: Wire,
     protocol: Protocol,
     extensions: Extensions,
     timeouts: Arc<Timeouts>,
     tls: Option<Secured>,
-    /// Where and of which host it is remembered that it is spoken to in plain, since TLS failed with it.
-    fell_back: Option<(Arc<PlainHosts>, Arc<str>)>,
+    /// It is in plain since TLS failed with the host.
+    fell_back: bool,
+    memory: Arc<Memory>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
     ended: Option<SessionEnd>,
@@ -99,14 +112,30 @@ impl Session for SmtpSession {
 }
 
 impl SmtpSession {
-    pub(super) fn new(wire: Wire, extensions: Extensions, tls: Option<Secured>, target: &Target) -> Self {
-        let (peer, timeouts) = (target.peer, target.timeouts.clone());
-        let protocol = target.protocol;
-        Self { peer, wire, protocol, extensions, timeouts, tls, fell_back: None, dirty: false, ended: None }
+    pub(super) fn new(
+        wire: Wire,
+        extensions: Extensions,
+        tls: Option<Secured>,
+        target: &Target,
+        memory: Arc<Memory>,
+    ) -> Self {
+        Self {
+            peer: target.peer,
+            host: target.host.clone(),
+            wire,
+            protocol: target.protocol,
+            extensions,
+            timeouts: target.timeouts.clone(),
+            tls,
+            fell_back: false,
+            memory,
+            dirty: false,
+            ended: None,
+        }
     }
 
-    pub(super) fn in_plain_for_want_of_tls(self, hosts: Arc<PlainHosts>, host: &Arc<str>) -> Self {
-        Self { fell_back: Some((hosts, host.clone())), ..self }
+    pub(super) fn in_plain_for_want_of_tls(self) -> Self {
+        Self { fell_back: true, ..self }
     }
 
     async fn converse(
@@ -121,12 +150,20 @@ impl SmtpSession {
         self.wire.check_idle().await.map_err(|cause| ended(Stage::Mail, cause))?;
         self.wire.renew_budget();
 
+        let way = self.way(transaction);
         let ready = if self.extensions.pipelining {
-            self.envelope_in_one(transaction, report).await?
+            self.envelope_in_one(transaction, way, report).await?
         } else {
-            self.envelope_step_by_step(transaction, report).await?
+            self.envelope_step_by_step(transaction, way, report).await?
         };
-        if ready { self.content(&transaction.body, report).await } else { Ok(()) }
+        if ready { self.content(&transaction.body, way, report).await } else { Ok(()) }
+    }
+
+    fn way(&self, transaction: &Transaction) -> Way {
+        let by_bdat = transaction.chunking
+            && self.extensions.chunking
+            && !self.memory.without_bdat.has(&self.host, self.peer);
+        if by_bdat { Way::Bdat } else { Way::Data }
     }
 
     /// What this server can not take is not sent (RFC 1870 §6.1, RFC 6152 §3, RFC 6531 §3.1, RFC 8689 §4.2.1).
@@ -159,14 +196,17 @@ impl SmtpSession {
     }
 
     /// MAIL, every RCPT and DATA in one write (RFC 2920 §3.1). Returns whether the content is wanted.
+    ///
+    /// A chunk is not in it: a server that takes no recipient may refuse BDAT, and read the content as commands.
     async fn envelope_in_one(
         &mut self,
         transaction: &Transaction,
+        way: Way,
         report: &mut TransactionReport,
     ) -> Result<bool, SessionEnd> {
         let reset = self.dirty;
         let mut out = Vec::with_capacity(128 + 48 * transaction.recipients.len());
-        let mut commands = 2;
+        let mut commands = 1;
         if reset {
             out.extend_from_slice(commands::RSET);
             commands += 1;
@@ -176,7 +216,10 @@ impl SmtpSession {
             self.encode_rcpt(&mut out, &asked);
             commands += 1;
         }
-        out.extend_from_slice(commands::DATA);
+        if way == Way::Data {
+            out.extend_from_slice(commands::DATA);
+            commands += 1;
+        }
         self.wire.send(&out, self.timeouts.mail, commands).await;
         drop(out);
 
@@ -187,6 +230,9 @@ impl SmtpSession {
         let mut accepted = false;
         for slot in unanswered(report) {
             accepted |= self.rcpt_reply(slot).await?;
+        }
+        if way == Way::Bdat {
+            return Ok(mail && accepted);
         }
         let wanted = self.data_reply(report).await?;
         match (wanted, accepted) {
@@ -208,6 +254,7 @@ impl SmtpSession {
     async fn envelope_step_by_step(
         &mut self,
         transaction: &Transaction,
+        way: Way,
         report: &mut TransactionReport,
     ) -> Result<bool, SessionEnd> {
         if self.dirty {
@@ -227,8 +274,8 @@ impl SmtpSession {
             self.command(&out, Stage::Rcpt, self.timeouts.rcpt).await?;
             accepted |= self.rcpt_reply(asked.slot).await?;
         }
-        if !accepted {
-            return Ok(false);
+        if !accepted || way == Way::Bdat {
+            return Ok(accepted);
         }
         self.command(commands::DATA, Stage::Data, self.timeouts.data).await?;
         self.data_reply(report).await
@@ -270,9 +317,9 @@ impl SmtpSession {
 
     async fn mail_reply(&mut self, report: &mut TransactionReport) -> Result<bool, SessionEnd> {
         let reply = self.reply(Stage::Mail, self.timeouts.mail).await?;
-        if let Some((hosts, host)) = self.fell_back.as_ref().filter(|_| reply.code() == 530) {
-            // RFC 3207 §4: it wants STARTTLS first, which failed. That says nothing of the mail.
-            hosts.remove(host, self.peer);
+        if self.fell_back && reply.code() == 530 {
+            // RFC 3207 §4: it wants STARTTLS first, which failed. That says nothing of the mail. It is asked for TLS again.
+            self.memory.in_plain.remove(&self.host, self.peer);
             let words = format!(
                 "TLS failed with the host a while ago, and without it says: {}",
                 excerpt("MAIL", &reply)
@@ -309,61 +356,6 @@ impl SmtpSession {
         }
         let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
         verdict(Stage::Dot, &reply).map(|_| false)
-    }
-
-    /// The content and the final dot.
-    async fn content(&mut self, body: &[u8], report: &mut TransactionReport) -> Result<(), SessionEnd> {
-        let mut content = Content::new(body);
-        let mut slices = Vec::with_capacity(2);
-        let mut sent = self.wire.is_quiet();
-        let mut last = false;
-        while sent && !last {
-            last = content.next_block(&mut slices);
-            report.dot_sent = last;
-            sent = self.wire.send_content(&mut slices, self.timeouts.data_block).await;
-        }
-        if !sent {
-            return Err(self.interrupted(report).await);
-        }
-        if self.protocol == Protocol::Lmtp {
-            return self.content_replies(report).await;
-        }
-        let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
-        let accepted = verdict(Stage::Dot, &reply);
-        report.dot = said(reply);
-        // Whatever the reply, the server has dropped its buffers (RFC 5321 §4.1.1.4).
-        self.dirty = false;
-        accepted.map(|_| ())
-    }
-
-    /// One for each recipient that was accepted, in order (RFC 2033 §4.2).
-    async fn content_replies(&mut self, report: &mut TransactionReport) -> Result<(), SessionEnd> {
-        let accepted =
-            |slot: &RecipientReport| matches!(slot, RecipientReport::Reply(reply) if reply.is_positive());
-        for slot in report.recipients.iter_mut().filter(|slot| accepted(slot)) {
-            let reply = self.reply(Stage::Dot, self.timeouts.dot).await?;
-            let goes_on = verdict(Stage::Dot, &reply);
-            if let Some(reply) = said(reply) {
-                *slot = RecipientReport::Content(reply);
-            }
-            goes_on?;
-        }
-        self.dirty = false;
-        Ok(())
-    }
-
-    /// The content could not be sent to its end. Servers that stop reading usually say why: a refusal already
-    /// waiting is the reply to the content. An acceptance can not be.
-    async fn interrupted(&mut self, report: &mut TransactionReport) -> SessionEnd {
-        let stage = if report.dot_sent { Stage::Dot } else { Stage::Data };
-        match self.wire.reply(LINGER).await {
-            Ok(reply) if is_refusal(&reply) => {
-                report.dot = Some(reply.clone());
-                ended(stage, EndCause::Reply(reply))
-            }
-            Ok(reply) => ended(stage, EndCause::Protocol(excerpt("before the final dot", &reply))),
-            Err(cause) => ended(stage, cause),
-        }
     }
 
     async fn reply(&mut self, stage: Stage, limit: Duration) -> Result<Reply, SessionEnd> {

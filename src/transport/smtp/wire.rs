@@ -26,6 +26,17 @@ const BUDGET: usize = 256 * 1024;
 /// Text kept of a reply when the budget is used up: enough for every reply of good faith.
 const FLOOR: usize = 512;
 
+/// How much of a block of content went out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// All of it.
+    Whole,
+    /// All of it was handed to the connection, which did not pass all on: nobody knows how much has arrived.
+    HandedOver,
+    /// Not to its end.
+    InPart,
+}
+
 /// A connection and what is known of it.
 ///
 /// A failure is remembered, not returned where it shows: replies that arrived before it come first.
@@ -84,6 +95,12 @@ impl Wire {
         .await;
     }
 
+    /// Whether more content may be sent: no reply has come and nothing failed, as far as can be seen without waiting.
+    pub(super) async fn takes_more(&mut self) -> bool {
+        self.look().await;
+        self.replies.is_empty() && self.failure.is_none()
+    }
+
     /// Begins a transaction's budget for replies; gives back what the last one's took.
     pub(super) fn renew_budget(&mut self) {
         self.budget = BUDGET;
@@ -100,15 +117,14 @@ impl Wire {
     /// other to read (RFC 2920 §3.1). Each block has `limit` to go out. Failures show in [`Wire::reply`].
     pub(super) async fn send(&mut self, octets: &[u8], limit: Duration, expected: usize) {
         for block in octets.chunks(BLOCK) {
-            if !self.send_block(&mut [IoSlice::new(block)], limit, expected).await {
+            if self.send_block(&mut [IoSlice::new(block)], limit, expected).await != Sent::Whole {
                 return;
             }
         }
     }
 
-    /// Sends one block of content. Returns whether all of it went out; not when a reply came first: there is
-    /// none to expect before the final dot.
-    pub(super) async fn send_content(&mut self, slices: &mut [IoSlice<'_>], limit: Duration) -> bool {
+    /// Sends one block of content. A reply ends it: there is none to expect before the content's end.
+    pub(super) async fn send_content(&mut self, slices: &mut [IoSlice<'_>], limit: Duration) -> Sent {
         if slices.len() == 1 || self.stream.is_write_vectored() {
             return self.send_block(slices, limit, 0).await;
         }
@@ -116,16 +132,17 @@ impl Wire {
         self.send_block(&mut [IoSlice::new(&joined)], limit, 0).await
     }
 
-    async fn send_block(&mut self, slices: &mut [IoSlice<'_>], limit: Duration, expected: usize) -> bool {
+    async fn send_block(&mut self, slices: &mut [IoSlice<'_>], limit: Duration, expected: usize) -> Sent {
         if self.failure.is_some() {
-            return false;
+            return Sent::InPart;
         }
         let mut unsent = slices;
-        let sent = timeout(limit, poll_fn(|cx| self.poll_send(cx, &mut unsent, expected))).await;
-        sent.unwrap_or_else(|_| {
-            self.end_input(EndCause::Timeout(limit));
-            false
-        })
+        match timeout(limit, poll_fn(|cx| self.poll_send(cx, &mut unsent, expected))).await {
+            Ok(true) => return Sent::Whole,
+            Ok(false) => {}
+            Err(_) => _ = self.end_input(EndCause::Timeout(limit)),
+        }
+        if unsent.is_empty() { Sent::HandedOver } else { Sent::InPart }
     }
 
     /// With no reply expected, any that comes ends the sending.

@@ -4,11 +4,6 @@ use super::*;
 use crate::testing::Command;
 use crate::transport::Unsendable;
 
-fn verbs(server: &SmtpServer) -> String {
-    let commands = server.commands();
-    commands.iter().map(|line| line.split(' ').next().unwrap()).collect::<Vec<_>>().join(" ")
-}
-
 #[tokio::test(start_paused = true)]
 async fn with_pipelining_the_group_is_one_write() {
     let mut session = connect_to(1 << 16, |mut lines| async move {

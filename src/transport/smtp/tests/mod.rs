@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "the helpers of tests")]
 
 mod auth;
+mod chunking;
 mod content;
 #[cfg(feature = "tls")]
 mod dane;
@@ -74,6 +75,7 @@ fn transaction(to: &[&str], body: impl Into<Bytes>) -> Transaction {
         reverse_path: Some(Address::parse("a@x.example").unwrap()),
         recipients: to.iter().map(|to| Address::parse(to).unwrap()).collect(),
         eight_bit: !body.is_ascii(),
+        chunking: false,
         require_tls: false,
         smtputf8: false,
         host_is_authentic: false,
@@ -145,6 +147,12 @@ impl Lines {
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut self.0, &mut discarded).await;
         std::future::pending().await
     }
+}
+
+/// Of the commands a server received.
+fn verbs(server: &SmtpServer) -> String {
+    let commands = server.commands();
+    commands.iter().map(|line| line.split(' ').next().unwrap()).collect::<Vec<_>>().join(" ")
 }
 
 fn codes(report: &TransactionReport) -> (Option<u16>, Vec<Option<u16>>, Option<u16>, Option<u16>) {

@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::testing::{Behaviour, Command, TestCertificate};
-use crate::transport::smtp::plain::PlainHosts;
+use crate::transport::smtp::memory::Hosts;
 use crate::transport::{TlsWish, Unsendable};
 
 const HOST: &str = "mx.example";
@@ -32,12 +32,6 @@ fn network(server: &SmtpServer) -> (MemoryNetwork, SmtpTransport) {
     let network = MemoryNetwork::new();
     network.listen(peer(), server);
     (network.clone(), SmtpTransport::over(network))
-}
-
-fn verbs(server: &SmtpServer) -> String {
-    let commands = server.commands();
-    let verbs: Vec<&str> = commands.iter().map(|line| line.split(' ').next().unwrap()).collect();
-    verbs.join(" ")
 }
 
 async fn send(session: &mut Box<dyn Session>, message: &Transaction) -> (Option<u16>, Option<u16>) {
@@ -190,7 +184,7 @@ async fn opportunistic_tls_that_fails_goes_on_in_plain_and_is_remembered() {
         assert_eq!((network.attempts(peer()), network.peak_connections(peer())), (2, 1), "{name}");
         server.clear();
 
-        tokio::time::advance(PlainHosts::TIME - Duration::from_secs(1)).await;
+        tokio::time::advance(Hosts::TIME - Duration::from_secs(1)).await;
         let again = transport.clone().connect(&target).await.unwrap();
         assert_eq!((again.tls(), network.attempts(peer())), (None, 3), "{name}: remembered, also by clones");
         drop(again);
@@ -488,13 +482,14 @@ async fn implicit_tls_is_never_plain() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_remembered_is_bounded() {
-    let hosts = PlainHosts::default();
-    let named = |n: usize| Target { host: format!("mx{n}.example").into(), ..target() };
-    hosts.add(&named(0));
-    (0..=PlainHosts::MOST).for_each(|n| hosts.add(&named(n)));
-    assert!(!hosts.has(&named(0)) && hosts.has(&named(1)) && hosts.has(&named(PlainHosts::MOST)));
-    tokio::time::advance(PlainHosts::TIME).await;
-    assert!(!hosts.has(&named(PlainHosts::MOST)));
+    let hosts = Hosts::default();
+    let named = |n: usize| Arc::<str>::from(format!("mx{n}.example"));
+    let has = |n| hosts.has(&named(n), peer());
+    hosts.add(&named(0), peer());
+    (0..=Hosts::MOST).for_each(|n| hosts.add(&named(n), peer()));
+    assert!(!has(0) && has(1) && has(Hosts::MOST));
+    tokio::time::advance(Hosts::TIME).await;
+    assert!(!has(Hosts::MOST));
 }
 
 /// RFC 8689 §4.2.1.
