@@ -244,8 +244,11 @@ async fn bdat_is_refused_as_a_command() {
             if command == Command::Content && row.octets < 1_000 {
                 continue;
             }
+            // In LMTP the first reply to a whole chunk may be the first recipient's own, and the other have the mail.
+            let is_in_doubt = row.policy == LOCAL_CHUNKS && (command == Command::Dot || row.octets < 1_000);
+            let cells = if is_in_doubt { "pp" } else { row.cells };
             for code in CODES {
-                assert_eq!(cell(&row, code).await, row.cells, "{} {command:?} {code}", row.name);
+                assert_eq!(cell(&row, code).await, cells, "{} {command:?} {code}", row.name);
             }
         }
     }

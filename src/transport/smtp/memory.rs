@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::clock::instant;
 
 /// What a transport remembers of hosts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Memory {
     /// A session came about in plain after STARTTLS had failed.
     pub(super) in_plain: Hosts,
@@ -18,9 +18,27 @@ pub(super) struct Memory {
     pub(super) without_bdat: Hosts,
 }
 
+impl Memory {
+    /// A handshake may come about the next time.
+    pub(super) const IN_PLAIN_FOR: Duration = Duration::from_secs(60 * 60);
+    /// Longer than mail is kept as a rule: mail that waits longer than this for its next attempt would meet the same again.
+    pub(super) const WITHOUT_BDAT_FOR: Duration = Duration::from_secs(7 * 86_400);
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            in_plain: Hosts::for_a(Self::IN_PLAIN_FOR),
+            without_bdat: Hosts::for_a(Self::WITHOUT_BDAT_FOR),
+        }
+    }
+}
+
 /// Hosts, by name and address, of which something was found out a while ago.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Hosts {
+    /// For how long each is remembered.
+    time: Duration,
     /// The oldest first. Few enough to be looked through once a connection, or once a transaction.
     hosts: Mutex<VecDeque<KnownHost>>,
 }
@@ -41,8 +59,10 @@ impl KnownHost {
 impl Hosts {
     /// How many are remembered; past it the oldest is forgotten.
     pub(super) const MOST: usize = 1_024;
-    /// For how long.
-    pub(super) const TIME: Duration = Duration::from_secs(60 * 60);
+
+    pub(super) fn for_a(time: Duration) -> Self {
+        Self { time, hosts: Mutex::default() }
+    }
 
     pub(super) fn has(&self, host: &str, peer: SocketAddr) -> bool {
         let now = instant();
@@ -64,6 +84,6 @@ impl Hosts {
         if hosts.len() >= Self::MOST {
             hosts.pop_front();
         }
-        hosts.push_back(KnownHost { host: host.clone(), peer, until: instant() + Self::TIME });
+        hosts.push_back(KnownHost { host: host.clone(), peer, until: instant() + self.time });
     }
 }

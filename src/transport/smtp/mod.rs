@@ -79,8 +79,8 @@ use crate::reply::{Reply, Stage};
 /// # BDAT
 ///
 /// With [`Transaction::chunking`](super::Transaction::chunking), and a server that offers CHUNKING (RFC 3030), content goes as one
-/// chunk, once a recipient was accepted. A server that answers 500 to 504 does not do it: the session ends with [`EndCause::Protocol`], and
-/// for an hour this host at this address is sent DATA; 1,024 such are remembered.
+/// chunk, once a recipient was accepted. A server that answers 500, 502, 503 or with the status 5.5.1 does not do it: the session ends with [`EndCause::Protocol`], and
+/// for a week this host at this address is sent DATA; 1,024 such are remembered.
 #[derive(Clone, Debug)]
 pub struct SmtpTransport {
     connector: Arc<dyn Connector>,

@@ -47,6 +47,8 @@ pub(super) struct SmtpSession {
     memory: Arc<Memory>,
     /// The server holds parts of a transaction that came to nothing.
     dirty: bool,
+    /// It refused a chunk.
+    after_chunk: bool,
     ended: Option<SessionEnd>,
 }
 
@@ -130,6 +132,7 @@ impl SmtpSession {
             fell_back: false,
             memory,
             dirty: false,
+            after_chunk: false,
             ended: None,
         }
     }
@@ -150,6 +153,13 @@ impl SmtpSession {
         self.wire.check_idle().await.map_err(|cause| ended(Stage::Mail, cause))?;
         self.wire.renew_budget();
 
+        if self.after_chunk {
+            // Of the replies to come the first may be to content that was read as commands: this one ends that.
+            self.command(commands::RSET, Stage::Mail, self.timeouts.mail).await?;
+            self.reset_reply().await?;
+            self.wire.check_idle().await.map_err(|cause| ended(Stage::Mail, cause))?;
+            self.after_chunk = false;
+        }
         let way = self.way(transaction);
         let ready = if self.extensions.pipelining {
             self.envelope_in_one(transaction, way, report).await?

@@ -33,7 +33,7 @@ impl SmtpSession {
         }
         let accepted = verdict(Stage::Dot, &first);
         report.dot = said(first);
-        self.dirty = is_left_dirty(way, matches!(accepted, Ok(true)));
+        self.is_over(way, matches!(accepted, Ok(true)));
         accepted.map(|_| ())
     }
 
@@ -87,11 +87,9 @@ impl SmtpSession {
         way: Way,
         report: &mut TransactionReport,
     ) -> Result<(), SessionEnd> {
-        let accepted =
-            |slot: &RecipientReport| matches!(slot, RecipientReport::Reply(reply) if reply.is_positive());
         let mut first = Some(first);
         let mut all_accept = true;
-        for slot in report.recipients.iter_mut().filter(|slot| accepted(slot)) {
+        for slot in report.recipients.iter_mut().filter(|slot| is_accepted(slot)) {
             let reply = match first.take() {
                 Some(reply) => reply,
                 None => self.reply(Stage::Dot, self.timeouts.dot).await?,
@@ -102,8 +100,15 @@ impl SmtpSession {
             }
             all_accept &= goes_on?;
         }
-        self.dirty = is_left_dirty(way, all_accept);
+        self.is_over(way, all_accept);
         Ok(())
+    }
+
+    /// Whatever the reply to the final dot, the server has dropped its buffers (RFC 5321 §4.1.1.4); after a chunk that was refused
+    /// nobody knows (RFC 3030 §2).
+    fn is_over(&mut self, way: Way, all_accept: bool) {
+        self.after_chunk = way == Way::Bdat && !all_accept;
+        self.dirty = self.after_chunk;
     }
 
     /// The content could not be sent to its end. Servers that stop reading usually say why: a refusal already
@@ -124,21 +129,27 @@ impl SmtpSession {
     /// The server offers CHUNKING, and BDAT is no command to it. The content is read as commands, if at all: nothing is
     /// delivered, and nothing of the mail is judged. The next transactions with this host go by DATA.
     fn does_not_do_bdat(&mut self, reply: &Reply, report: &mut TransactionReport) -> SessionEnd {
-        report.dot_sent = false;
+        // In LMTP it may be the first recipient's own, as odd as it is, and others have the mail.
+        let accepted = report.recipients.iter().filter(|slot| is_accepted(slot)).count();
+        report.dot_sent &= self.protocol == Protocol::Lmtp && accepted > 1;
         self.memory.without_bdat.add(&self.host, self.peer);
         let words = excerpt("CHUNKING is offered and BDAT is refused as a command", reply);
         ended(Stage::Data, EndCause::Protocol(words))
     }
 }
 
-/// Whether the reply is about the command, and not about the mail: unknown, malformed, not implemented, out of order
-/// (RFC 5321 §4.2.2).
-fn is_about_bdat(reply: &Reply) -> bool {
-    matches!(reply.code(), 500..=504)
+fn is_accepted(slot: &RecipientReport) -> bool {
+    matches!(slot, RecipientReport::Reply(reply) if reply.is_positive())
 }
 
-/// Whether the server may hold parts of the transaction. Whatever the reply to the final dot, its buffers are dropped (RFC 5321
-/// §4.1.1.4); after a chunk that was refused nobody knows (RFC 3030 §2).
-fn is_left_dirty(way: Way, all_accept: bool) -> bool {
-    way == Way::Bdat && !all_accept
+/// Whether the reply is about the command, and not about the mail: unknown, not implemented, out of order (RFC 5321 §4.2.2), or
+/// whatever its code by the status of an invalid command (RFC 3463 §3.6). Postfix says 521 5.5.1 of a command that it is not
+/// to know, and 504 5.5.2 of a sender that it does not want.
+fn is_about_bdat(reply: &Reply) -> bool {
+    let status = reply.enhanced().map(|status| (status.subject, status.detail));
+    match reply.code() {
+        500 | 502 | 503 => true,
+        501 | 504 => status.is_none_or(|status| status == (5, 1)),
+        code => (505..600).contains(&code) && status == Some((5, 1)),
+    }
 }

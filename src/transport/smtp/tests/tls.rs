@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::testing::{Behaviour, Command, TestCertificate};
-use crate::transport::smtp::memory::Hosts;
+use crate::transport::smtp::memory::{Hosts, Memory};
 use crate::transport::{TlsWish, Unsendable};
 
 const HOST: &str = "mx.example";
@@ -184,7 +184,7 @@ async fn opportunistic_tls_that_fails_goes_on_in_plain_and_is_remembered() {
         assert_eq!((network.attempts(peer()), network.peak_connections(peer())), (2, 1), "{name}");
         server.clear();
 
-        tokio::time::advance(Hosts::TIME - Duration::from_secs(1)).await;
+        tokio::time::advance(Memory::IN_PLAIN_FOR - Duration::from_secs(1)).await;
         let again = transport.clone().connect(&target).await.unwrap();
         assert_eq!((again.tls(), network.attempts(peer())), (None, 3), "{name}: remembered, also by clones");
         drop(again);
@@ -482,13 +482,13 @@ async fn implicit_tls_is_never_plain() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_remembered_is_bounded() {
-    let hosts = Hosts::default();
+    let hosts = Hosts::for_a(Memory::IN_PLAIN_FOR);
     let named = |n: usize| Arc::<str>::from(format!("mx{n}.example"));
     let has = |n| hosts.has(&named(n), peer());
     hosts.add(&named(0), peer());
     (0..=Hosts::MOST).for_each(|n| hosts.add(&named(n), peer()));
     assert!(!has(0) && has(1) && has(Hosts::MOST));
-    tokio::time::advance(Hosts::TIME).await;
+    tokio::time::advance(Memory::IN_PLAIN_FOR).await;
     assert!(!has(Hosts::MOST));
 }
 
