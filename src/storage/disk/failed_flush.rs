@@ -247,7 +247,13 @@ fn a_failed_flush_while_metadata_is_written_anew_loses_nothing() {
                 }
                 failures += 1;
                 // The power goes at once, or the same system goes on before.
+                let of_the_new =
+                    disk.failed_flush_of().is_some_and(|path| path.ends_with(replace::REBUILDING));
                 for goes_on in [false, true] {
+                    // Nobody can go on without the header of the only file.
+                    if !goes_on && failed == FailedSync::Spoils && !of_the_new {
+                        continue;
+                    }
                     if goes_on {
                         let store = open(&disk).await;
                         assert_eq!(dump(&store).await.unwrap(), expected, "{failed:?}, flush {number}");

@@ -49,8 +49,9 @@ pub(super) struct Plan {
     pub(super) off_at: Option<usize>,
     /// Octets there is room for.
     pub(super) capacity: Option<u64>,
-    /// Nothing finds room any more, not even what is written over what is there: a full file system that copies on writing.
-    pub(super) is_full: bool,
+    /// Nothing finds room any more in files whose paths end so, not even what is written over what is there: a full file system that
+    /// copies on writing.
+    pub(super) full_for: Option<&'static str>,
 }
 
 /// What becomes of all that a failed flush was to write. In any case the program reads it as written until the next start, and it is
@@ -253,6 +254,11 @@ struct State {
     plan: Plan,
     locked: BTreeSet<PathBuf>,
     syncs: usize,
+    failed_flush_of: Option<PathBuf>,
+}
+
+fn ends(path: &Path, ending: &str) -> bool {
+    path.to_string_lossy().ends_with(ending)
 }
 
 impl State {
@@ -290,21 +296,27 @@ impl State {
         done
     }
 
+    fn path_of(&self, file: FileId) -> Option<&Path> {
+        self.image.names.iter().find(|(_, id)| **id == file).map(|(path, _)| path.as_path())
+    }
+
     /// Whether this flush is to fail.
     fn fails(&mut self, sync: &Step) -> bool {
         let path = match sync {
             Step::SyncFolder(folder) => Some(folder.clone()),
-            Step::Sync(file) => {
-                self.image.names.iter().find(|(_, id)| *id == file).map(|(path, _)| path.clone())
-            }
+            Step::Sync(file) => self.path_of(*file).map(Path::to_owned),
             _ => None,
         };
-        let ends = |ending| path.is_some_and(|path| path.to_string_lossy().ends_with(ending));
-        let is_named = self.plan.fail_sync.is_some_and(ends);
+        let is_it = |ending| path.as_ref().is_some_and(|path| ends(path, ending));
+        let is_named = self.plan.fail_sync.is_some_and(is_it);
         if is_named {
             self.plan.fail_sync = None;
         }
-        is_named || self.plan.fail_sync_at == Some(self.syncs)
+        let fails = is_named || self.plan.fail_sync_at == Some(self.syncs);
+        if fails {
+            self.failed_flush_of = path;
+        }
+        fails
     }
 
     fn fail_sync(&mut self, sync: &Step) {
@@ -319,7 +331,8 @@ impl State {
 
     /// How much of a write there is room for.
     fn fitting(&self, file: FileId, offset: u64, length: usize) -> usize {
-        if self.plan.is_full {
+        if self.plan.full_for.is_some_and(|ending| self.path_of(file).is_some_and(|path| ends(path, ending)))
+        {
             return 0;
         }
         let Some(capacity) = self.plan.capacity else { return length };
@@ -361,6 +374,11 @@ impl Disk {
 
     pub(super) fn syncs(&self) -> usize {
         self.state().syncs
+    }
+
+    /// Of what the last flush failed that did.
+    pub(super) fn failed_flush_of(&self) -> Option<PathBuf> {
+        self.state().failed_flush_of.clone()
     }
 
     /// Octets that files take.
