@@ -13,15 +13,20 @@ pub(crate) fn executable(example: &'static str) -> PathBuf {
     static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     let path = built.entry(example).or_insert_with(|| {
-        // .../<target>/<profile>/deps/<test>-<hash>: the same folder and profile, to build nothing twice.
+        // .../<target>/<profile>/deps/<test>-<hash>: the same folder and profile, to build nothing twice. `cargo test` has built it
+        // so already, unless one test alone was asked for.
         let own = std::env::current_exe().unwrap();
         let profile_dir = own.parent().and_then(Path::parent).unwrap();
         let profile = match profile_dir.file_name().unwrap().to_str().unwrap() {
-            "debug" => "dev",
+            "debug" => "test",
             other => other,
         };
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
+        let mut build = Command::new(cargo);
+        // What Cargo tells a test of its package: build scripts that look at it would run again, and all that depends on them.
+        let is_told = |name: &String| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        std::env::vars().map(|(name, _)| name).filter(is_told).for_each(|name| _ = build.env_remove(name));
+        let output = build
             .args(["build", "--all-features", "--example", example, "--message-format", "json", "--profile"])
             .arg(profile)
             .arg("--target-dir")
